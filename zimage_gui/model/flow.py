@@ -1,0 +1,50 @@
+"""The flow-matching maths of Z-Image as pure functions.
+
+Knows the straight path between picture and noise, its schedule and its steps. Must not know networks,
+devices or options.
+
+Conventions: σ = 1 is pure noise, σ = 0 the clean picture; the network's time is t = 1 - σ; its raw output
+points from noise to picture (x0 - noise), the velocity is its negative. Latents are fp32, in model space.
+"""
+
+import torch
+from torch import Tensor
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """σ' = s·σ / (1 + (s - 1)·σ): the static shift of SD3 (Esser et al. 2024, eq. 23); s = 1 changes nothing."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def shifted_sigmas(steps: int, shift: float) -> Tensor:
+    """Schedule of N Euler steps, (N + 1,) fp32: linspace(1, 1/N, N) shifted, then 0."""
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least one step, got {steps}")
+    even = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64)
+    return torch.cat([shift_sigma(even, shift), torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def time_of_sigma(sigma: Tensor) -> Tensor:
+    """t = 1 - σ in fp32, what the transformer takes."""
+    return 1.0 - sigma.float()
+
+
+def noisy(x0_BCHW: Tensor, noise_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+    """x_σ = (1 - σ)·x0 + σ·noise, one σ per sample."""
+    sigma = sigma_B.view(-1, 1, 1, 1)
+    return (1 - sigma) * x0_BCHW + sigma * noise_BCHW
+
+
+def velocity(x0_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
+    """v = dx_σ/dσ = noise - x0; the network's raw output should equal -v."""
+    return noise_BCHW - x0_BCHW
+
+
+def euler_step(x_BCHW: Tensor, model_output_BCHW: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
+    """x ← x + (σ_next - σ)·v with v = -model_output, in fp32."""
+    return x_BCHW.float() - (sigma_next - sigma) * model_output_BCHW.float()
+
+
+def guided(positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
+    """pos + g·(pos - neg). g = 0 is off; the other common convention is neg + c·(pos - neg) with c = g + 1."""
+    return positive + guidance_scale * (positive - negative)

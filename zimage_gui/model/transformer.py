@@ -1,0 +1,328 @@
+"""The Z-Image transformer (S3-DiT), as the official model computes it, written to be read.
+
+Knows the network, its parameter names (those of the diffusers checkpoint) and its sequence layout.
+Must not know files, LoRA, samplers or training.
+
+Tensor names end in their shape: B batch, L tokens, D model width, H heads, C channels, N picture tokens.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zimage_gui.model.attention import attention
+from zimage_gui.model.rope import rope_tables, rotate
+
+SEQUENCE_MULTIPLE = 32
+TIME_FREQUENCIES = 256
+TIME_HIDDEN = 1024
+MAX_TIME_PERIOD = 10_000.0
+# In fp16 the attention output and the gate product leave the range. Both go through a bias-free linear
+# layer into an RMSNorm, which cancels a common factor; a power of two makes the detour exact.
+FP16_ATTENTION_SCALE = 1 / 4
+FP16_FFN_SCALE = 1 / 32
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the network; the defaults are the released 6.15 B model."""
+
+    dim: int = 3840
+    n_layers: int = 30
+    n_refiner_layers: int = 2
+    n_heads: int = 30
+    cap_feat_dim: int = 2560
+    axes_dims: tuple[int, ...] = (32, 48, 48)
+    in_channels: int = 16
+    patch_size: int = 2
+    norm_eps: float = 1e-5
+    rope_theta: float = 256.0
+    t_scale: float = 1000.0
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        return int(self.dim / 3 * 8)
+
+    @property
+    def time_dim(self) -> int:
+        return min(self.dim, 256)
+
+    @property
+    def token_dim(self) -> int:
+        return self.patch_size**2 * self.in_channels
+
+
+def padded(tokens: int) -> int:
+    """Length after padding to the next multiple of 32, as the official model pads every sequence."""
+    return -(-tokens // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, the mean square in fp32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor, input_scale: float = 1.0) -> Tensor:
+        """`input_scale` says by which factor x was scaled on purpose, so that eps keeps its meaning."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps * input_scale**2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with per-head RMSNorm on queries and keys and rotary positions."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        dim = config.dim
+        self.heads = config.n_heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(dim, dim, bias=False)
+        self.to_v = nn.Linear(dim, dim, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim, bias=False)])
+        self.norm_q = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
+
+    def forward(self, x_BLD: Tensor, rope_L1C: Tensor) -> Tensor:
+        split = (self.heads, -1)
+        q_BLHD = rotate(self.norm_q(self.to_q(x_BLD).unflatten(-1, split)), rope_L1C)
+        k_BLHD = rotate(self.norm_k(self.to_k(x_BLD).unflatten(-1, split)), rope_L1C)
+        v_BLHD = self.to_v(x_BLD).unflatten(-1, split)
+        out_BLD = attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2)
+        if out_BLD.dtype is torch.float16:
+            out_BLD = out_BLD * FP16_ATTENTION_SCALE
+        out: Tensor = self.to_out[0](out_BLD)
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) · w3 x)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        linear_x = x_BLD * FP16_FFN_SCALE if x_BLD.dtype is torch.float16 else x_BLD
+        out: Tensor = self.w2(F.silu(self.w1(x_BLD)) * self.w3(linear_x))
+        return out
+
+
+class Block(nn.Module):
+    """One transformer block; with `modulated`, scales and gates come from the time embedding.
+
+    x ← x + tanh(gate_a)·norm(attention(norm(x)·(1 + scale_a))), then the same with the feed-forward part.
+    The caption refiner has neither scales nor gates.
+    """
+
+    def __init__(self, config: TransformerConfig, modulated: bool):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config.dim, config.ffn_dim)
+        self.attention_norm1 = RMSNorm(config.dim, config.norm_eps)
+        self.attention_norm2 = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm1 = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm2 = RMSNorm(config.dim, config.norm_eps)
+        self.adaLN_modulation: nn.ModuleList | None = None
+        if modulated:
+            self.adaLN_modulation = nn.ModuleList([nn.Linear(config.time_dim, 4 * config.dim)])
+
+    def forward(self, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
+        half = x_BLD.dtype is torch.float16
+        attention_scale = FP16_ATTENTION_SCALE if half else 1.0
+        ffn_scale = FP16_FFN_SCALE if half else 1.0
+        if self.adaLN_modulation is None or time_BT is None:
+            out = self.attention(self.attention_norm1(x_BLD), rope_L1C)
+            x_BLD = x_BLD + self.attention_norm2(out, attention_scale)
+            out = self.feed_forward(self.ffn_norm1(x_BLD))
+            return x_BLD + self.ffn_norm2(out, ffn_scale)
+        modulation = self.adaLN_modulation[0](time_BT).unsqueeze(1)
+        scale_attention, gate_attention, scale_ffn, gate_ffn = modulation.chunk(4, dim=-1)
+        out = self.attention(self.attention_norm1(x_BLD) * (1 + scale_attention), rope_L1C)
+        x_BLD = torch.addcmul(x_BLD, gate_attention.tanh(), self.attention_norm2(out, attention_scale))
+        out = self.feed_forward(self.ffn_norm1(x_BLD) * (1 + scale_ffn))
+        return torch.addcmul(x_BLD, gate_ffn.tanh(), self.ffn_norm2(out, ffn_scale))
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoid of the scaled time, then a two-layer MLP: (B,) → (B, time_dim).
+
+    The sinusoid is cos first, then sin, of t·10000^(-i/128). Time must arrive in fp32: rounded to bf16 it
+    is off by up to two of its thousand steps.
+    """
+
+    def __init__(self, out_dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, out_dim))
+
+    def forward(self, scaled_time_B: Tensor, dtype: torch.dtype) -> Tensor:
+        half = TIME_FREQUENCIES // 2
+        index = torch.arange(half, dtype=torch.float32, device=scaled_time_B.device)
+        angle = scaled_time_B.float()[:, None] * torch.exp(index * (-math.log(MAX_TIME_PERIOD) / half))
+        out: Tensor = self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype))
+        return out
+
+
+class FinalLayer(nn.Module):
+    """Scaled LayerNorm and the projection back to patches."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.linear = nn.Linear(config.dim, config.token_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.time_dim, config.dim))
+
+    def forward(self, x_BND: Tensor, time_BT: Tensor) -> Tensor:
+        scale = 1 + self.adaLN_modulation(time_BT).unsqueeze(1)
+        out: Tensor = self.linear(F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6) * scale)
+        return out
+
+
+RunBlock = Callable[[Block, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def call_block(block: Block, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
+    """Runs a block plainly. A trainer passes its own function in this place to checkpoint blocks."""
+    out: Tensor = block(x_BLD, rope_L1C, time_BT)
+    return out
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What stands between the two halves of the network.
+
+    `sequence` (B, L, D) is [picture, caption], both padded; `modulation` (B, time_dim); `rope` (L, 1,
+    head_dim/2) complex64; the first `image_tokens` rows are the picture of `grid` = (rows, columns) patches.
+    """
+
+    sequence: Tensor
+    modulation: Tensor
+    rope: Tensor
+    image_tokens: int
+    grid: tuple[int, int]
+
+
+class ZImageTransformer(nn.Module):
+    """The whole network. Output is the raw model output (about x0 - noise), always fp32."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        patch = f"{config.patch_size}-1"
+        self.all_x_embedder = nn.ModuleDict({patch: nn.Linear(config.token_dim, config.dim)})
+        self.all_final_layer = nn.ModuleDict({patch: FinalLayer(config)})
+        self.t_embedder = TimeEmbedder(config.time_dim)
+        self.cap_embedder = nn.Sequential(
+            RMSNorm(config.cap_feat_dim, config.norm_eps), nn.Linear(config.cap_feat_dim, config.dim)
+        )
+        refiners = range(config.n_refiner_layers)
+        self.noise_refiner = nn.ModuleList(Block(config, modulated=True) for _ in refiners)
+        self.context_refiner = nn.ModuleList(Block(config, modulated=False) for _ in refiners)
+        self.layers = nn.ModuleList(Block(config, modulated=True) for _ in range(config.n_layers))
+        self.x_pad_token = nn.Parameter(torch.zeros(1, config.dim))
+        self.cap_pad_token = nn.Parameter(torch.zeros(1, config.dim))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in: that of its pad tokens, which no method quantises."""
+        return self.x_pad_token.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x_pad_token.device
+
+    def forward(
+        self,
+        latents_BCHW: Tensor,
+        time_B: Tensor,
+        captions: Sequence[Tensor],
+        *,
+        run_block: RunBlock = call_block,
+    ) -> Tensor:
+        """Model output (B, C, H, W) fp32 for latents (B, C, H, W) in model space, H and W even.
+
+        `time_B` is 1 - sigma in fp32 (0 pure noise, 1 clean); `captions` are (L_i, cap_feat_dim) features
+        of real tokens only, whose lengths must be equal after padding to 32 (see `forward_any`).
+        """
+        return self.decode(self.embed(latents_BCHW, time_B, captions, run_block=run_block), run_block=run_block)
+
+    def forward_any(
+        self, latents: Sequence[Tensor], time_B: Tensor, captions: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Outputs (C, H, W) of samples of any sizes and caption lengths, each group in one unmasked batch."""
+        groups: dict[tuple[torch.Size, int], list[int]] = {}
+        for index, (latent, caption) in enumerate(zip(latents, captions, strict=True)):
+            groups.setdefault((latent.shape, padded(len(caption))), []).append(index)
+        outputs: dict[int, Tensor] = {}
+        for members in groups.values():
+            batch = torch.stack([latents[i] for i in members])
+            out = self(batch, time_B[members], [captions[i] for i in members])
+            outputs.update(zip(members, out.unbind(), strict=True))
+        return [outputs[i] for i in range(len(latents))]
+
+    def embed(
+        self,
+        latents_BCHW: Tensor,
+        time_B: Tensor,
+        captions: Sequence[Tensor],
+        *,
+        run_block: RunBlock = call_block,
+    ) -> Hidden:
+        """First half: embedders and refiners. Nothing here is trained by a LoRA on `layers`."""
+        config = self.config
+        rows, columns = (size // config.patch_size for size in latents_BCHW.shape[-2:])
+        time_BT = self.t_embedder(time_B.float() * config.t_scale, self.dtype)
+        image_BLD = self._embed_image(latents_BCHW)
+        caption_BLD = self._embed_captions(captions)
+        image_length, caption_length = image_BLD.shape[1], caption_BLD.shape[1]
+        rope_L1C = rope_tables(
+            rows, columns, image_length, caption_length, config.axes_dims, config.rope_theta, self.device
+        )
+        for block in self.noise_refiner:
+            image_BLD = run_block(block, image_BLD, rope_L1C[:image_length], time_BT)
+        for block in self.context_refiner:
+            caption_BLD = run_block(block, caption_BLD, rope_L1C[image_length:], None)
+        sequence_BLD = torch.cat([image_BLD, caption_BLD], dim=1)
+        return Hidden(sequence_BLD, time_BT, rope_L1C, rows * columns, (rows, columns))
+
+    def decode(self, hidden: Hidden, run_block: RunBlock = call_block) -> Tensor:
+        """Second half: the main blocks and the projection of the picture's tokens, (B, C, H, W) fp32."""
+        x_BLD = hidden.sequence
+        for block in self.layers:
+            x_BLD = run_block(block, x_BLD, hidden.rope, hidden.modulation)
+        final = self.all_final_layer[f"{self.config.patch_size}-1"]
+        patches_BNP = final(x_BLD[:, : hidden.image_tokens], hidden.modulation).float()
+        patch, (rows, columns) = self.config.patch_size, hidden.grid
+        tokens = patches_BNP.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))
+        return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def _embed_image(self, latents_BCHW: Tensor) -> Tensor:
+        """Patches in row-major order, channel fastest inside a patch, then the learned pad rows."""
+        patch = self.config.patch_size
+        pixels = latents_BCHW.to(self.dtype).unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        patches_BNP = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        tokens_BND = self.all_x_embedder[f"{patch}-1"](patches_BNP)
+        missing = padded(tokens_BND.shape[1]) - tokens_BND.shape[1]
+        pad_BLD = self.x_pad_token.to(tokens_BND.dtype).expand(len(tokens_BND), missing, -1)
+        return torch.cat([tokens_BND, pad_BLD], dim=1)
+
+    def _embed_captions(self, captions: Sequence[Tensor]) -> Tensor:
+        """Embeds the real tokens of all captions at once, then pads each with the learned row."""
+        lengths = [len(caption) for caption in captions]
+        target = padded(max(lengths))
+        if min(lengths) == 0 or padded(min(lengths)) != target:
+            raise ValueError(f"captions of one batch need one padded length above 0, got lengths {lengths}")
+        tokens = self.cap_embedder(torch.cat([caption.to(self.dtype) for caption in captions]))
+        pad_1D = self.cap_pad_token.to(tokens.dtype)
+        rows = [torch.cat([part, pad_1D.expand(target - len(part), -1)]) for part in tokens.split(lengths)]
+        return torch.stack(rows)
