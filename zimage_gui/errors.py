@@ -1,0 +1,71 @@
+"""Errors a person can act on. This module knows how a mistake is worded; it must not know who made it, nor
+where it is shown.
+
+One sentence form serves the command line, the TOML reader, the window's fields and the engine's checks alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+_SHOWN_VALUE = 200
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing the user can put right.
+
+    option: name of the option or file concerned; value: what was given ("" when nothing was given);
+    rule: what must hold, as the rest of a sentence ("must be at least 1");
+    remedy: the way out, a sentence of its own, may be empty.
+    """
+
+    option: str
+    value: str
+    rule: str
+    remedy: str
+
+    def sentence(self) -> str:
+        value = self.value if len(self.value) <= _SHOWN_VALUE else self.value[:_SHOWN_VALUE] + "…"
+        head = f"{self.option} = {_visible(value)}" if value else self.option
+        rule = self.rule.rstrip(". ")
+        remedy = self.remedy.rstrip(". ")
+        if not remedy:
+            return f"{head}: {rule}."
+        return f"{head}: {rule}. {remedy}" + ("" if remedy.endswith(("?", "!")) else ".")
+
+
+def _visible(text: str) -> str:
+    """Control characters would rewrite the terminal line that names them."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+class UserError(Exception):
+    """Everything the user must put right, all at once. Exit code 2."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        if not self.problems:
+            raise ValueError("a UserError needs at least one problem")
+        super().__init__("\n".join(problem.sentence() for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[tuple[Problem, ...]]]:
+        return UserError, (self.problems,)
+
+    @classmethod
+    def one(cls, option: str, value: object, rule: str, remedy: str = "") -> UserError:
+        return cls([Problem(option, str(value), rule, remedy)])
+
+
+def raise_if_any(problems: Iterable[Problem]) -> None:
+    """Raise one UserError with all problems, if there are any."""
+    found = tuple(problems)
+    if found:
+        raise UserError(found)
+
+
+class Interrupted(Exception):
+    """The run was stopped by the user, all saved (exit 130 after Ctrl-C, 0 after a stop file)."""
