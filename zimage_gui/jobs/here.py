@@ -1,0 +1,114 @@
+"""Knows how to run one command in this process, recorded in a run folder. Knows no command by name.
+
+Both the command line and the detached processes that the window starts come through here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from zimage_gui.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError
+from zimage_gui.events import Failed
+from zimage_gui.jobs.console import recorded
+from zimage_gui.jobs.folder import Listener, RunFolder
+from zimage_gui.jobs.hints import explain
+from zimage_gui.jobs.stopping import StopSignals
+
+Entry = Callable[[Any, RunFolder], Sequence[Path]]
+
+
+class Spec(Protocol):
+    """What is needed of a command: where its function is ("package.module:function") and whether it uses the GPU."""
+
+    @property
+    def entry(self) -> str: ...
+
+    @property
+    def gpu(self) -> bool: ...
+
+
+def run_here(
+    command: str,
+    spec: Spec,
+    config: BaseModel,
+    runs_dir: Path,
+    name: str = "",
+    listeners: Sequence[Listener] = (),
+    run_folder: Path | None = None,
+) -> int:
+    """Run a command to its end in this process and return the exit code: 0, 1 failed, 2 user's mistake, 130 Ctrl-C.
+
+    `run_folder` is an existing folder to run in (the window made it); without it a new one is made in `runs_dir`.
+    Everything printed also goes to the folder's console.log. Raises UserError only when no folder can be had.
+    """
+    if run_folder is None:
+        run = RunFolder.create(runs_dir, command, name, config, gpu=spec.gpu)
+    else:
+        run = RunFolder.open(run_folder)
+    with recorded(run.folder, _heading(command)):
+        signals = StopSignals(
+            stopping=lambda: run.stop_noticed,
+            last_words=lambda: run.end("stopped", failed=_left_at_once()),
+        )
+        with signals:
+            run.begin(listeners, asked_elsewhere=lambda: signals.asked)
+            code = execute(run, lambda: load_entry(spec.entry)(config, run))
+            return EXIT_INTERRUPTED if code == EXIT_DONE and signals.asked and run.stop_noticed else code
+
+
+def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
+    """Do the work of a run that has begun, end the run accordingly and return the exit code."""
+    try:
+        results = work()
+    except Interrupted:
+        run.end("stopped")
+        return EXIT_DONE
+    except UserError as error:
+        run.end("failed", failed=Failed(error_kind="user", message=str(error)))
+        return EXIT_USER
+    except KeyboardInterrupt:
+        run.end("stopped", failed=_left_at_once())
+        return EXIT_INTERRUPTED
+    except (Exception, SystemExit) as error:
+        traceback.print_exc(file=sys.stderr)
+        run.end("failed", failed=explain(error))
+        return EXIT_FAILED
+    run.end("stopped" if run.stop_noticed else "done", results)
+    return EXIT_DONE
+
+
+def load_entry(entry: str) -> Entry:
+    """The function named "package.module:function", imported now and not before."""
+    module, _, function = entry.partition(":")
+    found: Entry = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _left_at_once() -> Failed:
+    return Failed(
+        error_kind="interrupted",
+        message="Left at once, without saving the last steps.",
+        hint="What was saved before is whole and can be resumed.",
+    )
+
+
+def _heading(command: str) -> str:
+    """The first line of every console.log, without which a bug report is a riddle."""
+    found = []
+    for package in ("zimage-gui", "torch"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} (not installed)")
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"{when} {command}: {', '.join(found)}, Python {platform.python_version()}, {platform.platform()}"
