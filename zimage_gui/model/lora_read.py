@@ -1,0 +1,362 @@
+"""Reading LoRA files of every dialect, and checking them against a model before anything is touched.
+
+Knows how named tensors become adapters of modules (`lora_entries`) and what is wrong with a file. It must not
+know how adapters are trained or where a user keeps files. Writing is in `lora_write`, applying in
+`lora_merge`.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from zimage_gui.errors import Problem, UserError
+from zimage_gui.files import read_header
+from zimage_gui.model.lora_dialects import Key, describe_dialect, looks_like_lora, native_name, parse_key
+from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
+
+OPTION = "lora_weight"
+_SIDECAR_LIMIT = 64 * 1024
+_NAMED = 6
+_LORA_PARTS = {"down", "up"}
+_LOHA_PARTS = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file taken apart. `problems` is empty for a file that may be used; a file with problems is
+    refused as a whole by everything that applies or rewrites it."""
+
+    path: Path
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    dialect: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return tuple(sorted({entry.rank for entry in self.entries.values()}))
+
+    def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> "LoraFile":
+        """Only the modules that some `include` pattern finds (all when there is none) and no `exclude`
+        pattern does; regular expressions, searched in the dotted name and in the kohya name."""
+
+        def found(path: str, patterns: Sequence[str]) -> bool:
+            return any(re.search(p, path) or re.search(p, native_name(path)) for p in patterns)
+
+        kept = {
+            path: entry
+            for path, entry in self.entries.items()
+            if (not include or found(path, include)) and not found(path, exclude)
+        }
+        return replace(self, entries=kept)
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Reads a LoRA file of any dialect onto the CPU.
+
+    Raises UserError when the file cannot be read or is no LoRA at all; anything else that is wrong (unknown
+    names, a half missing, two tensors for one place, wrong shapes, NaN) is listed in `problems`.
+    """
+    header = read_header(path, OPTION)
+    if not looks_like_lora(header.tensors):
+        raise UserError.one(
+            OPTION,
+            str(path),
+            "is not a LoRA file: it holds no lora_, hada_ or lokr_ tensor",
+            "Choose a LoRA .safetensors file; `inspect` says what this file is",
+        )
+    tensors = _load(path)
+    reader = _Reader(path, tensors, header.metadata)
+    entries = reader.read()
+    return LoraFile(
+        path,
+        entries,
+        dict(header.metadata),
+        describe_dialect(tensors, header.metadata),
+        tuple(reader.problems),
+    )
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError.one(
+            OPTION, str(path), f"cannot be read: {error}", "Download or save the file again"
+        ) from error
+
+
+def fit_problems(file: LoraFile, shapes: Mapping[str, Sequence[int]], option: str = OPTION) -> list[Problem]:
+    """What keeps `file` from being applied to a model whose Linear weights have `shapes` {module path: (out,
+    in)}: its own problems, modules the model does not have, sizes that do not fit, or nothing left to
+    apply."""
+    problems = [replace(problem, option=option) for problem in file.problems]
+    absent = [path for path in file.entries if path not in shapes]
+    if absent:
+        problems.append(
+            Problem(
+                option,
+                str(file.path),
+                f"{len(absent)} of {len(file.entries)} modules do not exist in this model: {_some(absent)}",
+                "Use a LoRA made for this model, or leave these modules out with exclude_patterns",
+            )
+        )
+    for path, entry in file.entries.items():
+        if path in shapes and tuple(shapes[path]) != entry.shape:
+            problems.append(
+                Problem(
+                    option,
+                    str(file.path),
+                    f"{path} is made for a weight {list(entry.shape)}, the model's is {list(shapes[path])}",
+                    "Use a LoRA made for a model of this size",
+                )
+            )
+    if not file.entries and not problems:
+        problems.append(
+            Problem(
+                option,
+                str(file.path),
+                "no module is left to apply",
+                "Check include_patterns and exclude_patterns",
+            )
+        )
+    return problems
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+class _Reader:
+    """Collects the tensors of one file into entries; everything wrong ends up in `problems`."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+        self.path = path
+        self.tensors = tensors
+        self.metadata = metadata
+        self.problems: list[Problem] = []
+
+    def read(self) -> dict[str, Entry]:
+        groups, unknown = self._grouped()
+        if unknown:
+            known = sum(len(parts) for parts in groups.values())
+            self._problem(
+                f"{len(unknown)} of its {len(self.tensors)} tensors belong to no module of Z-Image, "
+                f"{known} do: {_some(unknown)}",
+                "Use a LoRA made for Z-Image",
+            )
+        self._check_values()
+        default_alphas = self._alphas_of_the_file(groups)
+        entries: dict[str, Entry] = {}
+        for targets, parts in sorted(groups.items()):
+            entry = self._entry(targets, parts, default_alphas)
+            if entry is not None:
+                self._place(targets, entry, entries)
+        return entries
+
+    def _problem(self, rule: str, remedy: str = "Save or download the file again") -> None:
+        self.problems.append(Problem(OPTION, str(self.path), rule, remedy))
+
+    def _grouped(self) -> tuple[dict[tuple[str, ...], dict[str, tuple[str, Key]]], list[str]]:
+        groups: dict[tuple[str, ...], dict[str, tuple[str, Key]]] = defaultdict(dict)
+        unknown = []
+        for name in sorted(self.tensors):
+            key = parse_key(name)
+            if key is None:
+                unknown.append(name)
+                continue
+            part = groups[key.targets]
+            if key.part in part:
+                self._problem(
+                    f"{name} and {part[key.part][0]} say the same thing twice", "Use a file with one of them"
+                )
+            part[key.part] = (name, key)
+        return dict(groups), unknown
+
+    def _check_values(self) -> None:
+        wrong_type = [name for name, tensor in self.tensors.items() if not tensor.is_floating_point()]
+        if wrong_type:
+            self._problem(f"these tensors hold no floating-point numbers: {_some(wrong_type)}")
+        broken = [
+            name
+            for name, tensor in self.tensors.items()
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
+        ]
+        if broken:
+            self._problem(f"these tensors hold NaN or infinity: {_some(broken)}", "Use an earlier checkpoint")
+
+    def _entry(
+        self, targets: tuple[str, ...], parts: dict[str, tuple[str, Key]], alphas: "_Alphas"
+    ) -> Entry | None:
+        tensors = {part: self.tensors[name] for part, (name, _) in parts.items()}
+        where = next(iter(parts.values()))[0].rsplit(next(iter(parts.values()))[1].suffix)[0]
+        alpha_tensor = tensors.pop("alpha", None)
+        if alpha_tensor is not None and alpha_tensor.numel() != 1:
+            self._problem(f"{where}.alpha has shape {list(alpha_tensor.shape)} instead of one number")
+            return None
+        flat = {p: t for p, t in tensors.items() if p not in ("magnitude", "dora_scale") and t.dim() != 2}
+        if flat:
+            self._problem(f"{where}: {_some(sorted(flat))} must be matrices")
+            return None
+        alpha = None if alpha_tensor is None else float(alpha_tensor.reshape(()))
+        factors = {part for part in tensors if part not in ("magnitude", "dora_scale")}
+        entry = self._factors(where, factors, tensors, alpha, alphas.of(targets[0]))
+        magnitudes = [part for part in ("magnitude", "dora_scale") if part in tensors]
+        if entry is None or not magnitudes:
+            return entry
+        return self._dora(where, entry, tensors[magnitudes[0]], magnitudes[0])
+
+    def _factors(
+        self,
+        where: str,
+        factors: set[str],
+        tensors: dict[str, Tensor],
+        alpha: float | None,
+        by_file: "_Alpha",
+    ) -> Entry | None:
+        if factors == _LORA_PARTS:
+            down, up = tensors["down"], tensors["up"]
+            if down.shape[0] != up.shape[1] or down.shape[0] == 0:
+                self._problem(f"{where}: down {list(down.shape)} and up {list(up.shape)} do not share a rank")
+                return None
+            return LowRank(down, up, by_file.resolve(alpha, down.shape[0]))
+        if factors == _LOHA_PARTS:
+            return self._loha(where, tensors, alpha)
+        if factors and all(part.startswith("lokr") for part in factors):
+            return self._lokr(where, factors, tensors, alpha)
+        missing = (_LOHA_PARTS if any(f.startswith("hada") for f in factors) else _LORA_PARTS) - factors
+        words = {"down": "lora_A (lora_down)", "up": "lora_B (lora_up)"}
+        self._problem(
+            f"{where} is incomplete: {', '.join(words.get(m, m) for m in sorted(missing))} is missing"
+        )
+        return None
+
+    def _loha(self, where: str, tensors: dict[str, Tensor], alpha: float | None) -> Entry | None:
+        w1_a, w1_b, w2_a, w2_b = (tensors[part] for part in sorted(_LOHA_PARTS))
+        right = w1_a.shape[1] == w1_b.shape[0] > 0 and w2_a.shape[1] == w2_b.shape[0] > 0
+        if not right or w1_a.shape[0] != w2_a.shape[0] or w1_b.shape[1] != w2_b.shape[1]:
+            self._problem(f"{where}: the four hada_ matrices do not fit together")
+            return None
+        return LoHa(w1_a, w1_b, w2_a, w2_b, float(w1_b.shape[0]) if alpha is None else alpha)
+
+    def _lokr(
+        self, where: str, factors: set[str], tensors: dict[str, Tensor], alpha: float | None
+    ) -> Entry | None:
+        sides = []
+        for side in ("lokr_w1", "lokr_w2"):
+            names = (side,) if side in factors else (f"{side}_a", f"{side}_b")
+            if not factors.issuperset(names):
+                self._problem(f"{where} is incomplete: {side} is missing")
+                return None
+            sides.append(tuple(tensors[name] for name in names))
+        if len(factors) != len(sides[0]) + len(sides[1]):
+            self._problem(f"{where} holds a lokr_ factor both whole and as a product")
+            return None
+        if any(len(side) == 2 and side[0].shape[1] != side[1].shape[0] for side in sides):
+            self._problem(f"{where}: the lokr_ matrices do not fit together")
+            return None
+        entry = LoKr(sides[0], sides[1], 1.0)
+        return replace(entry, alpha=float(entry.rank or 1) if alpha is None else alpha)
+
+    def _dora(self, where: str, entry: Entry, magnitude: Tensor, spelling: str) -> Entry | None:
+        rows, columns = entry.shape
+        shape = list(magnitude.shape)
+        if shape in ([rows], [rows, 1]):
+            return Dora(entry, magnitude.reshape(rows, 1), spelling)
+        if spelling == "dora_scale" and shape in ([columns], [1, columns]):
+            return Dora(entry, magnitude.reshape(1, columns), spelling)
+        self._problem(f"{where}: the DoRA magnitude has shape {shape}, the weight has {rows} rows")
+        return None
+
+    def _place(self, targets: tuple[str, ...], entry: Entry, entries: dict[str, Entry]) -> None:
+        """Puts the entry at its module, or its thirds at to_q, to_k and to_v."""
+        rows = entry.shape[0]
+        if len(targets) == 3 and (rows % 3 or (isinstance(entry, Dora) and entry.magnitude.shape[0] == 1)):
+            self._problem(
+                f"the fused qkv of {targets[0].rsplit('.', 1)[0]} with {rows} rows cannot be split in three"
+            )
+            return
+        third = rows // len(targets)
+        for index, target in enumerate(targets):
+            if target in entries:
+                self._problem(f"{target} is changed twice, alone and as a part of a fused qkv")
+            entries[target] = entry if len(targets) == 1 else entry.rows(index * third, (index + 1) * third)
+
+    def _alphas_of_the_file(self, groups: Mapping[tuple[str, ...], dict[str, tuple[str, Key]]]) -> "_Alphas":
+        keys = [key for parts in groups.values() for _, key in parts.values()]
+        if any(key.suffix == ".lora_a" for key in keys):
+            return self._sidecar()
+        text = self.metadata.get("lora_adapter_metadata")
+        if text is None or any(key.part == "alpha" for key in keys):
+            return _Alphas()
+        try:
+            return _Alphas.from_peft(json.loads(text))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            self._problem("its lora_adapter_metadata header is not the JSON that PEFT writes")
+            return _Alphas()
+
+    def _sidecar(self) -> "_Alphas":
+        sidecar = self.path.with_name(f"{self.path.stem}.lora.json")
+        try:
+            with sidecar.open("rb") as file:
+                alpha = float(json.loads(file.read(_SIDECAR_LIMIT).decode("utf-8"))["alpha"])
+        except FileNotFoundError:
+            self._problem(
+                f"its strength is written in {sidecar.name}, which is not beside it",
+                f"Put {sidecar.name} into the same folder",
+            )
+            return _Alphas()
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            self._problem(f"{sidecar.name} holds no number named alpha", "Write the trainer's sidecar again")
+            return _Alphas()
+        return _Alphas(alpha)
+
+
+@dataclass(frozen=True)
+class _Alpha:
+    """The alpha a header or sidecar gives a module; rslora divides by √rank instead of rank."""
+
+    value: float | None = None
+    rslora: bool = False
+
+    def resolve(self, in_tensor: float | None, rank: int) -> float:
+        if in_tensor is not None:
+            return in_tensor
+        if self.value is None:
+            return float(rank)
+        return self.value * rank**0.5 if self.rslora else self.value
+
+
+@dataclass(frozen=True)
+class _Alphas:
+    default: float | None = None
+    pattern: tuple[tuple[str, float], ...] = ()
+    rslora: bool = False
+
+    @classmethod
+    def from_peft(cls, found: Mapping[str, object]) -> "_Alphas":
+        """From the header's JSON, whose keys are `transformer.lora_alpha`, `transformer.alpha_pattern`, …"""
+        values = {name.removeprefix("transformer."): value for name, value in found.items()}
+        pattern = values.get("alpha_pattern") or {}
+        if not isinstance(pattern, dict):
+            raise TypeError("alpha_pattern")
+        alpha = values.get("lora_alpha")
+        pairs = tuple((str(name).lstrip("^"), float(value)) for name, value in pattern.items())
+        return cls(None if alpha is None else float(str(alpha)), pairs, values.get("use_rslora") is True)
+
+    def of(self, path: str) -> _Alpha:
+        """A pattern names a module by its whole path or its end. It is compared as text: a regular expression
+        out of a downloaded file could run for ever."""
+        for name, value in self.pattern:
+            if path == name or path.endswith(f".{name}"):
+                return _Alpha(value, self.rslora)
+        return _Alpha(self.default, self.rslora)
