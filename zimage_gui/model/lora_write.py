@@ -195,7 +195,7 @@ def _form_problems(path: str, entry: Entry, form: Form, prefix: str) -> list[Pro
             _OPTION,
             form,
             f"{path} is a DoRA, whose size per row this form cannot say",
-            "Use the target other with diffusers_prefix transformer (diffusers reads that exactly), or merge it",
+            "Use the target other with diffusers_prefix transformer (exact in diffusers), or merge it",
         )
     ]
 
