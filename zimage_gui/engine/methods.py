@@ -1,0 +1,126 @@
+"""What a training run changes: an adapter beside frozen weights, or all weights. Knows which parameters are trained, in which
+types, and how the result is written and proved; must not know the loop, the data or where files go.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from zimage_gui.model.lora import LoraNetwork
+from zimage_gui.model.lora_entries import LowRank
+from zimage_gui.model.lora_merge import linear_shapes
+from zimage_gui.model.lora_write import Form, verify_lora, write_lora
+from zimage_gui.model.transformer import ZImageTransformer
+
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "float": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SECOND_HALF = ("layers.", "all_final_layer.")
+
+
+class Method(Protocol):
+    """One way to train. `trains_embedding`: a gradient is needed in the embedders or refiners; `autocast_dtype`: the type the
+    model computes in when its weights are of another, else None."""
+
+    model: ZImageTransformer
+    what: Literal["lora", "model"]
+    trains_embedding: bool
+    uses_dropout: bool
+    autocast_dtype: torch.dtype | None
+
+    def named_parameters(self) -> dict[str, nn.Parameter]: ...
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def export(self, path: Path, metadata: Mapping[str, str]) -> int: ...
+
+
+def outside_second_half(names: list[str]) -> bool:
+    """Whether any of these parameters lies in what `ZImageTransformer.embed` runs."""
+    return any(not name.startswith(_SECOND_HALF) for name in names)
+
+
+@dataclass
+class LoraMethod:
+    """Adapters in fp32 on a frozen base in the type it was loaded in."""
+
+    model: ZImageTransformer
+    network: LoraNetwork
+    form: Form = "universal"
+    save_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.what: Literal["lora", "model"] = "lora"
+        self.trains_embedding = outside_second_half(list(self.network.modules))
+        self.uses_dropout = self.network.spec.has_dropout
+        self.autocast_dtype: torch.dtype | None = None
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.network.named_parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.named_parameters().values())
+
+    def entries(self) -> dict[str, LowRank]:
+        """The adapters as files hold them."""
+        alpha = self.network.spec.effective_alpha
+        return {
+            path: LowRank(module.lora_down.detach(), module.lora_up.detach(), alpha)
+            for path, module in self.network.modules.items()
+        }
+
+    def export(self, path: Path, metadata: Mapping[str, str]) -> int:
+        """Write the LoRA, read it back and match every tensor; returns the number of modules."""
+        write_lora(path, self.entries(), self.form, metadata, self.save_dtype)
+        shapes = {name: (base.out_features, base.in_features) for name, base in self._bases().items()}
+        return verify_lora(path, linear_shapes(self.model) | shapes)
+
+    def _bases(self) -> dict[str, nn.Linear]:
+        return {path: module.base for path, module in self.network.modules.items()}
+
+
+@dataclass
+class FullMethod:
+    """All parameters, in fp32 (computing in `autocast_dtype`) or in bf16 throughout."""
+
+    model: ZImageTransformer
+    autocast_dtype: torch.dtype | None = None
+    layout: Literal["diffusers", "comfy"] = "diffusers"
+    save_dtype: torch.dtype = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        self.what: Literal["lora", "model"] = "model"
+        self.trains_embedding = True
+        self.uses_dropout = False
+        self.model.requires_grad_(True)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def export(self, path: Path, metadata: Mapping[str, str]) -> int:
+        """Write the model, read it back and match every tensor; returns the number of tensors."""
+        from zimage_gui.model.weights import save_transformer
+
+        return save_transformer(self.model, path, self.layout, self.save_dtype, metadata)
+
+
+@torch.no_grad()
+def load_parameters(method: Method, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Put saved values into the trained parameters. Returns what does not fit, as sentences; then nothing was changed."""
+    own = method.named_parameters()
+    wrong = [f"{name} is not in the state" for name in own if name not in tensors]
+    wrong += [f"{name} is not trained in this run" for name in tensors if name not in own]
+    wrong += [
+        f"{name} has shape {list(tensors[name].shape)} in the state and {list(own[name].shape)} in this run"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if not wrong:
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+    return wrong

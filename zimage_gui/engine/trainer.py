@@ -1,0 +1,285 @@
+"""The training loop. Knows steps, epochs, gradients and when to save, sample or stop; must not know what is trained (a `Method`
+does), where batches come from (a `Feed` does) or what is written (the `Keeper` does).
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.checkpoint import checkpoint
+
+from zimage_gui.engine.loader import Batch
+from zimage_gui.engine.methods import Method
+from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
+from zimage_gui.events import Run, Step
+from zimage_gui.model import flow
+from zimage_gui.model.transformer import RunBlock, call_block
+
+_AVERAGED_STEPS = 200
+_GIB = 1024**3
+
+
+class NonFiniteLoss(Exception):
+    """The loss or its gradient is no number any more. Nothing was saved from this step."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What the loop itself needs to know; the options' names and meanings."""
+
+    seed: int
+    total_steps: int
+    total_epochs: int
+    max_grad_norm: float = 1.0
+    gradient_checkpointing: bool = False
+    mixed_precision: str = "no"
+
+
+@dataclass
+class Progress:
+    """How far a run is: updates done, finished epochs, updates done in the epoch at hand; all a resume has to know."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=_AVERAGED_STEPS))
+
+
+class Feed(Protocol):
+    """The data of a run. A group is the batches of one optimizer update."""
+
+    def samples(self, epoch: int) -> int: ...
+
+    def updates(self, epoch: int) -> int: ...
+
+    def groups(self, epoch: int, start: int) -> AbstractContextManager[Iterable[list[Batch]]]: ...
+
+
+class Keeper(Protocol):
+    """What happens between updates: previews, checkpoints, states."""
+
+    def at_start(self, progress: Progress) -> None: ...
+
+    def after_step(self, progress: Progress) -> None: ...
+
+    def after_epoch(self, progress: Progress) -> None: ...
+
+    def at_stop(self, progress: Progress) -> None: ...
+
+
+@dataclass
+class _Pending:
+    """A finished update whose numbers are still on the device: they are read one update later, so that nothing waits."""
+
+    event: Callable[[float, float | None], Step]
+    loss: float
+    grad_norm: Tensor
+
+
+class Trainer:
+    """One run's optimizer updates. `restore` first when resuming, then `run`."""
+
+    def __init__(
+        self,
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        objective: Objective,
+        settings: LoopSettings,
+        run: Run,
+    ) -> None:
+        self.method, self.optimizer, self.schedule = method, optimizer, schedule
+        self.objective, self.settings, self.reporter = objective, settings, run
+        self.progress = Progress()
+        self.device = method.model.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
+        self._parameters = method.parameters()
+        self._pending: _Pending | None = None
+        self._process = psutil.Process()
+        self._clock = time.perf_counter()
+
+    def run(self, feed: Feed, keeper: Keeper) -> bool:
+        """Train to the end, or until the run asks to stop; True when it came to the end. Raises `NonFiniteLoss`."""
+        progress, settings = self.progress, self.settings
+        self.method.model.train()
+        keeper.at_start(progress)
+        self._clock = time.perf_counter()
+        while progress.step < settings.total_steps:
+            with feed.groups(progress.epoch, progress.position) as groups:
+                for group in groups:
+                    self.update(group, feed.samples(progress.epoch))
+                    keeper.after_step(progress)
+                    if progress.step >= settings.total_steps:
+                        break
+                    if self.reporter.stop_requested():
+                        self.flush()
+                        keeper.at_stop(progress)
+                        return False
+            if progress.position >= feed.updates(progress.epoch):
+                progress.epoch, progress.position = progress.epoch + 1, 0
+                keeper.after_epoch(progress)
+        self.flush()
+        return True
+
+    def update(self, group: list[Batch], epoch_samples: int) -> None:
+        """One optimizer update from the batches of `group`, each weighted by its share of the samples."""
+        samples = sum(len(batch.indices) for batch in group)
+        total = torch.zeros((), device=self.device)
+        for batch in group:
+            share = len(batch.indices) / samples
+            loss = self.loss(batch, self.progress.epoch, epoch_samples) * share
+            total += loss.detach()
+            on_host = _to_host(total)  # queued before the backward pass: read below without waiting for it
+            self.scaler.scale(loss).backward()
+        value = on_host()
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")
+        self.flush()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = self._clip()
+        if self.device.type == "cpu":  # reading it costs nothing here, and the weights stay good
+            self._check(grad_norm)
+        rates = self.schedule.get_last_lr()
+        if self._stepped():
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(value, grad_norm, float(rates[0]), samples)
+
+    def loss(self, batch: Batch, epoch: int, epoch_samples: int) -> Tensor:
+        """The weighted flow-matching loss of one batch, fp32."""
+        latents = batch.latents.to(self.device, torch.float32, non_blocking=True)
+        captions = [caption.to(self.device, non_blocking=True) for caption in batch.captions]
+        draws = draw(self.objective, self.settings.seed, epoch, batch.indices, tuple(latents.shape[1:]), epoch_samples)
+        sigma = sample_sigmas(self.objective, draws, latents.shape[-2] * latents.shape[-1] // 4)
+        weights = loss_weights(self.objective.weighting_scheme, sigma)
+        noise, sigma, weights = (item.to(self.device, non_blocking=True) for item in (draws.noise, sigma, weights))
+        with self._autocast():
+            prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
+        return flow_loss(prediction, latents, noise, weights)
+
+    def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
+        model, run_block = self.method.model, self.run_block
+        with nullcontext() if self.method.trains_embedding else torch.no_grad():
+            hidden = model.embed(noisy, time_B, captions, run_block=run_block if self.method.trains_embedding else call_block)
+        return model.decode(hidden, run_block)
+
+    @property
+    def run_block(self) -> RunBlock:
+        """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never nested)."""
+        if not self.settings.gradient_checkpointing:
+            return call_block
+        keeps_rng = self.method.uses_dropout  # a block without dropout draws nothing: saving generators would cost a sync
+        return lambda block, x, rope, modulation: _recomputed(block, x, rope, modulation, keeps_rng)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = self.method.autocast_dtype
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def _clip(self) -> Tensor:
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.max_grad_norm, norm)
+        return norm
+
+    def _stepped(self) -> bool:
+        """Update the weights; False when fp16 gradients overflowed and the scaler left the update out."""
+        if not self.scaler.is_enabled():
+            self.optimizer.step()
+            return True
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
+
+    def _count(self, loss: float, grad_norm: Tensor, rate: float, samples: int) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.position += 1
+        progress.losses.append(loss)
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
+        step, epoch, average = progress.step, progress.epoch + 1, sum(progress.losses) / len(progress.losses)
+
+        def event(loss: float, norm: float | None) -> Step:
+            vram, ram = _memory(self.device, self._process)
+            return Step(
+                step=step, total_steps=self.settings.total_steps, epoch=epoch, total_epochs=self.settings.total_epochs,
+                loss=loss, loss_average=average, lr=rate, grad_norm=norm, seconds=seconds,
+                samples_per_second=samples / seconds if seconds > 0 else 0.0, vram_gb=vram, ram_gb=ram,
+            )  # fmt: skip
+
+        self._pending = _Pending(event, loss, grad_norm)
+        if self.device.type == "cpu":
+            self.flush()
+
+    def flush(self) -> None:
+        """Report the last update. Raises `NonFiniteLoss` when its gradient was no number, so call it before every save."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        self.reporter.emit(pending.event(pending.loss, float(pending.grad_norm)))
+        self._check(pending.grad_norm)
+
+    def _check(self, grad_norm: Tensor) -> None:
+        # a fp16 gradient may overflow: the scaler leaves such an update out and goes on with a smaller scale
+        if not math.isfinite(float(grad_norm)) and not self.scaler.is_enabled():
+            raise NonFiniteLoss(f"the gradient near step {self.progress.step} is {float(grad_norm)}")
+
+    def state(self) -> dict[str, Any]:
+        """Everything but the weights that the next update depends on."""
+        progress = self.progress
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": {
+                "step": progress.step, "epoch": progress.epoch, "position": progress.position, "losses": list(progress.losses)
+            },
+        }  # fmt: skip
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self.optimizer.load_state_dict(values["optimizer"])
+        self.schedule.load_state_dict(values["schedule"])
+        if self.scaler.is_enabled() and values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+        saved = values["progress"]
+        self.progress.step, self.progress.epoch, self.progress.position = saved["step"], saved["epoch"], saved["position"]
+        self.progress.losses.extend(saved["losses"])
+
+
+def _recomputed(block: Any, x: Tensor, rope: Tensor, modulation: Tensor | None, keeps_rng: bool) -> Tensor:
+    result = checkpoint(block, x, rope, modulation, use_reentrant=False, preserve_rng_state=keeps_rng)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _to_host(value: Tensor) -> Callable[[], float]:
+    """A copy of a scalar to the CPU that is under way; call the result to have the number."""
+    if value.device.type != "cuda":
+        return lambda: float(value)
+    pinned = torch.empty((), pin_memory=True)
+    pinned.copy_(value, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return float(pinned)
+
+    return read
+
+
+def _memory(device: torch.device, process: psutil.Process) -> tuple[float | None, float]:
+    vram = torch.cuda.max_memory_reserved(device) / _GIB if device.type == "cuda" else None
+    return vram, process.memory_info().rss / _GIB
+
