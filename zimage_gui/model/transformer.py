@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from zimage_gui.model.attention import attention
 from zimage_gui.model.rope import rope_tables, rotate
+from zimage_gui.model.sizes import TransformerConfig as TransformerConfig
 
 SEQUENCE_MULTIPLE = 32
 TIME_FREQUENCIES = 256
@@ -25,39 +26,6 @@ MAX_TIME_PERIOD = 10_000.0
 # layer into an RMSNorm, which cancels a common factor; a power of two makes the detour exact.
 FP16_ATTENTION_SCALE = 1 / 4
 FP16_FFN_SCALE = 1 / 32
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of the network; the defaults are the released 6.15 B model."""
-
-    dim: int = 3840
-    n_layers: int = 30
-    n_refiner_layers: int = 2
-    n_heads: int = 30
-    cap_feat_dim: int = 2560
-    axes_dims: tuple[int, ...] = (32, 48, 48)
-    in_channels: int = 16
-    patch_size: int = 2
-    norm_eps: float = 1e-5
-    rope_theta: float = 256.0
-    t_scale: float = 1000.0
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
-
-    @property
-    def ffn_dim(self) -> int:
-        return int(self.dim / 3 * 8)
-
-    @property
-    def time_dim(self) -> int:
-        return min(self.dim, 256)
-
-    @property
-    def token_dim(self) -> int:
-        return self.patch_size**2 * self.in_channels
 
 
 def padded(tokens: int) -> int:

@@ -1,0 +1,101 @@
+"""A model on disk as one thing: its files, its tensors by name, the config.json beside them.
+
+Knows folders, shards and headers. Must not know torch or what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zimage_gui.errors import UserError
+from zimage_gui.files import TensorInfo, expand_shards, read_header
+
+# Bytes; a real config.json has about one thousand.
+LONGEST_CONFIG = 1_000_000
+
+PART_CLASSES = {
+    "transformer": ("ZImageTransformer2DModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("qwen3", "Qwen3ForCausalLM", "Qwen3Model"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes lie."""
+
+    file: Path
+    info: TensorInfo
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All tensors of a model given by one path; headers only, no tensor is read."""
+
+    path: Path
+    option: str
+    files: tuple[Path, ...]
+    places: Mapping[str, Place]
+    metadata: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: place.info.shape for name, place in self.places.items()}
+
+    @property
+    def dtypes(self) -> frozenset[str]:
+        return frozenset(place.info.dtype for place in self.places.values())
+
+    def settings_of(self, part: str) -> Mapping[str, Any]:
+        """The config.json, unless it says itself that it describes another part (many files may share a folder)."""
+        described = self.settings.get("_class_name") or self.settings.get("model_type") or PART_CLASSES[part][0]
+        return self.settings if described in PART_CLASSES[part] else {}
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(place.info.end - place.info.start for place in self.places.values())
+
+
+def part_folder(path: Path, part: str) -> Path:
+    """The folder of `part` ("transformer", "vae", "text_encoder") when `path` is a whole hub folder, else `path`."""
+    inner = path / part
+    return inner if inner.is_dir() else path
+
+
+def open_checkpoint(path: Path, option: str = "file") -> Checkpoint:
+    """Reads the headers of a file, a shard set or a folder, and the config.json beside it.
+
+    Raises UserError (naming `option`) for anything missing, cut off or malformed.
+    """
+    files = expand_shards(path, option)
+    places: dict[str, Place] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header = read_header(file, option)
+        metadata.update(header.metadata)
+        for name, info in header.tensors.items():
+            if name in places:
+                rule = f"holds {name} twice, in {places[name].file.name} and {file.name}"
+                raise UserError.one(option, path, rule, "Download the shards again into an empty folder")
+            places[name] = Place(file, info)
+    return Checkpoint(path, option, tuple(files), places, metadata, _settings(files[0].parent, option))
+
+
+def _settings(folder: Path, option: str) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        if file.stat().st_size > LONGEST_CONFIG:
+            raise ValueError("too large")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("not a table")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError.one(option, file, f"cannot be read ({error})", "Correct it or remove it") from error
+    return settings

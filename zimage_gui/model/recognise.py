@@ -1,0 +1,242 @@
+"""What a file is, said from its name and header alone.
+
+Knows the marks of the families and formats a user of Z-Image meets. Must not know torch, and reads no tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage_gui.errors import UserError
+from zimage_gui.files import expand_shards
+from zimage_gui.model.checkpoint import Checkpoint, open_checkpoint, part_folder
+from zimage_gui.model.keymaps import prefix_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+USABLE = ("transformer", "vae", "text_encoder")
+Z_IMAGE_CAPTION_DIM = 2560
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a path holds.
+
+    kind: one of `USABLE`, or "all_in_one", "lora", "omni", "controlnet", "pixel", "lumina2", "other_model", "sd_vae",
+    "quantised", "gguf", "pickle", "burnpack", "latent_cache", "text_cache", "latent", "unknown".
+    layout: "diffusers" or "comfy" (transformer), "diffusers" or "ldm" (VAE), "hub" (text encoder), else "".
+    prefix: what stands before the tensors' names. sentence: all of it in words, for the user.
+    """
+
+    kind: str
+    layout: str
+    prefix: str
+    sentence: str
+    checkpoint: Checkpoint | None = None
+
+
+def recognise(path: Path, option: str = "file", part: str | None = None) -> Recognised:
+    """Names what a file or folder is; `part` picks that subfolder of a whole hub folder.
+
+    Raises UserError when it is missing, cut off or malformed; an unknown but sound file is kind "unknown".
+    """
+    place = part_folder(path, part) if part else path
+    foreign = _by_first_bytes(place) if place.is_file() else None
+    if foreign is not None:
+        return foreign
+    if place.is_dir() and not any(place.glob("*.safetensors*")):
+        inner = [name for name in USABLE if (place / name).is_dir()]
+        if inner:
+            rule = f"is a whole model folder (with {', '.join(inner)})"
+            raise UserError.one(option, path, rule, "Name the part, for example its transformer folder")
+    checkpoint = open_checkpoint(place, option)
+    return recognise_checkpoint(checkpoint)
+
+
+def recognise_checkpoint(checkpoint: Checkpoint) -> Recognised:
+    """The same for a checkpoint whose headers are read already."""
+    shapes = checkpoint.shapes
+    quantised = _quantised(checkpoint)
+    for test in (_adapter, _cache, _controlnet):
+        found = test(shapes, checkpoint)
+        if found is not None:
+            return found
+    parts = [part for part in USABLE if prefix_of(shapes, part) is not None]
+    if quantised and parts:
+        what = " and ".join(part.replace("_", " ") for part in parts)
+        return Recognised("quantised", "", "", f"a {what} stored as {quantised}", checkpoint)
+    if "transformer" in parts:
+        return _transformer(shapes, checkpoint, parts)
+    if "vae" in parts:
+        return _vae(shapes, checkpoint)
+    if "text_encoder" in parts:
+        return _text_encoder(shapes, checkpoint)
+    return _other(shapes, checkpoint, quantised)
+
+
+def _by_first_bytes(path: Path) -> Recognised | None:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+    except OSError:
+        return None
+    if head.startswith(b"GGUF"):
+        return Recognised("gguf", "", "", "a GGUF file (quantised for llama.cpp-style programs)")
+    if head.startswith((b"NRUB", b"BURN")):
+        return Recognised("burnpack", "", "", "a Burn package (.bpk) of the Rust program z-image-train")
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return Recognised("pickle", "", "", "a PyTorch pickle (.ckpt, .pt, .pth), which can run code when opened")
+    return None
+
+
+_ADAPTER_MARKS = re.compile(
+    r"\.(lora_(a|b|A|B|up|down|magnitude_vector)\b|hada_w|lokr_w|dora_scale|oft_|diff(_b)?$)|^lora_unet_|^lycoris_"
+)
+
+
+def _adapter(shapes: Shapes, checkpoint: Checkpoint) -> Recognised | None:
+    marked = [name for name in shapes if _ADAPTER_MARKS.search(name)]
+    if not marked:
+        return None
+    kind = "LoKr" if any("lokr_" in name for name in marked) else "LoHa" if any("hada_" in name for name in marked) else "LoRA"
+    return Recognised("lora", "", "", f"a {kind} with {len(shapes)} tensors, not a whole model", checkpoint)
+
+
+def _cache(shapes: Shapes, checkpoint: Checkpoint) -> Recognised | None:
+    if not shapes or len(shapes) > 64:
+        return None
+    if all(name.startswith("latents_") for name in shapes):
+        return Recognised("latent_cache", "", "", "a latent cache file of a dataset", checkpoint)
+    if all(name.startswith("varlen_") for name in shapes):
+        return Recognised("text_cache", "", "", "a text cache file of a dataset", checkpoint)
+    if set(shapes) == {"latent"}:
+        return Recognised("latent", "", "", "a generated picture stored as a latent", checkpoint)
+    return None
+
+
+def _controlnet(shapes: Shapes, checkpoint: Checkpoint) -> Recognised | None:
+    if any(re.search(r"(^|\.)control_(layers|all_x_embedder|noise_refiner)\.", name) for name in shapes):
+        return Recognised("controlnet", "", "", "a Z-Image ControlNet, not a base model", checkpoint)
+    return None
+
+
+_QUANT_MARKS: tuple[tuple[str, Callable[[Shapes, Checkpoint], bool]], ...] = (
+    ("nunchaku 4-bit", lambda shapes, _: any(name.endswith(".qweight") for name in shapes)),
+    ("bitsandbytes 4-bit or 8-bit", lambda shapes, _: any(".quant_state." in n or n.endswith((".absmax", ".SCB")) for n in shapes)),
+    ("NVFP4", lambda shapes, _: any(name.endswith(".weight_scale_2") for name in shapes)),
+    ("ComfyUI quantised tensors (comfy_quant)", lambda shapes, _: any(name.endswith(".comfy_quant") for name in shapes)),
+    ("scaled fp8", lambda shapes, _: any(n.endswith((".scale_weight", ".weight_scale")) or n.endswith("scaled_fp8") for n in shapes)),
+    ("fp8", lambda _, checkpoint: any(dtype.startswith("F8_") for dtype in checkpoint.dtypes)),
+    ("ComfyUI quantised tensors", lambda _, checkpoint: "_quantization_metadata" in checkpoint.metadata),
+    ("4-bit or 8-bit integers", lambda _, checkpoint: _integer_weights(checkpoint)),
+)  # fmt: skip
+
+
+def _integer_weights(checkpoint: Checkpoint) -> bool:
+    narrow = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")
+    return any(place.info.dtype in narrow and len(place.info.shape) > 1 for place in checkpoint.places.values())
+
+
+def _quantised(checkpoint: Checkpoint) -> str | None:
+    shapes = checkpoint.shapes
+    return next((name for name, test in _QUANT_MARKS if test(shapes, checkpoint)), None)
+
+
+def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognised:
+    prefix = prefix_of(shapes, "transformer") or ""
+    bare = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
+    caption_dim = bare["cap_embedder.1.weight"][-1] if bare["cap_embedder.1.weight"] else 0
+    if "siglip_embedder.0.weight" in bare or "siglip_embedder.1.weight" in bare:
+        return Recognised("omni", "", prefix, "a Z-Image Omni or Edit model (it also reads pictures)", checkpoint)
+    if any(name.startswith("dec_net.") for name in bare):
+        return Recognised("pixel", "", prefix, "a pixel-space model derived from Z-Image", checkpoint)
+    if "cap_pad_token" not in bare:
+        family = "a Lumina-Image 2.0 model" if caption_dim == 2304 else "a relative of Z-Image without its pad tokens"
+        return Recognised("lumina2", "", prefix, family, checkpoint)
+    fused = any(name.endswith(".attention.qkv.weight") for name in bare)
+    layout = "comfy" if fused else "diffusers"
+    layers = len({name.split(".")[1] for name in bare if name.startswith("layers.")})
+    sentence = (
+        f"a Z-Image transformer in the {'ComfyUI (fused qkv)' if fused else 'diffusers (split q, k, v)'} layout: "
+        f"{layers} layers, caption width {caption_dim}, {' and '.join(sorted(checkpoint.dtypes))}"
+    )
+    if len(parts) > 1:
+        return Recognised("all_in_one", layout, prefix, sentence + ", together with other parts", checkpoint)
+    return Recognised("transformer", layout, prefix, sentence, checkpoint)
+
+
+def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
+    prefix = prefix_of(shapes, "vae") or ""
+    decoder_in = shapes.get(prefix + "decoder.conv_in.weight", ())
+    latents = decoder_in[1] if len(decoder_in) == 4 else 0
+    layout = "ldm" if any(name.startswith(prefix + "encoder.down.") for name in shapes) else "diffusers"
+    if latents != 16:
+        family = {4: "a Stable Diffusion VAE (4 latent channels)", 0: "a VAE without a 2-D decoder"}
+        sentence = family.get(latents, f"a VAE with {latents} latent channels") + "; Z-Image needs the Flux VAE with 16"
+        return Recognised("sd_vae", layout, prefix, sentence, checkpoint)
+    sentence = f"a Flux VAE (16 latent channels) in the {layout} layout, {' and '.join(sorted(checkpoint.dtypes))}"
+    return Recognised("vae", layout, prefix, sentence, checkpoint)
+
+
+def _text_encoder(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
+    prefix = prefix_of(shapes, "text_encoder") or ""
+    width = shapes[prefix + "embed_tokens.weight"][-1] if shapes[prefix + "embed_tokens.weight"] else 0
+    if not any(name.startswith(prefix) and name.endswith("self_attn.q_norm.weight") for name in shapes):
+        sentence = f"a language model of width {width} that is not Qwen3"
+        return Recognised("other_model", "", prefix, sentence, checkpoint)
+    layers = len({n[len(prefix) :].split(".")[1] for n in shapes if n.startswith(prefix + "layers.")})
+    sentence = f"a Qwen3 text encoder: {layers} layers of width {width}, {' and '.join(sorted(checkpoint.dtypes))}"
+    return Recognised("text_encoder", "hub", prefix, sentence, checkpoint)
+
+
+_FAMILIES = (
+    ("a Stable Diffusion model", r"(^|\.)input_blocks\.\d+\.|(^|\.)down_blocks\.\d+\.attentions\.\d+\.transformer_blocks"),
+    ("a Flux model", r"(^|\.)(double_blocks|single_blocks)\.\d+\.|(^|\.)single_transformer_blocks\.\d+\."),
+    ("a Stable Diffusion 3 model", r"(^|\.)joint_blocks\.\d+\."),
+    ("a Qwen-Image, Wan or similar model", r"(^|\.)transformer_blocks\.\d+\.|(^|\.)blocks\.\d+\.(self_attn|cross_attn)"),
+    ("a T5 text encoder", r"(^|\.)encoder\.block\.\d+\.layer\.\d+\.SelfAttention"),
+    ("a CLIP text encoder", r"(^|\.)text_model\.encoder\.layers\.\d+\."),
+)
+
+
+def _other(shapes: Shapes, checkpoint: Checkpoint, quantised: str | None) -> Recognised:
+    stored = f", stored as {quantised}" if quantised else ""
+    for sentence, pattern in _FAMILIES:
+        mark = re.compile(pattern)
+        if any(mark.search(name) for name in shapes):
+            return Recognised("other_model", "", "", sentence + stored, checkpoint)
+    example = f", for example {min(shapes)[:80]!r}" if shapes else ""
+    return Recognised("unknown", "", "", f"a file this program does not know ({len(shapes)} tensors{example})", checkpoint)
+
+
+_REMEDIES = {
+    "lora": "give it as a LoRA (--lora_weight, --network_weights or --base_weights) and the base model here",
+    "quantised": "use the bf16 file of the same model",
+    "gguf": "use the bf16 safetensors file of the same model",
+    "pickle": "use the safetensors file of the same model",
+    "burnpack": "use the safetensors file of the same model",
+    "sd_vae": "use ae.safetensors (Flux) or the vae folder of Tongyi-MAI/Z-Image-Turbo",
+}
+
+
+def require(path: Path, part: str, option: str) -> Recognised:
+    """The recognised checkpoint of `part` at `path`; anything else is one UserError that names what it is."""
+    found = recognise(path, option, part)
+    wanted = {"transformer": "a Z-Image transformer", "vae": "a Flux VAE", "text_encoder": "a Qwen3 text encoder"}[part]
+    if found.kind == part or (found.kind == "all_in_one" and part in _parts_of(found)):
+        return found
+    remedy = _REMEDIES.get(found.kind, f"give {wanted} in this place")
+    raise UserError.one(option, path, f"must be {wanted}, but this is {found.sentence}", remedy)
+
+
+def _parts_of(found: Recognised) -> list[str]:
+    shapes = found.checkpoint.shapes if found.checkpoint else {}
+    return [part for part in USABLE if prefix_of(shapes, part) is not None]
+
+
+def files_of(path: Path, part: str, option: str) -> list[Path]:
+    """The files a path of `part` stands for, without opening any (for fingerprints and lists)."""
+    return expand_shards(part_folder(path, part), option)

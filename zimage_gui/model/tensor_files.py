@@ -1,0 +1,87 @@
+"""Single tensors in and out of safetensors files, without ever holding a whole model twice.
+
+Knows bytes, dtypes and offsets. Must not know which tensor means what. Reading goes through our own memory
+instead of a memory map: no file stays locked, and a file replaced while a model is in use cannot change it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from zimage_gui.errors import UserError
+from zimage_gui.files import TensorInfo, atomic_write
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_tensor(file: BinaryIO, info: TensorInfo, rows: tuple[int, int] | None = None) -> Tensor:
+    """A tensor (or rows [first, last) of it) as it is stored, in memory of its own.
+
+    Raises UserError when the file has become shorter than its header says.
+    """
+    shape = info.shape if rows is None else (rows[1] - rows[0], *info.shape[1:])
+    row_bytes = (info.end - info.start) // max(info.shape[0], 1) if info.shape else 0
+    start = info.start + (rows[0] * row_bytes if rows else 0)
+    size = (rows[1] - rows[0]) * row_bytes if rows else info.end - info.start
+    buffer = torch.empty(size, dtype=torch.uint8)
+    file.seek(start)
+    if size and file.readinto(memoryview(buffer.numpy())) != size:
+        raise UserError.one("file", file.name, "became shorter while it was read", "Check the disk and start again")
+    return buffer.view(DTYPES[info.dtype]).view(shape)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to be written: its dtype and shape, and the pieces that follow each other in its first dimension."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Sequence[Tensor | Callable[[], Tensor]]
+
+
+def entry_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
+    """Entry of one tensor, cast to `dtype` only while it is written."""
+    return Entry(dtype or tensor.dtype, tuple(tensor.shape), (tensor,))
+
+
+def write_tensors(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None) -> Path:
+    """Writes a safetensors file atomically, tensor by tensor; equal input gives equal bytes."""
+    names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+    table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in names:
+        entry = entries[name]
+        size = torch.Size(entry.shape).numel() * entry.dtype.itemsize
+        table[name] = {"dtype": _NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    header += b" " * (-len(header) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for name in names:
+            for piece in entries[name].pieces:
+                tensor = piece if isinstance(piece, Tensor) else piece()
+                file.write(tensor_bytes(tensor.detach().to("cpu", entries[name].dtype)))
+
+    return atomic_write(path, write)
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The raw bytes of a CPU tensor in row-major order, without a copy when it lies so already."""
+    flat = tensor.contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")

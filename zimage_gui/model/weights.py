@@ -1,0 +1,272 @@
+"""Fills our networks from checkpoints: strict, tensor by tensor, straight onto the target device and dtype.
+
+Knows which network belongs to which checkpoint. Must not know runs or LoRA: a LoRA given as a model is named
+and refused. A load never holds more than one stored tensor beside the network it fills.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from zimage_gui.errors import Problem, UserError
+from zimage_gui.model.checkpoint import Checkpoint
+from zimage_gui.model.keymaps import Source, text_encoder_sources, transformer_sources, vae_sources
+from zimage_gui.model.recognise import require
+from zimage_gui.model.sizes import (
+    Shapes,
+    SizeError,
+    TextEncoderConfig,
+    TransformerConfig,
+    text_encoder_config_from,
+    transformer_config_from,
+    vae_sizes_from,
+)
+from zimage_gui.model.tensor_files import FLOATS, read_tensor
+from zimage_gui.model.text_encoder import Qwen3TextEncoder
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.vae import AutoencoderKL, VaeConfig
+
+OnBytes = Callable[[int, int], None]
+"""Progress of a load: (bytes read so far, bytes in all)."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+_SHOWN_NAMES = 6
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress nobody asked for."""
+
+
+def load_transformer(
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    option: str = "dit",
+    on_bytes: OnBytes = _silent,
+) -> ZImageTransformer:
+    """The transformer of a hub folder, its transformer folder, any shard or a single file, in any known layout.
+
+    Parameters come frozen, the network in eval mode. Raises UserError (naming `option`) for anything that is
+    not a whole, unquantised Z-Image transformer.
+    """
+    checkpoint = _open(path, "transformer", option)
+    config = _transformer_config(checkpoint)
+    return _fill(lambda: ZImageTransformer(config), checkpoint, _sources(checkpoint, "transformer"), device, dtype, on_bytes)
+
+
+def load_vae(
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    option: str = "vae",
+    on_bytes: OnBytes = _silent,
+) -> AutoencoderKL:
+    """The autoencoder of a hub folder, its vae folder or a single file, in the diffusers or the ldm layout."""
+    checkpoint = _open(path, "vae", option)
+    config = _vae_config(checkpoint)
+    return _fill(lambda: AutoencoderKL(config), checkpoint, _sources(checkpoint, "vae"), device, dtype, on_bytes)
+
+
+def load_text_encoder(
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    option: str = "text_encoder",
+    on_bytes: OnBytes = _silent,
+) -> Qwen3TextEncoder:
+    """The text encoder of a hub folder, its text_encoder folder or a single file; its last layer stays on disk."""
+    checkpoint = _open(path, "text_encoder", option)
+    config = _text_encoder_config(checkpoint)
+    sources = _sources(checkpoint, "text_encoder")
+    return _fill(lambda: Qwen3TextEncoder(config), checkpoint, sources, device, dtype, on_bytes)
+
+
+def transformer_config_of(path: Path, option: str = "dit") -> TransformerConfig:
+    """Sizes of the transformer at `path`, from headers only; raises UserError when a load would."""
+    checkpoint = _open(path, "transformer", option)
+    config = _transformer_config(checkpoint)
+    _strict(_on_meta(lambda: ZImageTransformer(config)), checkpoint, _sources(checkpoint, "transformer"))
+    return config
+
+
+def vae_config_of(path: Path, option: str = "vae") -> VaeConfig:
+    """Sizes of the autoencoder at `path`, from headers only; raises UserError when a load would."""
+    checkpoint = _open(path, "vae", option)
+    config = _vae_config(checkpoint)
+    _strict(_on_meta(lambda: AutoencoderKL(config)), checkpoint, _sources(checkpoint, "vae"))
+    return config
+
+
+def text_encoder_config_of(path: Path, option: str = "text_encoder") -> TextEncoderConfig:
+    """Sizes of the text encoder at `path`, from headers only; raises UserError when a load would."""
+    checkpoint = _open(path, "text_encoder", option)
+    config = _text_encoder_config(checkpoint)
+    _strict(_on_meta(lambda: Qwen3TextEncoder(config)), checkpoint, _sources(checkpoint, "text_encoder"))
+    return config
+
+
+def model_problems(
+    transformer: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
+) -> list[Problem]:
+    """Everything that would stop loading these models, without reading a tensor; for a command's preflight."""
+    checks: list[tuple[Callable[..., Any], Path | None, str]] = [
+        (transformer_config_of, transformer, "dit"),
+        (vae_config_of, vae, "vae"),
+        (text_encoder_config_of, text_encoder, "text_encoder"),
+    ]
+    problems: list[Problem] = []
+    for check, path, option in checks:
+        if path is not None:
+            try:
+                check(path, option)
+            except UserError as error:
+                problems.extend(error.problems)
+    return problems
+
+
+def _open(path: Path, part: str, option: str) -> Checkpoint:
+    checkpoint = require(Path(path), part, option).checkpoint
+    assert checkpoint is not None  # `require` returns only what it has read
+    return checkpoint
+
+
+_SOURCES: dict[str, Callable[[Shapes], dict[str, Source]]] = {
+    "transformer": transformer_sources,
+    "vae": vae_sources,
+    "text_encoder": text_encoder_sources,
+}
+
+
+def _sources(checkpoint: Checkpoint, part: str) -> dict[str, Source]:
+    return _SOURCES[part](checkpoint.shapes)
+
+
+def _shapes(checkpoint: Checkpoint, part: str) -> Shapes:
+    sources = _sources(checkpoint, part)
+    return {name: _stored_shape(checkpoint, source) for name, source in sources.items()}
+
+
+def _stored_shape(checkpoint: Checkpoint, source: Source) -> tuple[int, ...]:
+    shape = checkpoint.places[source.name].info.shape
+    return shape if source.rows is None else (source.rows[1] - source.rows[0], *shape[1:])
+
+
+@contextlib.contextmanager
+def _size_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    try:
+        yield
+    except SizeError as error:
+        remedy = "Download the model again, or choose another file"
+        raise UserError.one(checkpoint.option, checkpoint.path, str(error), remedy) from error
+
+
+def _transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
+    with _size_errors(checkpoint):
+        return transformer_config_from(_shapes(checkpoint, "transformer"), checkpoint.settings_of("transformer"))
+
+
+def _text_encoder_config(checkpoint: Checkpoint) -> TextEncoderConfig:
+    with _size_errors(checkpoint):
+        return text_encoder_config_from(_shapes(checkpoint, "text_encoder"), checkpoint.settings_of("text_encoder"))
+
+
+def _vae_config(checkpoint: Checkpoint) -> VaeConfig:
+    with _size_errors(checkpoint):
+        return VaeConfig(**vae_sizes_from(_shapes(checkpoint, "vae"), checkpoint.settings_of("vae")))
+
+
+def _on_meta(build: Callable[[], Network]) -> Network:
+    with torch.device("meta"):
+        return build()
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """One parameter of the network and where its values lie."""
+
+    name: str
+    shape: torch.Size
+    source: Source
+
+
+def _strict(model: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, Source]) -> list[_Assignment]:
+    """Pairs every parameter with its source, or raises one UserError naming everything that does not fit."""
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    unused = set(getattr(model, "unused_names", lambda names: ())(sources))
+    missing = sorted(set(wanted) - set(sources))
+    unexpected = sorted(set(sources) - set(wanted) - unused)
+    misshaped, wrong_dtype = [], []
+    for name in sorted(set(wanted) & set(sources)):
+        stored = _stored_shape(checkpoint, sources[name])
+        if _squeezed(stored) != _squeezed(tuple(wanted[name])):
+            misshaped.append(f"{name} is {list(stored)}, needed {list(wanted[name])}")
+        dtype = checkpoint.places[sources[name].name].info.dtype
+        if dtype not in FLOATS:
+            wrong_dtype.append(f"{name} is {dtype}")
+    findings = [
+        _finding(missing, "missing"),
+        _finding([sources[name].name for name in unexpected], "unexpected"),
+        _finding(misshaped, "of another shape"),
+        _finding(wrong_dtype, "of a dtype that holds no plain weights"),
+    ]
+    rule = "; ".join(finding for finding in findings if finding)
+    if rule:
+        remedy = "Download the model again; if it is another variant, this program does not know it"
+        raise UserError.one(checkpoint.option, checkpoint.path, f"does not fit the model: {rule}", remedy)
+    return [_Assignment(name, wanted[name], sources[name]) for name in wanted]
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape without its ones: a 1x1 convolution serves as a Linear, a flat pad token as a row."""
+    return tuple(size for size in shape if size != 1)
+
+
+def _finding(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(names[:_SHOWN_NAMES]) + (" …" if len(names) > _SHOWN_NAMES else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} {what} ({shown})"
+
+
+def _fill(
+    build: Callable[[], Network],
+    checkpoint: Checkpoint,
+    sources: Mapping[str, Source],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    on_bytes: OnBytes,
+) -> Network:
+    """Builds the network without memory and gives it its parameters in the order in which they lie on disk."""
+    model = _on_meta(build)
+    assignments = _strict(model, checkpoint, sources)
+    place = checkpoint.places
+    assignments.sort(key=lambda a: (str(place[a.source.name].file), place[a.source.name].info.start, a.source.rows or (0, 0)))
+    total = sum(a.shape.numel() * _bytes_each(checkpoint, a) for a in assignments)
+    done = 0
+    with contextlib.ExitStack() as stack:
+        files = {path: stack.enter_context(open(path, "rb")) for path in checkpoint.files}
+        for assignment in assignments:
+            where = place[assignment.source.name]
+            tensor = read_tensor(files[where.file], where.info, assignment.source.rows).view(assignment.shape)
+            owner, _, leaf = assignment.name.rpartition(".")
+            value = nn.Parameter(tensor.to(device).to(dtype), requires_grad=False)
+            setattr(model.get_submodule(owner), leaf, value)
+            done += assignment.shape.numel() * _bytes_each(checkpoint, assignment)
+            on_bytes(done, total)
+    return model.eval()
+
+
+def _bytes_each(checkpoint: Checkpoint, assignment: _Assignment) -> int:
+    info = checkpoint.places[assignment.source.name].info
+    return (info.end - info.start) // max(1, torch.Size(info.shape).numel())
