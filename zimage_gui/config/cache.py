@@ -1,0 +1,97 @@
+"""What a user may choose when pictures and captions are encoded ahead of training.
+
+This module knows the two cache commands' options; it must not know cache files.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from zimage_gui.config.common import (
+    PictureFolder,
+    Precision,
+    RunOptions,
+    TextEncoderPath,
+    VaePath,
+    precision_option,
+)
+from zimage_gui.config.schema import Options, option
+from zimage_gui.errors import Problem
+
+
+class CacheOptions(Options):
+    num_workers: int | None = option(
+        None,
+        section="performance",
+        label="Workers",
+        help="Threads that read and resize pictures; empty: one less than the CPU has cores.",
+        advanced=True,
+        ge=0,
+        le=256,
+    )
+    skip_existing: bool = option(
+        False,
+        section="cache",
+        label="Trust existing files",
+        help="Keep every cache file that exists without checking whether its picture or caption has changed.",
+        advanced=True,
+    )
+    keep_cache: bool = option(
+        False,
+        section="cache",
+        label="Keep old files",
+        help="Keep cache files whose picture is gone. Off: they are deleted.",
+        advanced=True,
+    )
+
+
+class CacheLatentsConfig(RunOptions, CacheOptions, PictureFolder, VaePath):
+    """Encode the pictures with the VAE."""
+
+    command: ClassVar[str] = "cache-latents"
+
+    batch_size: int | None = option(
+        None,
+        section="cache",
+        label="Encoder batch",
+        help="Pictures encoded at once; touches no dataset. Empty: 1 on a CPU, more on a GPU as "
+        "memory allows.",
+        unit="pictures",
+        ge=1,
+        le=4096,
+    )
+    disable_cudnn_backend: bool = option(
+        False,
+        section="performance",
+        label="cuDNN off",
+        help="Compute without cuDNN, which some AMD cards need.",
+        advanced=True,
+    )
+    mixed_precision: Precision = precision_option(
+        "no", "Number format of the VAE: no (fp32, exact), bf16 or fp16."
+    )
+
+    def problems(self) -> list[Problem]:
+        return [*self._model_problems("vae"), *self._dataset_problems()]
+
+
+class CacheTextConfig(RunOptions, CacheOptions, PictureFolder, TextEncoderPath):
+    """Encode the captions with the text encoder."""
+
+    command: ClassVar[str] = "cache-text"
+
+    batch_size: int = option(
+        1,
+        section="cache",
+        label="Encoder batch",
+        help="Captions encoded at once; touches no dataset.",
+        unit="captions",
+        ge=1,
+        le=4096,
+    )
+    mixed_precision: Precision = precision_option(
+        "bf16", "Number format of the text encoder: bf16 (recommended), fp16, or no for full fp32."
+    )
+
+    def problems(self) -> list[Problem]:
+        return [*self._model_problems("text_encoder"), *self._dataset_problems()]

@@ -1,0 +1,266 @@
+"""What a user may choose when pictures are generated. This module knows options, not how sampling works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import field_validator
+
+from zimage_gui.config.common import (
+    AttentionMode,
+    ModelPaths,
+    Precision,
+    RunOptions,
+    attention_option,
+    precision_option,
+)
+from zimage_gui.config.schema import option, show
+from zimage_gui.errors import Problem
+
+
+class GenerateConfig(RunOptions, ModelPaths):
+    """Generate pictures."""
+
+    command: ClassVar[str] = "generate"
+
+    prompt: str | None = option(
+        None, section="prompt", label="Prompt", help="What the picture shows.", aliases=("p",)
+    )
+    negative_prompt: str = option(
+        "",
+        section="prompt",
+        label="Negative prompt",
+        help="What to steer away from.",
+        aliases=("n",),
+        matters="guidance_scale is above 0",
+    )
+    from_file: Path | None = option(
+        None,
+        section="prompt",
+        label="Prompt file",
+        help="Text file with one prompt per line, each with its own options (--n --w --h --s --d --l --fs).",
+        path="file",
+    )
+    image_size: tuple[int, int] = option(
+        (1024, 1024),
+        section="picture",
+        label="Size",
+        help="Height and width, multiples of 16.",
+        unit="px",
+    )
+    width: int | None = option(
+        None,
+        section="picture",
+        label="Width",
+        help="Width alone, a multiple of 16. Excludes image_size.",
+        unit="px",
+        aliases=("w",),
+        advanced=True,
+    )
+    height: int | None = option(
+        None,
+        section="picture",
+        label="Height",
+        help="Height alone, a multiple of 16. Excludes image_size.",
+        unit="px",
+        aliases=("h",),
+        advanced=True,
+    )
+    infer_steps: int = option(
+        25,
+        section="picture",
+        label="Steps",
+        help="Denoising steps: 8 or 9 for Turbo, 20 to 30 for De-Turbo, 30 to 50 for the base model.",
+        aliases=("steps", "num_inference_steps"),
+        ge=1,
+        le=1000,
+    )
+    guidance_scale: float = option(
+        0.0,
+        section="picture",
+        label="Guidance",
+        help="g in positive + g (positive - negative); 0 for Turbo, 3 to 4 otherwise. Tools that "
+        "call it CFG show g + 1.",
+        aliases=("cfg_scale",),
+        ge=0,
+        le=100,
+    )
+    flow_shift: float = option(
+        3.0,
+        section="picture",
+        label="Shift",
+        help="Above 1 spends more steps at high noise.",
+        aliases=("shift", "discrete_flow_shift"),
+        advanced=True,
+        gt=0,
+        le=1000,
+    )
+    seed: int | None = option(
+        None,
+        section="picture",
+        label="Seed",
+        help="Number that fixes the noise; further pictures take the next numbers. Empty: random.",
+        ge=0,
+        lt=2**63,
+    )
+    cpu_noise: bool = option(
+        False,
+        section="picture",
+        label="Noise from the CPU",
+        help="Draw the starting noise on the CPU, as ComfyUI does, so that a seed gives the same "
+        "noise on every machine.",
+        advanced=True,
+    )
+    batch_count: int = option(
+        1,
+        section="picture",
+        label="Pictures",
+        help="Pictures per prompt.",
+        aliases=("count", "num_images"),
+        ge=1,
+        le=10_000,
+    )
+    lora_weight: tuple[Path, ...] = option(
+        (),
+        section="lora",
+        label="LoRAs",
+        help="LoRA files of any dialect.",
+        path="file",
+        aliases=("lora", "loras"),
+    )
+    lora_multiplier: tuple[float, ...] = option(
+        (),
+        section="lora",
+        label="Strengths",
+        help="Strength of each LoRA, in order; missing ones are 1.",
+    )
+    save_path: Path | None = option(
+        None,
+        section="output",
+        label="Output folder",
+        help="Where the pictures go. Left out: the folder samples of the run.",
+        path="out_folder",
+        aliases=("output_dir",),
+    )
+    output: Path | None = option(
+        None,
+        section="output",
+        label="Output file",
+        help="The picture as one file. Excludes save_path.",
+        path="out_file",
+        advanced=True,
+    )
+    output_type: Literal["images", "latent", "latent_images"] = option(
+        "images",
+        section="output",
+        label="Write",
+        help="PNG pictures, latent files, or both.",
+        advanced=True,
+        values={"image": "images", "latents": "latent", "both": "latent_images"},
+    )
+    no_metadata: bool = option(
+        False,
+        section="output",
+        label="No metadata",
+        help="Write no settings into pictures and latent files.",
+        advanced=True,
+    )
+    bell: bool = option(
+        False, section="run", label="Bell", help="Ring the terminal's bell when all is done.", advanced=True
+    )
+    mixed_precision: Precision = precision_option(
+        "bf16",
+        "Number format of transformer and text encoder: bf16 (recommended), fp16, or no for full fp32.",
+    )
+    attn_mode: AttentionMode = attention_option(
+        "Attention kernel: torch (built in; also called sdpa), or flash, xformers, sage when installed."
+    )
+
+    @field_validator("image_size")
+    @classmethod
+    def _size(cls, value: tuple[int, int]) -> tuple[int, int]:
+        for edge in value:
+            _check_edge(edge)
+        return value
+
+    @field_validator("width", "height")
+    @classmethod
+    def _edge(cls, value: int | None) -> int | None:
+        if value is not None:
+            _check_edge(value)
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _picture(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix.lower() not in (".png", ".safetensors"):
+            raise ValueError("must end in .png (or .safetensors for a latent)")
+        return value
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """`width` and `height` become `image_size`."""
+        edges = {name: values[name] for name in ("width", "height") if values.get(name) not in (None, "")}
+        if not edges:
+            return values, []
+        if values.get("image_size") is not None:
+            rule = "excludes image_size: both say how large the picture is"
+            first = next(iter(edges))
+            return values, [Problem(first, show(edges[first]), rule, "Leave out the one or the other")]
+        # One edge alone keeps the other at the default; both stay readable in their own words until here.
+        default = cls.model_fields["image_size"].default
+        size = (edges.get("height", default[0]), edges.get("width", default[1]))
+        problems = [problem for name, edge in edges.items() if (problem := _edge_problem(name, edge))]
+        if problems:
+            return values, problems
+        rest = {name: value for name, value in values.items() if name not in ("width", "height")}
+        return {**rest, "image_size": size}, []
+
+    def problems(self) -> list[Problem]:
+        found = self._model_problems("dit", "vae", "text_encoder")
+        if self.prompt is None and self.from_file is None:
+            found.append(
+                Problem("prompt", "", "is missing", "Give a prompt, or a file of prompts with from_file")
+            )
+        if self.prompt is not None and self.from_file is not None:
+            rule = "excludes prompt: the prompts come from one place"
+            found.append(Problem("from_file", str(self.from_file), rule, "Leave out one of the two"))
+        if len(self.lora_multiplier) > len(self.lora_weight):
+            rule = f"has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRAs"
+            found.append(
+                Problem("lora_multiplier", show(self.lora_multiplier), rule, "Give one per file, or fewer")
+            )
+        if self.width is not None or self.height is not None:
+            edge = "width" if self.width is not None else "height"
+            found.append(
+                Problem(edge, show(getattr(self, edge)), "excludes image_size", "Leave out one of the two")
+            )
+        return [*found, *self._output_problems()]
+
+    def _output_problems(self) -> list[Problem]:
+        if self.output is None:
+            return []
+        found = []
+        if self.save_path is not None:
+            rule = "excludes save_path: both say where the picture goes"
+            found.append(Problem("output", str(self.output), rule, "Leave out one of the two"))
+        latent = self.output.suffix.lower() == ".safetensors"
+        if latent != (self.output_type == "latent"):
+            rule = f"does not fit output_type {self.output_type}"
+            remedy = "Give a .png file for images, a .safetensors file for latent, or save_path for both"
+            found.append(Problem("output", str(self.output), rule, remedy))
+        return found
+
+
+def _check_edge(edge: int) -> None:
+    if not 16 <= edge <= 16384 or edge % 16:
+        raise ValueError("must be multiples of 16 from 16 to 16384")
+
+
+def _edge_problem(name: str, edge: object) -> Problem | None:
+    try:
+        _check_edge(int(str(edge)))
+    except ValueError:
+        return Problem(name, show(edge), "must be a multiple of 16 from 16 to 16384", "Its default is 1024")
+    return None

@@ -1,0 +1,530 @@
+"""Groups of training options: length, optimiser, timesteps, saving, pictures during training, metadata.
+
+This module knows single options; rules between them are in `training.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import field_validator
+
+from zimage_gui.config.common import AttentionMode, Precision, attention_option, precision_option
+from zimage_gui.config.schema import Options, option
+
+TimestepSampling = Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr"]
+WeightingScheme = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]
+SavePrecision = Literal["fp32", "fp16", "bf16"]
+SAVE_PRECISIONS = {"float": "fp32", "float32": "fp32", "no": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+def _amount(value: object) -> object:
+    """ "10%" becomes 0.1."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
+def _whole_or_share(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise ValueError("must be a whole number of steps, or a share below 1 such as 0.05 or 5%")
+    return value
+
+
+def steps_of(amount: float, total_steps: int) -> int:
+    """An amount of steps: from 1 on a number of steps, below 1 a share of `total_steps`."""
+    return int(amount) if amount >= 1 else int(amount * total_steps)
+
+
+class Length(Options):
+    max_train_steps: int = option(
+        1600,
+        section="length",
+        label="Steps",
+        help="Number of optimizer updates. Epochs, when given, decide instead.",
+        unit="steps",
+        aliases=("steps", "max_steps"),
+        ge=1,
+        le=100_000_000,
+        matters="max_train_epochs is empty",
+    )
+    max_train_epochs: int | None = option(
+        None,
+        section="length",
+        label="Epochs",
+        help="Number of passes over all pictures; takes the place of the number of steps.",
+        unit="epochs",
+        aliases=("epochs", "num_epochs"),
+        ge=1,
+        le=10_000_000,
+    )
+    batch_size: int = option(
+        1,
+        section="length",
+        label="Batch size",
+        help="Pictures per step on one device. A dataset file sets it per folder.",
+        unit="pictures",
+        aliases=("train_batch_size",),
+        ge=1,
+        le=4096,
+        matters="a picture folder is given",
+    )
+    gradient_accumulation_steps: int = option(
+        1,
+        section="length",
+        label="Gradient accumulation",
+        help="Batches whose gradients are averaged for one update.",
+        unit="batches",
+        ge=1,
+        le=100_000,
+    )
+    seed: int | None = option(
+        None,
+        section="length",
+        label="Seed",
+        help="Number that fixes the order of pictures, the noise and the timesteps. Empty: a random "
+        "one, which is "
+        "written into the run.",
+        ge=0,
+        lt=2**63,
+    )
+
+
+class Optimizing(Options):
+    learning_rate: float = option(
+        1e-4,
+        section="optimizer",
+        label="Learning rate",
+        help="Step size of the optimizer.",
+        aliases=("lr",),
+        ge=0,
+        le=1000,
+    )
+    optimizer_type: str = option(
+        "AdamW",
+        section="optimizer",
+        label="Optimizer",
+        help="AdamW, AdamW8bit (less memory), Adafactor, a class of torch.optim, or a dotted class path.",
+        aliases=("optimizer",),
+    )
+    optimizer_args: tuple[str, ...] = option(
+        (),
+        section="optimizer",
+        label="Optimizer arguments",
+        help='Further arguments as name=value, e.g. "weight_decay=0.01" "betas=0.9,0.99".',
+        advanced=True,
+    )
+    max_grad_norm: float = option(
+        1.0,
+        section="optimizer",
+        label="Gradient clipping",
+        help="Longest gradient that is let through, as a global norm; 0 switches clipping off.",
+        advanced=True,
+        ge=0,
+    )
+    lr_scheduler: str = option(
+        "constant",
+        section="optimizer",
+        label="LR scheduler",
+        help="Course of the learning rate: constant, constant_with_warmup, linear, cosine, "
+        "cosine_with_restarts, "
+        "polynomial, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay.",
+    )
+    lr_warmup_steps: float = option(
+        0,
+        section="optimizer",
+        label="Warm-up",
+        help="Steps in which the learning rate rises from 0; below 1 a share of all steps.",
+        unit="steps",
+        ge=0,
+    )
+    lr_decay_steps: float = option(
+        0,
+        section="optimizer",
+        label="Decay",
+        help="Steps of the falling end of warmup_stable_decay; below 1 a share of all steps.",
+        unit="steps",
+        advanced=True,
+        matters="the scheduler is warmup_stable_decay",
+        ge=0,
+    )
+    lr_scheduler_num_cycles: int = option(
+        1,
+        section="optimizer",
+        label="LR cycles",
+        help="Number of restarts of cosine_with_restarts.",
+        advanced=True,
+        matters="the scheduler has cycles",
+        ge=1,
+        le=1_000_000,
+    )
+    lr_scheduler_power: float = option(
+        1.0,
+        section="optimizer",
+        label="LR power",
+        help="Exponent of the polynomial scheduler.",
+        advanced=True,
+        matters="the scheduler is polynomial",
+        ge=0,
+    )
+    lr_scheduler_timescale: int | None = option(
+        None,
+        section="optimizer",
+        label="LR timescale",
+        help="Time scale of inverse_sqrt; empty: the number of warm-up steps.",
+        unit="steps",
+        advanced=True,
+        matters="the scheduler is inverse_sqrt",
+        ge=1,
+    )
+    lr_scheduler_min_lr_ratio: float | None = option(
+        None,
+        section="optimizer",
+        label="Lowest LR",
+        help="Lowest learning rate as a share of the highest.",
+        advanced=True,
+        matters="the scheduler is cosine_with_min_lr or warmup_stable_decay",
+        ge=0,
+        le=1,
+    )
+    lr_scheduler_type: str = option(
+        "",
+        section="optimizer",
+        label="LR scheduler class",
+        help="A scheduler class instead of a named course: a class of torch.optim.lr_scheduler or a "
+        "dotted path.",
+        advanced=True,
+    )
+    lr_scheduler_args: tuple[str, ...] = option(
+        (),
+        section="optimizer",
+        label="LR scheduler arguments",
+        help='Further arguments of the scheduler as name=value, e.g. "T_max=100".',
+        advanced=True,
+    )
+
+    _percent = field_validator("lr_warmup_steps", "lr_decay_steps", mode="before")(_amount)
+    _whole = field_validator("lr_warmup_steps", "lr_decay_steps")(_whole_or_share)
+
+    @field_validator("optimizer_args", "lr_scheduler_args")
+    @classmethod
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for item in value:
+            if not re.fullmatch(r"\s*[A-Za-z_]\w*\s*=.+", item, re.DOTALL):
+                raise ValueError(f"must be name=value, which {item!r} is not")
+        return value
+
+
+class Timesteps(Options):
+    timestep_sampling: TimestepSampling = option(
+        "shift",
+        section="timesteps",
+        label="Timestep sampling",
+        help="How the noise level of each sample is drawn.",
+    )
+    discrete_flow_shift: float = option(
+        2.0,
+        section="timesteps",
+        label="Shift",
+        help="Above 1 draws more high noise levels (structure), below 1 more low ones (detail).",
+        gt=0,
+        le=1000,
+        matters="timestep_sampling is shift",
+    )
+    sigmoid_scale: float = option(
+        1.0,
+        section="timesteps",
+        label="Sigmoid scale",
+        help="Width of the normal distribution before the sigmoid.",
+        advanced=True,
+        matters="timestep_sampling is sigmoid or one of the shifts",
+        gt=0,
+        le=1000,
+    )
+    weighting_scheme: WeightingScheme = option(
+        "none",
+        section="timesteps",
+        label="Weighting",
+        help="Density of the draw (logit_normal, mode: with sigma sampling) or weight of the loss "
+        "(cosmap, sigma_sqrt).",
+        advanced=True,
+    )
+    logit_mean: float = option(
+        0.0,
+        section="timesteps",
+        label="Logit mean",
+        help="Mean of logit_normal and logsnr.",
+        advanced=True,
+        matters="logit_normal or logsnr is chosen",
+        ge=-100,
+        le=100,
+    )
+    logit_std: float = option(
+        1.0,
+        section="timesteps",
+        label="Logit width",
+        help="Standard deviation of logit_normal and logsnr.",
+        advanced=True,
+        matters="logit_normal or logsnr is chosen",
+        gt=0,
+        le=100,
+    )
+    mode_scale: float = option(
+        1.29,
+        section="timesteps",
+        label="Mode scale",
+        help="Strength of the mode weighting.",
+        advanced=True,
+        matters="weighting_scheme is mode",
+        ge=-100,
+        le=100,
+    )
+    min_timestep: int | None = option(
+        None,
+        section="timesteps",
+        label="Lowest timestep",
+        help="Lowest noise level trained, of 1000.",
+        advanced=True,
+        ge=0,
+        le=999,
+    )
+    max_timestep: int | None = option(
+        None,
+        section="timesteps",
+        label="Highest timestep",
+        help="Highest noise level trained, of 1000.",
+        advanced=True,
+        ge=1,
+        le=1000,
+    )
+    preserve_distribution_shape: bool = option(
+        False,
+        section="timesteps",
+        label="Keep the distribution",
+        help="Draw again outside the lowest and highest timestep instead of squeezing all draws "
+        "between them.",
+        advanced=True,
+        matters="min_timestep or max_timestep is set",
+    )
+
+
+class Saving(Options):
+    output_dir: Path | None = option(
+        None,
+        section="saving",
+        label="Output folder",
+        help="Where the results go. Left out: the folder checkpoints of the run.",
+        path="out_folder",
+    )
+    output_name: str = option(
+        "zimage",
+        section="saving",
+        label="Output name",
+        help="Name of the result without ending: NAME.safetensors, NAME-000004.safetensors, "
+        "NAME-step00000250.safetensors.",
+    )
+    save_every_n_steps: int | None = option(
+        None,
+        section="saving",
+        label="Save every … steps",
+        help="Save a checkpoint each time so many steps are done; empty or 0: not by steps.",
+        unit="steps",
+        aliases=("save_every",),
+        ge=1,
+    )
+    save_every_n_epochs: int | None = option(
+        None,
+        section="saving",
+        label="Save every … epochs",
+        help="Save a checkpoint after so many epochs; empty or 0: not by epochs.",
+        unit="epochs",
+        ge=1,
+    )
+    save_last_n_steps: int | None = option(
+        None,
+        section="saving",
+        label="Keep the last … steps",
+        help="Delete checkpoints by steps that are more than so many steps old; empty: keep all.",
+        unit="steps",
+        advanced=True,
+        ge=1,
+    )
+    save_last_n_epochs: int | None = option(
+        None,
+        section="saving",
+        label="Keep the last … epochs",
+        help="Keep this many of the checkpoints by epochs; empty: keep all.",
+        unit="epochs",
+        advanced=True,
+        ge=1,
+    )
+    save_last_n_steps_state: int | None = option(
+        None,
+        section="saving",
+        label="Keep states of the last … steps",
+        help="The same for states; empty: as for the checkpoints.",
+        unit="steps",
+        advanced=True,
+        ge=1,
+    )
+    save_last_n_epochs_state: int | None = option(
+        None,
+        section="saving",
+        label="Keep states of the last … epochs",
+        help="The same for states; empty: as for the checkpoints.",
+        unit="epochs",
+        advanced=True,
+        ge=1,
+    )
+    save_state: bool = option(
+        False,
+        section="saving",
+        label="Save the state",
+        help="Save everything needed to resume with every checkpoint. A stopped run always saves it.",
+    )
+    save_state_on_train_end: bool = option(
+        False,
+        section="saving",
+        label="Save the state at the end",
+        help="Save the state when training ends, to go on later.",
+        advanced=True,
+    )
+    resume: Path | None = option(
+        None,
+        section="saving",
+        label="Resume from",
+        help="A state folder. Training goes on at the very step it was saved at and writes its own "
+        "files further.",
+        path="folder",
+    )
+
+    @field_validator(
+        "save_every_n_steps", "save_every_n_epochs", "save_last_n_steps", "save_last_n_epochs", mode="before"
+    )
+    @classmethod
+    def _zero_is_never(cls, value: object) -> object:
+        return None if value in (0, "0") and value is not False else value
+
+    @field_validator("output_name")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        return plain_file_name(value)
+
+
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+
+def plain_file_name(value: str) -> str:
+    """A name that is a legal file name on Windows and Linux and stays in its folder."""
+    if not value.strip() or re.search(r'[<>:"/\\|?*\x00-\x1f]', value) or value.strip(". ") != value.strip():
+        raise ValueError('must be a file name without folders and without < > : " / \\ | ? *')
+    if _RESERVED.fullmatch(value) or len(value.encode("utf-8", "replace")) > 180:
+        raise ValueError("must be a file name that Windows allows too, of at most 180 bytes")
+    return value
+
+
+class Previews(Options):
+    sample_prompts: Path | None = option(
+        None,
+        section="previews",
+        label="Prompt file",
+        help="Text file with one prompt per line and its options: --n negative --w --h --s steps --d "
+        "seed --l guidance "
+        "--fs shift.",
+        path="file",
+    )
+    sample_every_n_steps: int | None = option(
+        None,
+        section="previews",
+        label="Every … steps",
+        help="Make the pictures each time so many steps are done; empty or 0: not by steps.",
+        unit="steps",
+        aliases=("sample_every",),
+        matters="sample_prompts is set",
+        ge=1,
+    )
+    sample_every_n_epochs: int | None = option(
+        None,
+        section="previews",
+        label="Every … epochs",
+        help="Make the pictures after so many epochs; empty or 0: not by epochs.",
+        unit="epochs",
+        matters="sample_prompts is set",
+        ge=1,
+    )
+    sample_at_first: bool = option(
+        False,
+        section="previews",
+        label="Before the first step",
+        help="Make the pictures once before training, to compare with.",
+        matters="sample_prompts is set",
+    )
+
+    @field_validator("sample_every_n_steps", "sample_every_n_epochs", mode="before")
+    @classmethod
+    def _zero_is_never(cls, value: object) -> object:
+        return None if value in (0, "0") and value is not False else value
+
+
+class Performance(Options):
+    mixed_precision: Precision = precision_option(
+        "bf16",
+        "Number format of the computation: bf16 (recommended), fp16, or no for full fp32.",
+    )
+    attn_mode: AttentionMode = attention_option(
+        "Attention kernel: torch (built in; also called sdpa), flash or xformers when installed. "
+        "sage cannot train."
+    )
+    gradient_checkpointing: bool = option(
+        True,
+        section="performance",
+        label="Gradient checkpointing",
+        help="Compute each block twice instead of keeping its values: far less memory, about a third slower.",
+    )
+    max_data_loader_n_workers: int = option(
+        2,
+        section="performance",
+        label="Loader workers",
+        help="Threads that read cached pictures ahead of training; 0 reads in the training loop itself.",
+        advanced=True,
+        ge=0,
+        le=256,
+    )
+
+
+class FileMetadata(Options):
+    no_metadata: bool = option(
+        False,
+        section="metadata",
+        label="No metadata",
+        help="Write no training settings into the file.",
+        advanced=True,
+    )
+    training_comment: str = option(
+        "",
+        section="metadata",
+        label="Comment",
+        help="Text kept in the file as ss_training_comment.",
+        advanced=True,
+    )
+    metadata_title: str = option(
+        "",
+        section="metadata",
+        label="Title",
+        help="Title in the file; empty: the output name.",
+        advanced=True,
+    )
+    metadata_author: str = option(
+        "", section="metadata", label="Author", help="Author named in the file.", advanced=True
+    )
+    metadata_description: str = option(
+        "", section="metadata", label="Description", help="Description in the file.", advanced=True
+    )
+    metadata_license: str = option(
+        "", section="metadata", label="Licence", help="Licence named in the file.", advanced=True
+    )
+    metadata_tags: str = option(
+        "", section="metadata", label="Tags", help="Tags in the file, separated by commas.", advanced=True
+    )
