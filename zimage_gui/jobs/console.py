@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import IO, TextIO
+from typing import TextIO
 
 from zimage_gui.jobs.redact import redact
 
@@ -26,9 +26,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Tee(io.TextIOBase):
-    """A text stream that hides secrets, passes on to `screen`, and copies finished lines to `log` when given."""
+    """A text stream that hides secrets, passes on to `screen`, and copies finished lines to `log` when
+    given.
+    """
 
-    def __init__(self, screen: TextIO | None, log: IO[str] | None) -> None:
+    def __init__(self, screen: TextIO | None, log: TextIO | None) -> None:
         super().__init__()
         self._screen = screen
         self._log = log
@@ -81,13 +83,14 @@ class Tee(io.TextIOBase):
 
 @contextmanager
 def recorded(folder: Path, heading: str) -> Iterator[None]:
-    """Within it, everything printed stands in the folder's console.log, without secrets; crashes of C code too.
+    """Within it, everything printed stands in the folder's console.log, without secrets; crashes of C code
+    too.
 
     `heading` becomes the log's first line and is not shown in a terminal.
     """
     path = folder / CONSOLE_FILE
     with ExitStack() as stack:
-        log: IO[str] | None = None
+        log: TextIO | None = None
         if not is_console(path):
             log = stack.enter_context(
                 open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -96,8 +99,9 @@ def recorded(folder: Path, heading: str) -> Iterator[None]:
         tees = Tee(sys.stdout, log), Tee(sys.stderr, log)
         stack.enter_context(redirect_stdout(tees[0]))
         stack.enter_context(redirect_stderr(tees[1]))
-        if not faulthandler.is_enabled() and (log is not None or sys.__stderr__ is not None):
-            faulthandler.enable(file=log if log is not None else sys.__stderr__)
+        crashes = log or sys.__stderr__
+        if crashes is not None and not faulthandler.is_enabled():
+            faulthandler.enable(file=crashes)
             stack.callback(faulthandler.disable)
         try:
             yield
@@ -116,7 +120,9 @@ def is_console(path: Path) -> bool:
 
 
 def visible(line: str) -> str:
-    """What a terminal would show of one line: the last state of a progress bar, no colours, no control characters."""
+    """What a terminal would show of one line: the last state of a progress bar, no colours, no control
+    characters.
+    """
     states = [state for state in _ANSI.sub("", line).split("\r") if state.strip()]
     return _CONTROL.sub("", states[-1]) if states else ""
 

@@ -94,7 +94,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, folder: Path) -> RunFolder:
-        """An existing run folder. Raises UserError when it is none, or when a living process is at work in it."""
+        """An existing run folder. Raises UserError when it is none, or when a living process is at work in
+        it.
+        """
         status = read_status(folder)
         if status is None or not (folder / CONFIG_FILE).is_file():
             raise UserError.one(
@@ -152,7 +154,9 @@ class RunFolder:
             listener(event)
 
     def stop_requested(self) -> bool:
-        """Whether the run should finish its step, save and end: a `stop` file, a signal or another asked for it."""
+        """Whether the run should finish its step, save and end: a `stop` file, a signal or another asked
+        for it.
+        """
         asked = self._asked_elsewhere() or (self.folder / STOP_FILE).exists()
         if asked and not self._stop_said:
             self._stop_said = True
@@ -169,7 +173,9 @@ class RunFolder:
         (self.folder / STOP_FILE).touch()
 
     def end(self, outcome: Outcome, results: Sequence[Path] = (), failed: Failed | None = None) -> None:
-        """Write how it ended, durably: the last event, results.json (absolute paths), status.json. Only once."""
+        """Write how it ended, durably: the last event, results.json (absolute paths), status.json. Only
+        once.
+        """
         with self._guard:
             if self._closing.is_set():
                 return
@@ -234,7 +240,8 @@ class RunFolder:
 def slug(text: str) -> str:
     """A piece of a folder name that every file system takes: letters of any script, digits and `-._`.
 
-    At most 64 characters, no leading or trailing dot, no name that Windows reserves; empty when nothing is left.
+    At most 64 characters, no leading or trailing dot, no name that Windows reserves; empty when nothing is
+    left.
     """
     normal = unicodedata.normalize("NFC", text)
     kept = "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in normal)
@@ -263,7 +270,8 @@ def _place(runs_dir: Path, stem: str, config: str, status: Status) -> Path:
                 try:
                     return building.rename(folder)
                 except OSError:
-                    # Another process took the name between the look and the move: it holds files, so the move fails.
+                    # Another process took the name between the look and the move: it holds files, so the
+                    # move fails.
                     if not folder.exists():
                         raise
             number += 1

@@ -21,14 +21,17 @@ from zimage_gui.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USE
 from zimage_gui.events import Failed
 from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import Listener, RunFolder
-from zimage_gui.jobs.hints import explain
+from zimage_gui.jobs.hints import RESUME, explain
+from zimage_gui.jobs.resident import free_the_gpu
 from zimage_gui.jobs.stopping import StopSignals
 
 Entry = Callable[[Any, RunFolder], Sequence[Path]]
 
 
 class Spec(Protocol):
-    """What is needed of a command: where its function is ("package.module:function") and whether it uses the GPU."""
+    """What is needed of a command: where its function is ("package.module:function") and whether it uses
+    the GPU.
+    """
 
     @property
     def entry(self) -> str: ...
@@ -46,23 +49,25 @@ def run_here(
     listeners: Sequence[Listener] = (),
     run_folder: Path | None = None,
 ) -> int:
-    """Run a command to its end in this process and return the exit code: 0, 1 failed, 2 user's mistake, 130 Ctrl-C.
+    """Run a command to its end in this process and return the exit code: 0, 1 failed, 2 user's mistake, 130
+    Ctrl-C.
 
-    `run_folder` is an existing folder to run in (the window made it); without it a new one is made in `runs_dir`.
-    Everything printed also goes to the folder's console.log. Raises UserError only when no folder can be had.
+    `run_folder` is an existing folder to run in (the window made it); without it a new one is made in
+    `runs_dir`. Everything printed also goes to the folder's console.log. Raises UserError only when no
+    folder can be had.
     """
     if run_folder is None:
         run = RunFolder.create(runs_dir, command, name, config, gpu=spec.gpu)
     else:
         run = RunFolder.open(run_folder)
-    with recorded(run.folder, _heading(command)):
+    with recorded(run.folder, heading(command)):
         signals = StopSignals(
             stopping=lambda: run.stop_noticed,
             last_words=lambda: run.end("stopped", failed=_left_at_once()),
         )
         with signals:
             run.begin(listeners, asked_elsewhere=lambda: signals.asked)
-            code = execute(run, lambda: load_entry(spec.entry)(config, run))
+            code = execute(run, lambda: _work(spec, config, run))
             return EXIT_INTERRUPTED if code == EXIT_DONE and signals.asked and run.stop_noticed else code
 
 
@@ -87,6 +92,12 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
     return EXIT_DONE
 
 
+def _work(spec: Spec, config: BaseModel, run: RunFolder) -> Sequence[Path]:
+    if spec.gpu:
+        free_the_gpu(run.folder.parent, run)
+    return load_entry(spec.entry)(config, run)
+
+
 def load_entry(entry: str) -> Entry:
     """The function named "package.module:function", imported now and not before."""
     module, _, function = entry.partition(":")
@@ -98,11 +109,11 @@ def _left_at_once() -> Failed:
     return Failed(
         error_kind="interrupted",
         message="Left at once, without saving the last steps.",
-        hint="What was saved before is whole and can be resumed.",
+        hint=RESUME,
     )
 
 
-def _heading(command: str) -> str:
+def heading(command: str) -> str:
     """The first line of every console.log, without which a bug report is a riddle."""
     found = []
     for package in ("zimage-gui", "torch"):

@@ -1,4 +1,6 @@
-"""Knows what an exception means to a person and what to try next. Knows nothing of runs; imports no library it names."""
+"""Knows what an exception means to a person and what to try next. Knows nothing of runs; imports no library
+it names.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,18 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _LONGEST_MESSAGE = 2000
 
 OUT_OF_VRAM = (
-    "The graphics card's memory is full. Close other programs that use the card (and the Generate tab's model), then "
-    "lower the batch size or the resolution, or switch gradient checkpointing on."
+    "The graphics card's memory is full. Close other programs that use the card, then lower the batch size or the "
+    "resolution, or switch gradient checkpointing on."
 )
 OUT_OF_RAM = (
-    "The computer's memory is full. Close other programs, lower the number of loader workers or the batch size, "
-    "or make the swap or page file larger."
+    "The computer's memory is full. Close other programs, lower the number of loader workers or the batch "
+    "size, or make the swap or page file larger."
 )
-DISK_FULL = "The disk is full. Make room or choose another output folder; what was saved before is whole and can be resumed."
+RESUME = "What was saved before is whole and can be resumed."
+DISK_FULL = f"The disk is full. Make room or choose another output folder. {RESUME}"
 CUDA_BROKEN = (
-    "The graphics card or its driver gave up. Restart the program; if it comes again, update the driver and run "
-    "without overclocking."
+    "The graphics card or its driver gave up. Restart the program; if it comes again, update the driver and "
+    "run without overclocking."
 )
 MISSING_MODULE = "A package is missing. Install it into the same Python environment: pip install {name}"
 CRASH = (
@@ -61,7 +64,7 @@ def _kind(error: BaseException, message: str) -> str:
 
 
 def _hint(error: BaseException, message: str) -> str:
-    if isinstance(error, OSError) and error.errno in _FULL or _NO_SPACE.search(message):
+    if (isinstance(error, OSError) and error.errno in _FULL) or _NO_SPACE.search(message):
         return DISK_FULL
     # Names, not classes: torch must not be imported here.
     if (

@@ -1,7 +1,7 @@
 """Knows how to let one process at a time through, on every system. Knows nothing of what is being guarded.
 
-The lock is SQLite's: the operating system takes it back the moment its holder dies, so there is no stale lock to
-judge or to break, which a lock file with a process number would need.
+The lock is SQLite's: the operating system takes it back the moment its holder dies, so there is no stale
+lock to judge or to break, which a lock file with a process number would need.
 """
 
 from __future__ import annotations

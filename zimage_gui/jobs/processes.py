@@ -1,4 +1,6 @@
-"""Knows whether a process named in a file is still the same living process. Knows nothing of runs or files."""
+"""Knows whether a process named in a file is still the same living process. Knows nothing of runs or
+files.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import socket
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import psutil
 
@@ -22,7 +25,8 @@ FRESH_HEARTBEAT = 4.0
 class Identity:
     """A process told apart from a later one with the same number.
 
-    `created` is the operating system's start time in seconds since 1970; `host` names the machine or container.
+    `created` is the operating system's start time in seconds since 1970; `host` names the machine or
+    container.
     """
 
     pid: int
@@ -32,7 +36,9 @@ class Identity:
 
 @lru_cache(maxsize=1)
 def host_name() -> str:
-    """This machine's name, in a container with the container's own, so that numbers are never compared across."""
+    """This machine's name, in a container with the container's own, so that numbers are never compared
+    across.
+    """
     name = socket.gethostname()
     try:
         return f"{name}:{os.readlink('/proc/self/ns/pid')}"
@@ -41,7 +47,9 @@ def host_name() -> str:
 
 
 def created_of(pid: int) -> float | None:
-    """Start time of a living process in seconds since 1970, None when there is none (a zombie counts as none)."""
+    """Start time of a living process in seconds since 1970, None when there is none (a zombie counts as
+    none).
+    """
     try:
         process = psutil.Process(pid)
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
@@ -61,6 +69,14 @@ def identity_of(pid: int) -> Identity:
 def myself() -> Identity:
     """Identity of the calling process."""
     return identity_of(os.getpid())
+
+
+def identity_in(record: dict[str, Any]) -> Identity | None:
+    """The process named in one of our JSON files, None when it names none."""
+    pid, created, host = record.get("pid"), record.get("process_created"), record.get("host")
+    if isinstance(pid, int) and isinstance(created, float | int) and isinstance(host, str):
+        return Identity(pid, float(created), host)
+    return None
 
 
 def is_alive(identity: Identity, heartbeat: float | None = None) -> bool:

@@ -1,4 +1,6 @@
-"""Knows what must never reach a file or a screen: tokens and keys. Knows nothing of where the text is going."""
+"""Knows what must never reach a file or a screen: tokens and keys. Knows nothing of where the text is
+going.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Knows status.json, the one small file in which a run says who runs it and how far it is.
 
-Only the process that runs a run writes it after the start. Knows nothing of engines, of the window or of judging.
+Only the process that runs a run writes it after the start. Knows nothing of engines, of the window or of
+judging.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Do a file operation again for half a second while Windows refuses it because another has the file open."""
+    """Do a file operation again for half a second while Windows refuses it because another has the file
+    open.
+    """
     for _attempt in range(10):
         try:
             return action()

@@ -1,7 +1,8 @@
 """Knows the signals that ask a process to stop. Knows nothing of what is being stopped or of how it is saved.
 
-The first Ctrl-C (or SIGTERM, or Ctrl-Break on Windows) asks for "finish the step and save". The next one leaves at
-once: KeyboardInterrupt, so that temporary files are removed, and a hard exit when that takes too long.
+The first Ctrl-C (or SIGTERM, or Ctrl-Break on Windows) asks for "finish the step and save". The next one
+leaves at once: KeyboardInterrupt, so that temporary files are removed, and a hard exit when that takes too
+long.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _SECOND = b"\nLeaving at once, without saving.\n"
 class StopSignals:
     """Context manager that turns signals into a question; outside the main thread it does nothing.
 
-    `stopping()` says whether a stop was already asked for in another way: then the first signal leaves at once.
-    `last_words()` is called right before a hard exit.
+    `stopping()` says whether a stop was already asked for in another way: then the first signal leaves at
+    once. `last_words()` is called right before a hard exit.
     """
 
     def __init__(self, stopping: Callable[[], bool], last_words: Callable[[], None]) -> None:

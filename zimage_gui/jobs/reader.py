@@ -1,0 +1,182 @@
+"""Knows how to follow a run's events cheaply and to hold what the panel draws. Only reads; draws nothing
+itself.
+
+Each poll reads only what was appended since the last one, so a run of 100,000 steps costs one long first
+poll.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zimage_gui.events import (
+    Checkpoint,
+    Event,
+    Failed,
+    Finished,
+    Follower,
+    Note,
+    Progress,
+    Sample,
+    Stage,
+    Step,
+    Warning,
+)
+from zimage_gui.jobs.console import CONSOLE_FILE, tail
+from zimage_gui.jobs.folder import EVENTS_FILE
+from zimage_gui.jobs.state import RunState, judge
+
+MOST_WARNINGS = 100
+_MOST_READERS = 64
+
+
+@dataclass
+class Curves:
+    """One value per optimiser step, in the order they were reported: `steps` ascend, loss may be NaN."""
+
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    loss: array[float] = field(default_factory=lambda: array("d"))
+    loss_average: array[float] = field(default_factory=lambda: array("d"))
+    lr: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, event: Step) -> None:
+        """Append a step; one at or below the last (a resumed run) replaces everything from there on."""
+        while self.steps and self.steps[-1] >= event.step:
+            for column in (self.steps, self.loss, self.loss_average, self.lr):
+                column.pop()
+        self.steps.append(event.step)
+        self.loss.append(event.loss)
+        self.loss_average.append(event.loss_average)
+        self.lr.append(event.lr)
+
+    def thinned(self, most: int = 1000) -> Curves:
+        """At most about `most` points, with the lowest and the highest loss of every stretch kept.
+
+        Single outliers therefore stay visible; the last step is always among the points.
+        """
+        count = len(self.steps)
+        if count <= most:
+            kept: Sequence[int] = range(count)
+        else:
+            width = math.ceil(2 * count / most)
+            kept = sorted(
+                {index for start in range(0, count, width) for index in self._extremes(start, width)}
+                | {count - 1}
+            )
+        return Curves(*(array(column.typecode, [column[i] for i in kept]) for column in self._columns()))  # type: ignore[arg-type]
+
+    def _columns(self) -> tuple[array[int] | array[float], ...]:
+        return self.steps, self.loss, self.loss_average, self.lr
+
+    def _extremes(self, start: int, width: int) -> tuple[int, int]:
+        indices = range(start, min(start + width, len(self.steps)))
+        odd = next((index for index in indices if not math.isfinite(self.loss[index])), None)
+        if odd is not None:
+            return odd, odd
+        return min(indices, key=self.loss.__getitem__), max(indices, key=self.loss.__getitem__)
+
+
+@dataclass
+class RunView:
+    """All that the panel shows of a run. `state` is None once the folder is gone."""
+
+    folder: Path
+    state: RunState | None = None
+    curves: Curves = field(default_factory=Curves)
+    step: Step | None = None
+    stage: Stage | None = None
+    progress: Progress | None = None
+    samples: list[Sample] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failed: Failed | None = None
+    finished: Finished | None = None
+    peak_vram_gb: float | None = None
+    broken_lines: int = 0
+    version: int = 0
+
+
+class RunReader:
+    """Follows one run. `poll` from any thread; all pages of a window may share one reader."""
+
+    def __init__(self, folder: Path) -> None:
+        self._follower = Follower(folder / EVENTS_FILE)
+        self._guard = threading.Lock()
+        self._view = RunView(folder)
+
+    def poll(self) -> RunView:
+        """The view after reading what is new. `version` grows exactly when events were added.
+
+        The object is the reader's own: read it, do not change it. Raises OSError when the disk cannot be
+        read.
+        """
+        with self._guard:
+            # The state first: events written before the end are then never missed at the end.
+            state = judge(self._view.folder)
+            before = self._follower.offset
+            events = self._follower.read()
+            if self._follower.offset < before:
+                self._view = RunView(self._view.folder, version=self._view.version)
+            for event in events:
+                _absorb(self._view, event)
+            self._view.state = state
+            self._view.version += len(events)
+            self._view.broken_lines = self._follower.broken
+            return self._view
+
+    def log(self, lines: int = 200) -> list[str]:
+        """The last lines of the console as a terminal would show them."""
+        return tail(self._view.folder / CONSOLE_FILE, lines)
+
+    def path_of(self, sample: Sample | Checkpoint) -> Path:
+        """Where the file of an event lies; relative paths are relative to the run folder."""
+        return self._view.folder / sample.path
+
+
+class Readers:
+    """The readers of a window, one per run, shared by all its pages; the least used are forgotten."""
+
+    def __init__(self) -> None:
+        self._readers: dict[Path, RunReader] = {}
+        self._guard = threading.Lock()
+
+    def of(self, folder: Path) -> RunReader:
+        with self._guard:
+            reader = self._readers.pop(folder, None) or RunReader(folder)
+            self._readers[folder] = reader
+            while len(self._readers) > _MOST_READERS:
+                del self._readers[next(iter(self._readers))]
+            return reader
+
+
+def _absorb(view: RunView, event: Event) -> None:
+    match event:
+        case Step():
+            view.step = event
+            view.curves.add(event)
+            if event.vram_gb is not None:
+                view.peak_vram_gb = max(event.vram_gb, view.peak_vram_gb or 0.0)
+        case Stage():
+            view.stage, view.progress = event, None
+        case Progress():
+            view.progress = event
+        case Sample():
+            view.samples.append(event)
+        case Checkpoint():
+            view.checkpoints.append(event)
+        case Warning():
+            view.warnings.append(event.text)
+            del view.warnings[:-MOST_WARNINGS]
+        case Note():
+            view.notes.append(event.text)
+            del view.notes[:-MOST_WARNINGS]
+        case Failed():
+            view.failed = event
+        case Finished():
+            view.finished = event

@@ -1,0 +1,66 @@
+"""Knows how to put the run folders in order when a window starts: nothing stays "running" that is not.
+
+Living runs, whoever started them, are left alone and shown. Knows nothing of the window.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage_gui.files import sweep_temp_files
+from zimage_gui.jobs.lock import Busy, exclusive
+from zimage_gui.jobs.queue import LOCK_FILE
+from zimage_gui.jobs.state import RunList, RunState, judge
+from zimage_gui.jobs.status import write_status
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What was found: runs alive, runs waiting, and runs found dead and now recorded as such."""
+
+    alive: tuple[RunState, ...]
+    queued: tuple[RunState, ...]
+    died: tuple[RunState, ...]
+
+
+def reconcile(runs_dir: Path) -> Reconciled:
+    """Judge every run of a folder, record the end of the dead ones, sweep what killed processes left
+    behind.
+    """
+    sweep_temp_files(runs_dir)
+    states = RunList(runs_dir).states()
+    died = [state for state in states if state.ended and state.status.outcome is None]
+    if died:
+        try:
+            with exclusive(runs_dir / LOCK_FILE, wait=5.0):
+                died = [state for state in died if _record(state)]
+        except Busy:
+            # Another window is starting a run; the dead are judged dead anyway, only not yet written down.
+            pass
+    return Reconciled(
+        alive=tuple(state for state in states if state.state in ("running", "stopping")),
+        queued=tuple(state for state in states if state.state == "queued"),
+        died=tuple(died),
+    )
+
+
+def _record(state: RunState) -> bool:
+    """Write the judgement into the run's status; False when the run turned out to have an end or a life of
+    its own.
+    """
+    latest = judge(state.folder)
+    if latest is None or not latest.ended or latest.status.outcome is not None:
+        return False
+    sweep_temp_files(state.folder)
+    outcomes = {"stopped": "stopped", "failed": "failed", "finished": "done"}
+    changes = {
+        "outcome": outcomes[latest.state],
+        "ended": latest.status.heartbeat or time.time(),
+        "error_kind": latest.error_kind,
+        "message": latest.message,
+        "hint": latest.hint,
+    }
+    write_status(state.folder, latest.status.model_copy(update=changes), durable=True)
+    return True
