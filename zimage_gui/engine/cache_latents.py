@@ -1,0 +1,232 @@
+"""`cache-latents`: every picture of a dataset through the VAE once, kept as a file in the format of
+musubi-tuner.
+
+Knows the VAE, pictures and cache files. Must not know captions, the transformer or training.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zimage_gui.config.cache import CacheLatentsConfig
+from zimage_gui.engine.cache_files import (
+    CacheItem,
+    Kind,
+    Maker,
+    image_hash,
+    judge_latent,
+    latent_key,
+    latent_metadata,
+    model_identity,
+    write_cache,
+)
+from zimage_gui.engine.cache_run import (
+    Encoding,
+    Meter,
+    Prepared,
+    count_of,
+    judge_all,
+    listing,
+    model_path,
+    prepare,
+    remove_leftovers,
+    stop_if_asked,
+    worker_count,
+)
+from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
+from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
+from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.engine.devices import autocast, cudnn, pick_device
+from zimage_gui.errors import UserError
+from zimage_gui.events import Note, Run, Stage, Warning
+from zimage_gui.model.vae import AutoencoderKL
+from zimage_gui.model.weights import load_vae
+
+_Read = tuple[str, Pixels]
+
+
+def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
+    """Bring the latent cache of `config`'s dataset up to date; returns the paths of all usable cache
+    files.
+    """
+    workers = worker_count(config.num_workers)
+    encoding = Encoding(
+        model=model_path(config.vae, config.model_dir, "vae"),
+        device=config.device,
+        precision=config.mixed_precision,
+        batch=config.batch_size,
+        workers=workers,
+        trust=config.skip_existing,
+    )
+    prepared = prepare(sources_of(config), run, workers)
+    with cudnn(enabled=not config.disable_cudnn_backend):
+        usable = fill_latents(prepared, encoding, run)
+    remove_leftovers(prepared, Kind.LATENT, run, keep=config.keep_cache)
+    if not usable:
+        raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
+    return [item.latent_path for item in usable]
+
+
+def fill_latents(prepared: Prepared, encoding: Encoding, run: Run) -> list[CacheItem]:
+    """Encode what is missing, stale or damaged; returns the items whose latent can now be used, in order.
+
+    The VAE is loaded only when there is something to do, and freed before this returns. Raises UserError
+    when it is needed and not named, and Interrupted when a stop was asked for (finished files stay).
+    """
+    maker = Maker(
+        model_identity(encoding.model, "vae") if encoding.model is not None else None,
+        encoding.precision if encoding.compare_precision else None,
+    )
+    verdicts = judge_all(
+        prepared.items,
+        lambda item: judge_latent(item, maker, trust=encoding.trust),
+        Kind.LATENT,
+        run,
+        encoding.workers,
+    )
+    todo = [item for item, verdict in zip(prepared.items, verdicts, strict=True) if not verdict.state.usable]
+    if not todo:
+        return prepared.items
+    if encoding.model is None:
+        rule = f"is needed: {count_of(len(todo), 'picture')} must be encoded"
+        raise UserError.one("vae", "", rule, "Set vae to ae.safetensors or to a diffusers vae folder")
+    run.emit(Stage(name="load_vae", text="Loading the VAE"))
+    device = pick_device(encoding.device)
+    encoder = _Encoder(
+        load_vae(encoding.model, device=device, dtype=torch.float32),
+        device,
+        Maker(maker.identity, encoding.precision),
+    )
+    failed = _encode_all(todo, encoder, encoding, run)
+    return [item for item in prepared.items if item not in failed]
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    vae: AutoencoderKL
+    device: torch.device
+    maker: Maker
+
+    def encode(self, pictures: list[Pixels]) -> Tensor:
+        with autocast(self.device, self.maker.precision):
+            return encode_pixels(self.vae, pictures, self.device)
+
+
+def _encode_all(
+    todo: list[CacheItem], encoder: _Encoder, encoding: Encoding, run: Run
+) -> dict[CacheItem, str]:
+    """Encode and write all of `todo`; returns what could not be encoded, with the reason."""
+    run.emit(
+        Stage(name="encode_latents", text=f"Encoding {count_of(len(todo), 'picture')} on {encoder.device}")
+    )
+    failed: dict[CacheItem, str] = {}
+    meter, done = Meter(run, len(todo), "pictures"), 0
+    for batch, results in _decoded(_batches(todo, encoding.batch), encoding.workers):
+        good = []
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, str):
+                failed[item] = result
+            else:
+                good.append((item, result))
+        failed |= _encode_batch(encoder, good)
+        done += len(batch)
+        meter.at(done)
+        stop_if_asked(run, done, len(todo), "pictures")
+    if failed:
+        named = [f"{item.picture.path.name}: {reason}" for item, reason in failed.items()]
+        run.emit(
+            Warning(text=f"{len(failed)} pictures could not be encoded and are left out: {listing(named)}")
+        )
+    run.emit(Note(text=f"encoded {count_of(len(todo) - len(failed), 'picture')}"))
+    return failed
+
+
+def _batches(todo: list[CacheItem], size: int | None) -> list[list[CacheItem]]:
+    """Batches of one bucket, largest bucket first so that too little memory shows at once."""
+    groups: dict[tuple[int, int], list[CacheItem]] = {}
+    for item in todo:
+        groups.setdefault(item.picture.bucket, []).append(item)
+    batches = []
+    for _, items in sorted(groups.items(), key=lambda group: -group[0][0] * group[0][1]):
+        step = size or items[0].picture.source.batch_size
+        batches += [items[start : start + step] for start in range(0, len(items), step)]
+    return batches
+
+
+def _decoded(
+    batches: list[list[CacheItem]], workers: int
+) -> Iterator[tuple[list[CacheItem], list[_Read | str]]]:
+    """Each batch with its decoded pictures (or the reason why not); threads work a little ahead, bounded."""
+    ahead: deque[tuple[list[CacheItem], list[Future[_Read | str]]]] = deque()
+    waiting = iter(batches)
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            while True:
+                while sum(len(batch) for batch, _ in ahead) < 2 * workers or len(ahead) < 2:
+                    batch = next(waiting, None)
+                    if batch is None:
+                        break
+                    ahead.append((batch, [pool.submit(_read, item) for item in batch]))
+                if not ahead:
+                    return
+                batch, futures = ahead.popleft()
+                yield batch, [future.result() for future in futures]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(item: CacheItem) -> _Read | str:
+    try:
+        digest = image_hash(item.picture.path)
+        _, pixels = read_pixels(item.picture.path)
+        return digest, resize_and_crop(pixels, item.picture.fit)
+    except PictureProblem as problem:
+        return str(problem)
+    except (OSError, ValueError) as error:
+        return f"changed while it was read ({error})"
+
+
+def _encode_batch(encoder: _Encoder, batch: list[tuple[CacheItem, _Read]]) -> dict[CacheItem, str]:
+    """Encode and write; returns the items that failed with the reason. Halves the batch when memory runs
+    out.
+    """
+    if not batch:
+        return {}
+    try:
+        latents = encoder.encode([pixels for _, (_, pixels) in batch])
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+        torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return _encode_batch(encoder, batch[:half]) | _encode_batch(encoder, batch[half:])
+    failed = {}
+    for (item, (digest, _)), latent in zip(batch, latents, strict=True):
+        if bool(torch.isfinite(latent).all()):
+            shape = item.latent_shape
+            metadata = latent_metadata(item, digest, encoder.maker)
+            write_cache(item.latent_path, latent_key(shape), "F32", shape, _little_endian(latent), metadata)
+        else:
+            failed[item] = "the VAE gave infinite or undefined numbers"
+    return failed
+
+
+def _little_endian(latent: Tensor) -> bytes:
+    return latent.contiguous().numpy().astype("<f4", copy=False).tobytes()
+
+
+@torch.inference_mode()
+def encode_pixels(vae: AutoencoderKL, pictures: list[Pixels], device: torch.device) -> Tensor:
+    """Pictures (H, W, 3) uint8 of one size -> posterior means (B, 16, H/8, W/8) fp32 on the CPU, VAE space.
+
+    The VAE sees value / 127.5 - 1.
+    """
+    pixels_BHWC = torch.from_numpy(np.stack(pictures)).to(device, non_blocking=True)
+    images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    return vae.encode_mode(images_BCHW).float().cpu()

@@ -1,0 +1,207 @@
+"""What both cache commands do around their encoder: find the pictures, judge the cache files, report, tidy
+up.
+
+Knows datasets, cache files and the run's events. Must not know networks or torch.
+"""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from zimage_gui.engine.cache_files import CacheItem, Kind, State, Verdict, cache_items, find_leftovers
+from zimage_gui.engine.dataset.scan import ScanReport, scan
+from zimage_gui.engine.dataset.sources import Source, check_or_raise
+from zimage_gui.engine.model_files import find_part
+from zimage_gui.errors import Interrupted, UserError
+from zimage_gui.events import Note, Progress, Run, Stage, Warning
+from zimage_gui.files import sweep_temp_files
+
+_NAMED = 5
+"""So many files are named in one message; the rest are counted."""
+
+
+class Meter:
+    """Emits Progress events, at most two a second and always the last one."""
+
+    def __init__(self, run: Run, total: int, unit: str) -> None:
+        self._run, self._total, self._unit = run, total, unit
+        self._begun = self._told = time.monotonic()
+        run.emit(Progress(done=0, total=total, unit=unit))
+
+    def at(self, done: int) -> None:
+        now = time.monotonic()
+        if done < self._total and now - self._told < 0.5:
+            return
+        self._told = now
+        spent = now - self._begun
+        rate = done / spent if done and spent > 0 else None
+        eta = (self._total - done) / rate if rate else None
+        self._run.emit(Progress(done=done, total=self._total, unit=self._unit, rate=rate, eta=eta))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How captions or pictures are to be encoded. model: path of the encoder, None when none was named.
+
+    precision: "no" (fp32), "bf16" or "fp16". compare_precision: redo what was made in another one. batch:
+    items encoded at once, None to choose. trust: believe existing files unseen.
+    """
+
+    model: Path | None
+    device: str
+    precision: str
+    tokenizer: Path | None = None
+    batch: int | None = None
+    workers: int = 1
+    trust: bool = False
+    compare_precision: bool = True
+
+
+@dataclass(frozen=True)
+class Prepared:
+    report: ScanReport
+    items: list[CacheItem]
+
+
+def prepare(sources: tuple[Source, ...], run: Run, workers: int) -> Prepared:
+    """Scan the pictures of `sources`, tell what is wrong with them, and name the cache files.
+
+    Raises UserError when the dataset is not there or holds no usable picture.
+    """
+    check_or_raise(sources)
+    run.emit(Stage(name="scan", text="Looking at the pictures"))
+    meter: list[Meter] = []
+
+    def told(done: int, total: int) -> None:
+        if not meter:
+            meter.append(Meter(run, total, "pictures"))
+        meter[0].at(done)
+
+    report = scan(sources, workers=workers, told=told)
+    tell_scan(report, run)
+    if not report.pictures:
+        first = report.refused[0].sentence() if report.refused else "no picture was found"
+        where = ", ".join(str(source.image_jsonl_file or source.folder) for source in sources)
+        raise UserError.one(
+            "dataset", where, f"has no picture that can be used ({first})", "Choose another folder"
+        )
+    for folder in {source.cache_directory for source in sources}:
+        sweep_temp_files(folder)
+    return Prepared(report, cache_items(report.pictures))
+
+
+def model_path(named: Path | None, model_dir: Path | None, part: str) -> Path | None:
+    """The encoder to use: the one that is named, else the one in the models folder, else None."""
+    return named if named is not None or model_dir is None else find_part(model_dir, part)
+
+
+def worker_count(asked: int | None) -> int:
+    """Threads that read and decode pictures: as asked, else one less than there are cores."""
+    return max(1, (os.cpu_count() or 2) - 1 if asked is None else asked)
+
+
+def tell_scan(report: ScanReport, run: Run) -> None:
+    """One line about what was found and one warning for each kind of trouble."""
+    run.emit(
+        Note(
+            text=f"{count_of(len(report.pictures), 'picture')}, {report.samples_per_epoch} samples per epoch"
+        )
+    )
+    troubles = {
+        "missing_caption": "have no caption file and are left out",
+        "caption": "have captions that cannot be read and are left out",
+        "picture": "cannot be used and are left out",
+        "entry": "lines or entries of a dataset file cannot be used",
+    }
+    for kind, text in troubles.items():
+        found = [entry.sentence() for entry in report.refused if entry.kind == kind]
+        if found:
+            run.emit(Warning(text=f"{len(found)} {text}: {listing(found)}"))
+    empty = [picture.path.name for picture in report.empty_captions]
+    if empty:
+        run.emit(
+            Warning(text=f"{len(empty)} have an empty caption, which is trained as it is: {listing(empty)}")
+        )
+
+
+def listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return "; ".join(names[:_NAMED]) + more
+
+
+def count_of(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def judge_all(
+    items: list[CacheItem], judge: Callable[[CacheItem], Verdict], kind: Kind, run: Run, workers: int
+) -> list[Verdict]:
+    """A verdict for every item, in order; reading and hashing run in threads."""
+    run.emit(Stage(name=f"check_{kind.value}", text=f"Checking the {kind.value} cache"))
+    meter = Meter(run, len(items), "files")
+    verdicts = []
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for verdict in pool.map(judge, items):
+            verdicts.append(verdict)
+            meter.at(len(verdicts))
+    tell_verdicts(items, verdicts, kind, run)
+    return verdicts
+
+
+def tell_verdicts(items: list[CacheItem], verdicts: list[Verdict], kind: Kind, run: Run) -> None:
+    counts = Counter(verdict.state for verdict in verdicts)
+    summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+    run.emit(Note(text=f"{kind.value} cache: {summary or 'nothing to do'}"))
+    for state, text in (
+        (State.STALE, "no longer hold and are made again"),
+        (State.CORRUPT, "are damaged and are made again"),
+    ):
+        found = [
+            f"{item.path(kind).name} ({verdict.reason})"
+            for item, verdict in zip(items, verdicts, strict=True)
+            if verdict.state is state
+        ]
+        if found:
+            emit = Warning if state is State.CORRUPT else Note
+            run.emit(emit(text=f"{len(found)} {kind.value} cache files {text}: {listing(found)}"))
+    if counts[State.UNVERIFIED]:
+        run.emit(Note(text=_unverified(items, verdicts, kind)))
+
+
+def _unverified(items: list[CacheItem], verdicts: list[Verdict], kind: Kind) -> str:
+    pairs = [item for item, verdict in zip(items, verdicts, strict=True) if verdict.state is State.UNVERIFIED]
+    compared = "picture size and bucket agree" if kind is Kind.LATENT else "the caption agrees"
+    text = (
+        f"{count_of(len(pairs), f'{kind.value} cache file')} of another program used unverified: {compared}, "
+        "but neither the picture's bytes nor the encoder can be compared"
+    )
+    changed = [item.picture.path.name for item in pairs if kind is Kind.LATENT and item.picture.notes]
+    if changed:
+        text += f". These pictures would look different if made here: {listing(changed)}"
+    return text
+
+
+def remove_leftovers(prepared: Prepared, kind: Kind, run: Run, *, keep: bool) -> None:
+    """Delete cache files of pictures that are gone, unless `keep`; say what was deleted and what was left."""
+    leftovers = find_leftovers(prepared.items, (entry.path for entry in prepared.report.refused), kind)
+    removable = count_of(len(leftovers.removable), f"{kind.value} cache file")
+    names = listing([path.name for path in leftovers.removable])
+    if leftovers.removable and keep:
+        run.emit(Note(text=f"{removable} of pictures that are gone, kept as asked: {names}"))
+    elif leftovers.removable:
+        for path in leftovers.removable:
+            path.unlink(missing_ok=True)
+        run.emit(Note(text=f"removed {removable} of pictures that are gone: {names}"))
+    if leftovers.kept:
+        kept = count_of(len(leftovers.kept), f"{kind.value} cache file")
+        names = listing([path.name for path in leftovers.kept])
+        run.emit(Note(text=f"{kept} may belong to another dataset and stay: {names}"))
+
+
+def stop_if_asked(run: Run, done: int, total: int, unit: str) -> None:
+    if run.stop_requested():
+        raise Interrupted(f"stopped after {done} of {total} {unit}; what is done is saved")

@@ -1,0 +1,86 @@
+"""From a dataset to everything the trainer needs of it: both caches filled, and the index of what is in them.
+
+Knows the two cache commands' work. Must not know training.
+"""
+
+import gc
+from pathlib import Path
+
+import torch
+
+from zimage_gui.config.training import TrainingConfig
+from zimage_gui.engine.cache_files import CacheItem, Kind, open_cache
+from zimage_gui.engine.cache_latents import fill_latents
+from zimage_gui.engine.cache_run import Encoding, Prepared, model_path, prepare, worker_count
+from zimage_gui.engine.cache_text import fill_texts
+from zimage_gui.engine.dataset.plan import CachedItem, DatasetIndex
+from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.errors import UserError
+from zimage_gui.events import Run
+
+
+def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
+    """Fill what is missing or stale of `config`'s dataset and return the index of all usable items.
+
+    Encoders are loaded only when needed and freed again. The VAE runs in fp32 and the text encoder in bf16,
+    whatever the training's precision; files made in another precision are used. Pictures that cannot be
+    used are warned about and left out; cache files of other pictures are never deleted here. Raises
+    UserError when nothing is left or an encoder that is needed is not named, Interrupted when a stop was
+    asked for.
+    """
+    workers = worker_count(None)
+    prepared = prepare(sources_of(config, config.batch_size), run, workers)
+    vae = Encoding(_found(config, "vae"), config.device, "no", workers=workers, compare_precision=False)
+    text = Encoding(
+        _found(config, "text_encoder"),
+        config.device,
+        "bf16",
+        tokenizer=config.tokenizer,
+        workers=workers,
+        compare_precision=False,
+    )
+    with_latents = set(fill_latents(prepared, vae, run))
+    _free()
+    with_texts = set(fill_texts(prepared, text, run))
+    _free()
+    usable = [item for item in prepared.items if item in with_latents and item in with_texts]
+    if not usable:
+        raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
+    return index_of(prepared, usable)
+
+
+def _found(config: TrainingConfig, part: str) -> Path | None:
+    """The encoder's path; a models folder without it is no fault while every cache file is there."""
+    try:
+        return model_path(getattr(config, part), config.model_dir, part)
+    except UserError:
+        return None
+
+
+def index_of(prepared: Prepared, usable: list[CacheItem]) -> DatasetIndex:
+    """The index of items whose two cache files exist; reads their headers only."""
+    numbers = {source: number for number, source in enumerate(prepared.report.sources)}
+    return DatasetIndex(tuple(_cached(item, numbers[item.picture.source]) for item in usable))
+
+
+def _cached(item: CacheItem, number: int) -> CachedItem:
+    source = item.picture.source
+    return CachedItem(
+        key=item.key,
+        picture=item.picture.path,
+        latent_path=item.latent_path,
+        text_path=item.text_path,
+        bucket=item.picture.bucket,
+        latent_shape=item.latent_shape,
+        tokens=open_cache(item.text_path, Kind.TEXT).tensor.shape[0],
+        caption=item.picture.caption,
+        num_repeats=source.num_repeats,
+        batch_size=source.batch_size,
+        source=number,
+    )
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

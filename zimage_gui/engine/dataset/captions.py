@@ -1,0 +1,53 @@
+"""Reading of caption files. Knows text files; must not know pictures, tokens or training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_CAPTION_BYTES = 1_000_000
+"""A caption is cut at 512 tokens later; a file beyond this size is no caption."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What a caption file says, or why it cannot be used (`problem`, a sentence without the file's name)."""
+
+    text: str = ""
+    problem: str | None = None
+
+
+def read_caption(path: Path) -> Caption:
+    """The whole file, UTF-8 with or without a byte order mark, stripped of white space at both ends."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CAPTION_BYTES + 1)
+    except OSError as error:
+        return Caption(problem=f"cannot be read ({error.strerror or error})")
+    if len(data) > MAX_CAPTION_BYTES:
+        return Caption(problem="is larger than 1 MB, which is no caption")
+    return decode_caption(data)
+
+
+def decode_caption(data: bytes) -> Caption:
+    """Bytes of a caption file -> text. UTF-16 is told by its byte order mark; anything else must be UTF-8."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        return Caption(problem=_foreign_encoding(data, error.start))
+    if "\0" in text:
+        return Caption(problem="holds zero bytes, so it is no text file")
+    return Caption(text.strip())
+
+
+def _foreign_encoding(data: bytes, position: int) -> str:
+    guesses = [name for name in ("cp932", "gbk", "cp949", "cp1252") if _decodes(data, name)]
+    likely = f"; it may be {' or '.join(guesses[:2])}" if guesses else ""
+    return f"is not UTF-8 (byte {position}){likely}: save it again as UTF-8"
+
+
+def _decodes(data: bytes, encoding: str) -> bool:
+    try:
+        data.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True

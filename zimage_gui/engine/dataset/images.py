@@ -1,0 +1,172 @@
+"""Reading of picture files: size and kind from the header, upright RGB pixels from the whole file.
+
+Knows Pillow and picture files. Must not know buckets, captions or caches. Pictures come from anywhere, so
+whatever goes wrong inside a decoder becomes a `PictureProblem` with a sentence, never a crash.
+"""
+
+import importlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from zimage_gui.engine.dataset.buckets import Size
+from zimage_gui.engine.dataset.resize import Pixels
+
+MAX_PIXELS = 178_956_970
+"""Pillow refuses larger pictures as decompression bombs; one of this size needs about 0.7 GB while it is
+read.
+"""
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "AVIF", "GIF", "TIFF")
+_TURNED_SIDEWAYS = (5, 6, 7, 8)
+
+# Pillow warns from half of MAX_PIXELS on; a 100-megapixel photograph is nothing to warn about here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class PictureProblem(Exception):
+    """A picture that cannot be used; the text is a sentence part that follows the file's name."""
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """Facts of a picture from its header. `size` is (width, height) after the EXIF turn, in pixels."""
+
+    size: Size
+    mode: str
+    orientation: int = 1
+    transparent: bool = False
+    animated: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to make plain RGB of it, in words for the report."""
+        said = {
+            "turned by its EXIF orientation": self.orientation != 1,
+            "transparency put on white": self.transparent,
+            "animated: first frame used": self.animated,
+            "16 bits reduced to 8": self.mode.startswith("I"),
+            "CMYK converted to RGB": self.mode == "CMYK",
+        }
+        return tuple(text for text, holds in said.items() if holds)
+
+
+def extensions() -> tuple[str, ...]:
+    """File endings that count as pictures here, lower case; `.jxl` when a Pillow plugin for it is
+    installed.
+    """
+    return (*EXTENSIONS, ".jxl") if _jxl_plugin() else EXTENSIONS
+
+
+def _jxl_plugin() -> bool:
+    for name in ("pillow_jxl", "jxlpy.JXLImagePlugin"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue
+        return True
+    return False
+
+
+def read_info(path: Path) -> PictureInfo:
+    """Size and kind from the header, without decoding. Raises PictureProblem."""
+    try:
+        with _open(path) as image:
+            return _info(image)
+    except PictureProblem:
+        raise
+    except Exception as error:
+        raise PictureProblem(_sentence(error, path)) from error
+
+
+def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:
+    """Decode to upright RGB, (height, width, 3) uint8; transparency lies on white. Raises PictureProblem."""
+    try:
+        with _open(path) as image:
+            info = _info(image)
+            image.load()
+            upright = ImageOps.exif_transpose(image) if info.orientation != 1 else image
+            pixels = np.array(_to_rgb(upright, info), dtype=np.uint8)
+    except PictureProblem:
+        raise
+    except Exception as error:
+        raise PictureProblem(_sentence(error, path)) from error
+    if pixels.shape != (info.size[1], info.size[0], 3):
+        raise PictureProblem("decodes to another size than its header says")
+    return info, pixels
+
+
+def _open(path: Path) -> Image.Image:
+    formats = (*_FORMATS, "JXL") if path.suffix.lower() == ".jxl" and _jxl_plugin() else _FORMATS
+    image = Image.open(path, formats=formats)
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureProblem(_too_large(image.width, image.height))
+    return image
+
+
+def _info(image: Image.Image) -> PictureInfo:
+    if image.width < 1 or image.height < 1:
+        raise PictureProblem("has no pixels")
+    orientation = _orientation(image)
+    size = (image.height, image.width) if orientation in _TURNED_SIDEWAYS else (image.width, image.height)
+    return PictureInfo(
+        size=size,
+        mode=image.mode,
+        orientation=orientation,
+        transparent=image.has_transparency_data,
+        animated=image.format != "MPO" and bool(getattr(image, "is_animated", False)),
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; unreadable EXIF data counts as upright, as in every viewer."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _to_rgb(image: Image.Image, info: PictureInfo) -> Image.Image:
+    if info.transparent:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_high_byte(image)).convert("RGB")
+    if image.mode == "F":
+        raise PictureProblem("holds floating point values, whose white is unknown: save it as PNG or JPEG")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> Pixels:
+    """Grays of 16 bits to 8: the high byte, as Pillow does for 16-bit colour. Its own conversion clips at
+    255.
+    """
+    values = np.asarray(image).astype(np.int64)
+    high: Pixels = np.clip(values >> 8, 0, 255).astype(np.uint8)
+    return high
+
+
+def _too_large(width: int, height: int) -> str:
+    return (
+        f"has {width}x{height} pixels; more than {MAX_PIXELS // 10**6} million are refused: make it smaller"
+    )
+
+
+def _sentence(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return f"claims more than {MAX_PIXELS // 10**6} million pixels, which is refused: make it smaller"
+    if isinstance(error, UnidentifiedImageError):
+        return "is not a picture of a kind that can be read (png, jpeg, webp, bmp, avif)"
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    if isinstance(error, PermissionError):
+        return "may not be read by this user"
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is to be decoded"
+    reason = str(error).replace(str(path), "").strip(" .:'") or type(error).__name__
+    return f"is damaged or cut short ({reason[:120]})"

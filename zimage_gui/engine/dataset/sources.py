@@ -1,0 +1,205 @@
+"""The dataset entries of a run, with every default filled in: from a dataset TOML or from one plain folder.
+
+Knows the dataset schema and paths. Must not open pictures. The lookup order of each value is that of
+musubi-tuner: the entry itself, then `[general]`, then the option of the same name, then the default.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from zimage_gui.engine.dataset.buckets import STEP, Size
+from zimage_gui.errors import Problem, UserError
+
+DEFAULT_RESOLUTION: Size = (960, 544)
+"""The first seed's default for a TOML without `resolution`."""
+
+DEFAULT_CAPTION_EXTENSION = ".txt"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One dataset entry. Exactly one of image_directory and image_jsonl_file is set; all paths are
+    resolved.
+    """
+
+    name: str
+    image_directory: Path | None
+    image_jsonl_file: Path | None
+    cache_directory: Path
+    resolution: Size
+    enable_bucket: bool = True
+    bucket_no_upscale: bool = False
+    caption_extension: str = DEFAULT_CAPTION_EXTENSION
+    batch_size: int = 1
+    num_repeats: int = 1
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the pictures, or of the JSONL file."""
+        if self.image_directory is not None:
+            return self.image_directory
+        assert self.image_jsonl_file is not None
+        return self.image_jsonl_file.parent
+
+
+def folder_source(
+    folder: Path,
+    *,
+    resolution: int | Size = (1024, 1024),
+    batch_size: int = 1,
+    num_repeats: int = 1,
+    bucket_no_upscale: bool = False,
+    enable_bucket: bool = True,
+    caption_extension: str = DEFAULT_CAPTION_EXTENSION,
+    cache_directory: Path | None = None,
+) -> Source:
+    """A plain folder of pictures with same-stem caption files; its caches lie in the same folder by
+    default.
+    """
+    folder = folder.absolute()
+    return Source(
+        name=folder.name,
+        image_directory=folder,
+        image_jsonl_file=None,
+        cache_directory=cache_directory.absolute() if cache_directory else folder,
+        resolution=as_size(resolution),
+        enable_bucket=enable_bucket,
+        bucket_no_upscale=bucket_no_upscale and enable_bucket,
+        caption_extension=with_dot(caption_extension),
+        batch_size=batch_size,
+        num_repeats=num_repeats,
+    )
+
+
+def as_size(resolution: Any) -> Size:
+    """512 or [512] -> (512, 512); [640, 480] -> (640, 480)."""
+    if isinstance(resolution, int):
+        return resolution, resolution
+    values = tuple(int(value) for value in resolution)
+    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def with_dot(extension: str) -> str:
+    return extension if extension.startswith(".") else f".{extension}"
+
+
+def resolve(path: Path | str, base: Path) -> Path:
+    """A relative path is relative to the TOML's folder when it exists there, else to the working
+    directory.
+    """
+    wanted = Path(path).expanduser()
+    if wanted.is_absolute():
+        return wanted
+    beside = base / wanted
+    return (beside if beside.exists() else wanted).absolute()
+
+
+def check(sources: tuple[Source, ...]) -> list[Problem]:
+    """Everything that must be put right before pictures are looked at."""
+    problems = []
+    for source in sources:
+        problems += _check_paths(source)
+        if not source.enable_bucket and any(side % STEP for side in source.resolution):
+            problems.append(_odd_resolution(source))
+        if min(source.resolution) < STEP:
+            problems.append(
+                Problem(
+                    "resolution",
+                    _text(source.resolution),
+                    f"must be at least {STEP}",
+                    "Use for example 512 or 1024",
+                )
+            )
+    if not sources:
+        problems.append(
+            Problem(
+                "datasets", "", "the dataset file has no [[datasets]] entry", "Add one with image_directory"
+            )
+        )
+    return problems
+
+
+def check_or_raise(sources: tuple[Source, ...]) -> None:
+    problems = check(sources)
+    if problems:
+        raise UserError(problems)
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _odd_resolution(source: Source) -> Problem:
+    return Problem(
+        "resolution",
+        _text(source.resolution),
+        f"without buckets both sides must be multiples of {STEP}",
+        "Round it, or set enable_bucket = true",
+    )
+
+
+def _check_paths(source: Source) -> list[Problem]:
+    problems = []
+    if source.image_directory is not None and not source.image_directory.is_dir():
+        remedy = (
+            "Check the path; relative paths count from the TOML's folder, then from the working directory"
+        )
+        problems.append(Problem("image_directory", str(source.image_directory), "is not a folder", remedy))
+    if source.image_jsonl_file is not None and not source.image_jsonl_file.is_file():
+        problems.append(
+            Problem("image_jsonl_file", str(source.image_jsonl_file), "is not a file", "Check the path")
+        )
+    if source.cache_directory.exists() and not source.cache_directory.is_dir():
+        problems.append(
+            Problem(
+                "cache_directory",
+                str(source.cache_directory),
+                "is a file, not a folder",
+                "Choose another folder",
+            )
+        )
+    return problems
+
+
+class PictureOptions(Protocol):
+    """Options that name pictures; `config.common.PictureFolder` is one."""
+
+    @property
+    def dataset_config(self) -> Path | None: ...
+    @property
+    def dataset(self) -> Path | None: ...
+    @property
+    def resolution(self) -> Size: ...
+    @property
+    def enable_bucket(self) -> bool: ...
+    @property
+    def bucket_no_upscale(self) -> bool: ...
+    @property
+    def num_repeats(self) -> int: ...
+    @property
+    def caption_extension(self) -> str: ...
+    @property
+    def cache_directory(self) -> Path | None: ...
+
+
+def sources_of(config: PictureOptions, batch_size: int = 1) -> tuple[Source, ...]:
+    """The dataset entries that a command's options name. batch_size: of a plain folder; a TOML sets its own.
+
+    Raises UserError for a dataset file that is missing or wrong, or when neither is named.
+    """
+    if config.dataset is None:
+        raise UserError.one(
+            "dataset", "", "is missing: pictures are needed", "Give dataset or dataset_config"
+        )
+    source = folder_source(
+        config.dataset,
+        resolution=config.resolution,
+        batch_size=batch_size,
+        num_repeats=config.num_repeats,
+        enable_bucket=config.enable_bucket,
+        bucket_no_upscale=config.bucket_no_upscale,
+        caption_extension=config.caption_extension,
+        cache_directory=config.cache_directory,
+    )
+    return (source,)

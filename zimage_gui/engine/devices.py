@@ -1,0 +1,50 @@
+"""Which device a run computes on and in which number format. Knows torch; must not know what is computed."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from zimage_gui.errors import UserError
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number format behind each value of `mixed_precision`."""
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the first GPU when there is one, else the CPU. Raises UserError for a GPU that is not
+    there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            rule = (
+                f"is not there: this machine has {count} usable GPUs"
+                if count
+                else "needs a GPU that torch can use"
+            )
+            raise UserError.one("device", name, rule, "Use device = auto or cpu")
+    return device
+
+
+def autocast(device: torch.device, precision: str | None) -> AbstractContextManager[object]:
+    """Mixed precision for `mixed_precision`'s value; "no" leaves every operation in the format of its
+    inputs.
+    """
+    if precision in (None, "no"):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[str(precision)])
+
+
+@contextmanager
+def cudnn(*, enabled: bool) -> Iterator[None]:
+    """cuDNN on or off for a while; some AMD cards need it off."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = before and enabled
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
