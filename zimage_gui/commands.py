@@ -1,9 +1,10 @@
 """The commands: which options each takes and which function does its work. This module knows names only;
 it must not import what it names.
 
-An entry is `function(config, run) -> list[Path]`: it returns the files it made, reports through `run`, and raises
-`UserError` for the user's mistakes. A module may also have `check(config) -> list[Problem]`, which looks at everything
-that can be looked at before a byte of weights is loaded; `--dry_run` and the window call it.
+An entry is `function(config, run) -> list[Path]`: it returns the files it made, reports through `run`, and
+raises `UserError` for the user's mistakes. A module may also have `check(config) -> list[Problem]`, which
+looks at everything that can be looked at before a byte of weights is loaded; `--dry_run` and the window call
+it.
 """
 
 from __future__ import annotations

@@ -54,6 +54,16 @@ def attention_option(help: str) -> AttentionMode:
     return chosen
 
 
+def regular_expressions(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The patterns themselves; raises ValueError naming the first that is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"must be regular expressions; {pattern!r} is none: {error}") from error
+    return patterns
+
+
 class RunOptions(Options):
     """Options of every command that computes."""
 
@@ -160,6 +170,21 @@ class ModelPaths(TextEncoderPath, VaePath, TransformerPath):
     """The three model files, or one folder that holds them all."""
 
 
+def square(value: object) -> object:
+    """One number stands for a square; "640x480" for width and height."""
+    if isinstance(value, tuple | list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*[x×,]\s*(\d+)\s*", value)):
+        return match.groups()
+    return (value, value) if isinstance(value, int | str) and not isinstance(value, bool) else value
+
+
+def check_resolution(value: tuple[int, int] | None) -> tuple[int, int] | None:
+    if value is not None and not all(16 <= edge <= 8192 for edge in value):
+        raise ValueError("must be from 16 to 8192 px each way")
+    return value
+
+
 class PictureFolder(Options):
     """Pictures from a dataset TOML, or straight from one folder."""
 
@@ -232,21 +257,8 @@ class PictureFolder(Options):
         advanced=True,
     )
 
-    @field_validator("resolution", mode="before")
-    @classmethod
-    def _square(cls, value: object) -> object:
-        if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*[x×,]\s*(\d+)\s*", value)):
-            return match.groups()
-        if isinstance(value, tuple | list) and len(value) == 1:
-            return (value[0], value[0])
-        return (value, value) if isinstance(value, int | str) else value
-
-    @field_validator("resolution")
-    @classmethod
-    def _whole_cells(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not all(16 <= edge <= 8192 for edge in value):
-            raise ValueError("must be from 16 to 8192 px each way")
-        return value
+    _square = field_validator("resolution", mode="before")(square)
+    _size = field_validator("resolution")(check_resolution)
 
     @field_validator("caption_extension")
     @classmethod

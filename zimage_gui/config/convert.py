@@ -94,5 +94,14 @@ class InspectConfig(Options):
         le=1_000_000,
     )
 
+    as_json: bool = option(
+        False,
+        section="output",
+        label="As JSON",
+        help="Print one JSON object with kind, format, parameters, metadata and tensors instead of text.",
+        aliases=("json",),
+        advanced=True,
+    )
+
     def problems(self) -> list[Problem]:
         return [] if self.input else [Problem("input", "", "is missing", "Give the file to look into")]

@@ -14,6 +14,7 @@ from zimage_gui.config.common import (
     RunOptions,
     attention_option,
     precision_option,
+    regular_expressions,
 )
 from zimage_gui.config.schema import option, show
 from zimage_gui.errors import Problem
@@ -135,6 +136,30 @@ class GenerateConfig(RunOptions, ModelPaths):
         label="Strengths",
         help="Strength of each LoRA, in order; missing ones are 1.",
     )
+    include_patterns: tuple[str, ...] = option(
+        (),
+        section="lora",
+        label="Only these modules",
+        help="Regular expressions; only LoRA modules whose name one of them finds are applied.",
+        advanced=True,
+        matters="a LoRA is given",
+    )
+    exclude_patterns: tuple[str, ...] = option(
+        (),
+        section="lora",
+        label="Not these modules",
+        help="Regular expressions; LoRA modules whose name one of them finds are left out.",
+        advanced=True,
+        matters="a LoRA is given",
+    )
+    latent_path: tuple[Path, ...] = option(
+        (),
+        section="output",
+        label="Latents to decode",
+        help="Latent files written earlier: they are only decoded with the VAE, nothing is generated.",
+        path="file",
+        advanced=True,
+    )
     save_path: Path | None = option(
         None,
         section="output",
@@ -217,7 +242,14 @@ class GenerateConfig(RunOptions, ModelPaths):
         rest = {name: value for name, value in values.items() if name not in ("width", "height")}
         return {**rest, "image_size": size}, []
 
+    @field_validator("include_patterns", "exclude_patterns")
+    @classmethod
+    def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return regular_expressions(value)
+
     def problems(self) -> list[Problem]:
+        if self.latent_path:
+            return [*self._model_problems("vae"), *self._output_problems()]
         found = self._model_problems("dit", "vae", "text_encoder")
         if self.prompt is None and self.from_file is None:
             found.append(

@@ -1,4 +1,4 @@
-"""Which options belong to which command. This module knows the names of commands; it must not know what they do.
+"""Which options belong to which command. This module knows the names of commands, not what they do.
 
 Classes are imported when they are asked for: `--help` of one command must not pay for all.
 """

@@ -195,8 +195,8 @@ def show(value: object) -> str:
 class Options(BaseModel):
     """Base of every command's options: frozen, complete, unknown names refused.
 
-    The constructor holds each field's own rule. Rules between fields are in `problems()`; `build.build` applies
-    both and reports everything at once; the engine's `check` begins with `problems()` too.
+    The constructor holds each field's own rule. Rules between fields are in `problems()`; `build.build`
+    applies both and reports everything at once; the engine's `check` begins with `problems()` too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
@@ -235,8 +235,8 @@ class Options(BaseModel):
 
 
 def tidy(known: Option, value: object) -> object:
-    """One raw value brought into the field's form; values that make no sense are left for pydantic "
-    "to refuse."""
+    """One raw value brought into the field's form; values that make no sense are left for pydantic
+    to refuse."""
     if isinstance(value, str):
         if known.kind == "choice":
             value = known.extra.values.get(

@@ -313,8 +313,8 @@ class TrainLoraConfig(TrainingConfig):
 
 
 class TrainConfig(TrainLoraConfig):
-    """The second seed's command: from a model folder and a picture folder to a LoRA in one line, "
-    "with its defaults."""
+    """The second seed's command: from a model folder and a picture folder to a LoRA in one line,
+    with its defaults."""
 
     command: ClassVar[str] = "train"
 

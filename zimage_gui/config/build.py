@@ -1,0 +1,189 @@
+"""From what was written (options, a TOML, a form) to one frozen config, or to everything wrong with it.
+
+This module knows spellings, order of precedence and the wording of refusals; it must not know where values
+came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from zimage_gui.config.later import SECRETS, inert_of, later_of
+from zimage_gui.config.registry import COMMANDS
+from zimage_gui.config.schema import Option, Options, options_of, show, tidy
+from zimage_gui.errors import Problem, UserError
+
+Config = TypeVar("Config", bound=Options)
+
+
+@dataclass
+class Source:
+    """Values from one place under their own names, with what was noticed while reading them."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def names_of(cls: type[Options]) -> dict[str, tuple[Option, object]]:
+    """Every spelling of every option -> (option, the value a bare switch sets; None for names that
+    take a value)."""
+    names: dict[str, tuple[Option, object]] = {}
+    for known in options_of(cls).values():
+        names |= {spelling: (known, None) for spelling in known.spellings}
+        names |= {switch: (known, value) for switch, value in known.extra.switches.items()}
+    return names
+
+
+def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | None) -> Source:
+    """Values under any spelling -> values under the options' own names; relative paths made absolute.
+
+    base: folder of the TOML, in which relative paths are looked for first; None: the working directory alone.
+    """
+    source = Source()
+    names, inert, later = names_of(cls), inert_of(cls.command), later_of(cls.command)
+    options = options_of(cls)
+    origin: dict[str, str] = {}
+    for spelled, value in given:
+        name = spelled.strip().replace("-", "_")
+        if name in names:
+            _take(source, origin, spelled, value, *names[name])
+        elif name in inert:
+            source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
+        elif name in later:
+            if not later[name].is_harmless(value):
+                shown = "" if name in SECRETS or value is True else show(value)
+                source.problems.append(
+                    Problem(name, shown, f"is not built yet: {later[name].what}", "Leave it out")
+                )
+        else:
+            source.problems.append(unknown(cls, spelled))
+    expanded, problems = cls.expand(source.values)
+    source.problems += problems
+    source.values = {}
+    for name, value in expanded.items():
+        source.values[name] = resolved = _at(options[name], value, base)
+        if base is not None and options[name].kind == "path" and resolved and show(resolved) != show(value):
+            source.notes.append(f"{name}: {show(resolved)}")
+    return source
+
+
+def _take(
+    source: Source, origin: dict[str, str], spelled: str, value: object, known: Option, switched: object
+) -> None:
+    if switched is not None:
+        if str(value).strip().lower() in ("false", "0", "no", "off"):
+            return
+        value = switched
+    # The same name twice: the last one counts. Two names of one option that disagree: an error.
+    if (
+        known.name in origin
+        and origin[known.name] != spelled
+        and tidy(known, source.values[known.name]) != tidy(known, value)
+    ):
+        other = f"{origin[known.name]} = {show(source.values[known.name])}"
+        rule = f"is the same option as {other} and says otherwise"
+        source.problems.append(Problem(spelled, show(value), rule, "Leave out one of the two"))
+        return
+    origin[known.name] = spelled
+    source.values[known.name] = value
+
+
+def unknown(cls: type[Options], spelled: str) -> Problem:
+    """The refusal of a name: the command it belongs to, or the nearest known one."""
+    name = spelled.strip().replace("-", "_")
+    others = [
+        command
+        for command, other in COMMANDS.items()
+        if other is not cls
+        and (name in names_of(other) or name in later_of(command) or name in inert_of(command))
+    ]
+    rule = f"is not an option of {cls.command}"
+    if others:
+        return Problem(spelled, "", rule, f"It belongs to {', '.join(others)}: leave it out here")
+    candidates = [*names_of(cls), *inert_of(cls.command), *later_of(cls.command)]
+    near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.6)
+    remedy = f"Did you mean {near[0]}?" if near else f"zimage-gui {cls.command} --help lists them"
+    return Problem(spelled, "", rule, remedy)
+
+
+def _at(known: Option, value: object, base: Path | None) -> object:
+    if known.kind != "path":
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_at(known, item, base) for item in value)
+    if isinstance(value, str) and not value:
+        return value
+    return absolute(value, base) if isinstance(value, str | Path) else value
+
+
+def absolute(value: str | Path, base: Path | None) -> Path:
+    """Relative to `base` when it exists there, else to the working directory. `~` is the home folder."""
+    path = Path(value)
+    if str(path).startswith("~"):
+        path = Path(os.path.expanduser(path))
+    if path.is_absolute() or "\0" in str(path):
+        return path
+    if base is not None and os.path.lexists(base / path):
+        return Path(os.path.normpath(os.path.abspath(base / path)))
+    return Path(os.path.abspath(path))
+
+
+def finish(cls: type[Config], sources: Sequence[Source]) -> Config:
+    """One config from all sources, the last one winning. Raises UserError with every problem of
+    every source."""
+    problems = [problem for source in sources for problem in source.problems]
+    values: dict[str, Any] = {}
+    for source in sources:
+        values |= source.values
+    for name, known in options_of(cls).items():
+        if known.kind == "path":
+            values.setdefault(name, _at(known, known.default, None))
+    config, wrong = _checked(cls, values)
+    problems += wrong
+    named = {problem.option for problem in problems}
+    problems += [problem for problem in config.problems() if problem.option not in named]
+    if problems:
+        raise UserError(dict.fromkeys(problems))
+    return config
+
+
+def _checked(cls: type[Config], values: dict[str, Any]) -> tuple[Config, list[Problem]]:
+    """A config, with defaults in place of the values that are wrong, and what is wrong with them."""
+    try:
+        return cls(**values), []
+    except ValidationError as error:
+        problems = field_problems(cls, error)
+        wrong = {str(item["loc"][0]) for item in error.errors() if item["loc"]}
+    rest = {name: value for name, value in values.items() if name not in wrong}
+    return cls(**rest), problems
+
+
+def field_problems(cls: type[Options], error: ValidationError) -> list[Problem]:
+    """One sentence per wrong option, from the option's own declaration."""
+    problems: dict[str, Problem] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else cls.command
+        known = options_of(cls).get(name)
+        if known is None:
+            problems.setdefault(name, unknown(cls, name))
+            continue
+        own = item["type"] == "value_error"
+        rule = item["msg"].removeprefix("Value error, ") if own else known.rule()
+        value = item["input"]
+        problems.setdefault(
+            name, Problem(name, "" if known.extra.secret else show(value), rule, known.remedy())
+        )
+    return list(problems.values())
+
+
+def build(cls: type[Config], values: Mapping[str, object], base: Path | None = None) -> Config:
+    """A config from a mapping of options, spelled in any way. Raises UserError with all problems at once."""
+    return finish(cls, [read(cls, list(values.items()), base)])
