@@ -17,6 +17,8 @@ from zimage_gui.engine.dataset.plan import CachedItem, DatasetIndex
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.errors import UserError
 from zimage_gui.events import Run
+from zimage_gui.model.vae import VaeConfig
+from zimage_gui.model.weights import vae_config_of
 
 
 def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
@@ -46,7 +48,7 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
     usable = [item for item in prepared.items if item in with_latents and item in with_texts]
     if not usable:
         raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
-    return index_of(prepared, usable)
+    return index_of(prepared, usable, vae_config_of(vae.model) if vae.model is not None else VaeConfig())
 
 
 def _found(config: TrainingConfig, part: str) -> Path | None:
@@ -57,10 +59,11 @@ def _found(config: TrainingConfig, part: str) -> Path | None:
         return None
 
 
-def index_of(prepared: Prepared, usable: list[CacheItem]) -> DatasetIndex:
+def index_of(prepared: Prepared, usable: list[CacheItem], vae: VaeConfig) -> DatasetIndex:
     """The index of items whose two cache files exist; reads their headers only."""
     numbers = {source: number for number, source in enumerate(prepared.report.sources)}
-    return DatasetIndex(tuple(_cached(item, numbers[item.picture.source]) for item in usable))
+    items = tuple(_cached(item, numbers[item.picture.source]) for item in usable)
+    return DatasetIndex(items, latent_shift=vae.shift_factor, latent_scale=vae.scaling_factor)
 
 
 def _cached(item: CacheItem, number: int) -> CachedItem:

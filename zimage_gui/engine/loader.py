@@ -22,6 +22,9 @@ from zimage_gui.model.vae import VaeConfig, to_model_space
 __all__ = ["Batch", "BatchPlan", "CachedItem", "DatasetIndex", "Loader", "epoch_batches", "load_batch"]
 
 
+_REAL_VAE = VaeConfig()
+
+
 @dataclass(frozen=True)
 class Batch:
     """latents (B, 16, h, w) fp32 in model space; captions: one (tokens, width) tensor each, as stored (bf16).
@@ -42,14 +45,14 @@ class Batch:
         return Batch(self.latents.pin_memory(), captions, self.keys, self.indices, self.number)
 
 
-def load_batch(plan: BatchPlan, vae: VaeConfig | None = None) -> Batch:
-    """Read one batch. vae: shift and scale of the latents, the real model's when left out.
+def load_batch(plan: BatchPlan, vae: VaeConfig = _REAL_VAE) -> Batch:
+    """Read one batch; `vae` gives the shift and scale to model space.
 
     Raises UserError naming the cache file that is missing, damaged or of another shape than planned.
     """
     latents = torch.stack([_latent(item) for item in plan.items])
     return Batch(
-        latents=to_model_space(latents, vae or VaeConfig()),
+        latents=to_model_space(latents, vae),
         captions=[_caption(item) for item in plan.items],
         keys=[item.key for item in plan.items],
         indices=list(plan.indices),
@@ -89,12 +92,12 @@ class Loader:
         index: DatasetIndex,
         seed: int,
         *,
-        vae: VaeConfig | None = None,
         workers: int = 2,
         pin: bool = False,
     ) -> None:
         self.index, self.seed = index, seed
-        self._vae, self._workers, self._pin = vae, workers, pin
+        self._workers, self._pin = workers, pin
+        self._vae = VaeConfig(shift_factor=index.latent_shift, scaling_factor=index.latent_scale)
         self._pool: ThreadPoolExecutor | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -43,9 +43,15 @@ class CachedItem:
 
 @dataclass(frozen=True)
 class DatasetIndex:
-    """All items of a run. A sample is one appearance of an item in an epoch; samples are numbered from 0."""
+    """All items of a run. A sample is one appearance of an item in an epoch; samples are numbered from 0.
+
+    latent_shift and latent_scale are the VAE's: model space = (latent - shift) * scale. The defaults are
+    those of the real model.
+    """
 
     items: tuple[CachedItem, ...]
+    latent_shift: float = 0.1159
+    latent_scale: float = 0.3611
 
     @cached_property
     def first_sample(self) -> tuple[int, ...]:
