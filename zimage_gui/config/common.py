@@ -129,7 +129,7 @@ class TransformerPath(ModelFolder):
         label="Transformer",
         help="The Z-Image transformer: a .safetensors file, the first file of a set, or a folder.",
         path="any",
-        aliases=("transformer", "pretrained_model_name_or_path"),
+        aliases=("transformer",),
     )
 
 

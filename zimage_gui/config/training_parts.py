@@ -400,9 +400,7 @@ class Saving(Options):
         path="folder",
     )
 
-    @field_validator(
-        "save_every_n_steps", "save_every_n_epochs", "save_last_n_steps", "save_last_n_epochs", mode="before"
-    )
+    @field_validator("save_every_n_steps", "save_every_n_epochs", mode="before")
     @classmethod
     def _zero_is_never(cls, value: object) -> object:
         return None if value in (0, "0") and value is not False else value

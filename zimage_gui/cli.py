@@ -1,0 +1,190 @@
+"""The command line. This module knows how words become a run and how a run becomes an exit code; it must
+not know any option, nor how work is done. Whatever is slow to import is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zimage_gui.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER,
+    Interrupted,
+    UserError,
+    raise_if_any,
+)
+
+if TYPE_CHECKING:
+    from zimage_gui.commands import CommandSpec
+    from zimage_gui.config.argv import Parsed
+    from zimage_gui.config.schema import Options
+
+PROGRAM = "zimage-gui"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
+    _speak_utf8()
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USER
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) is gone; Python would complain again while closing stdout.
+        sys.stdout = io.StringIO()
+        return EXIT_FAILED
+
+
+def _speak_utf8() -> None:
+    """Paths and prompts are in any language; a Windows console or a pipe may default to something smaller."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "--help_all", "--help-all", "help"):
+        print(_overview())
+        return EXIT_DONE
+    if words[0] == "--version":
+        from zimage_gui import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        return EXIT_DONE
+    spec = _command(words[0])
+    return _run_command(spec, words[1:])
+
+
+def _overview() -> str:
+    from zimage_gui.commands import COMMANDS
+
+    lines = [f"usage: {PROGRAM} COMMAND [CONFIG.toml] [--option value …]", "", "Commands"]
+    lines += [f"  {name:<16}{spec.help}" for name, spec in COMMANDS.items()]
+    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help shows the options of a command."])
+
+
+def _command(word: str) -> CommandSpec:
+    from zimage_gui.commands import COMMANDS
+    from zimage_gui.config.later import LATER_COMMANDS
+
+    name = word.replace("_", "-")
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if name in LATER_COMMANDS:
+        raise UserError.one(word, "", f"is not built yet: {LATER_COMMANDS[name]}")
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    remedy = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}"
+    raise UserError.one(word, "", "is not a command", remedy)
+
+
+def _run_command(spec: CommandSpec, words: Sequence[str]) -> int:
+    from zimage_gui.config.argv import parse
+
+    parsed = parse(spec.config_class, words)
+    if parsed.help or parsed.help_all:
+        from zimage_gui.config.help_text import command_help
+
+        width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
+        print(command_help(spec.config_class, PROGRAM, width, parsed.help_all), end="")
+        return EXIT_DONE
+    config = _config(spec, parsed)
+    if parsed.dry_run:
+        return _dry_run(spec, config)
+    return _run_long(spec, config, parsed.run_folder) if spec.gpu else _run_short(spec, config)
+
+
+def _config(spec: CommandSpec, parsed: Parsed) -> Options:
+    """The config from TOML and options, checked as far as it can be without the command's own code."""
+    from zimage_gui.config.build import Source, finish, read
+    from zimage_gui.config.paths import path_problems
+    from zimage_gui.config.toml_io import read_text, source
+
+    cls = spec.config_class
+    sources = [Source(problems=parsed.problems)]
+    if parsed.config_file is not None:
+        folder = parsed.config_file.absolute().parent
+        sources.append(source(cls, read_text(parsed.config_file), folder, str(parsed.config_file)))
+    sources.append(read(cls, parsed.given, None))
+    for note in dict.fromkeys(note for one in sources for note in one.notes):
+        print(note, file=sys.stderr)
+    config = finish(cls, sources)
+    raise_if_any(path_problems(config))
+    return config
+
+
+def _dry_run(spec: CommandSpec, config: Options) -> int:
+    from zimage_gui.config.toml_io import dump
+
+    raise_if_any(spec.check(config))
+    print(dump(config), end="")
+    return EXIT_DONE
+
+
+def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> int:
+    """A command with a run folder, so that the window shows it too."""
+    from zimage_gui.jobs.here import run_here
+    from zimage_gui.terminal import TerminalView
+
+    view = TerminalView(sys.stdout, sys.stderr)
+    runs_dir: Path = config.runs_dir  # type: ignore[attr-defined]  # every command with gpu has RunOptions
+    code = run_here(spec, config, runs_dir, run_name(config), listeners=(view,), run_folder=run_folder)
+    if getattr(config, "bell", False):
+        print("\a", end="", flush=True)
+    return code
+
+
+def run_name(config: Options) -> str:
+    """A word by which a person recognises the run among others: its result, else its pictures."""
+    for name in ("output", "dataset", "dataset_config"):
+        if name == "dataset" and (given := getattr(config, "output_name", "")):
+            return str(given)
+        path = getattr(config, name, None)
+        if isinstance(path, Path):
+            return path.stem
+    return ""
+
+
+def _run_short(spec: CommandSpec, config: Options) -> int:
+    """A command that leaves nothing but its result."""
+    from zimage_gui.events import Event
+    from zimage_gui.terminal import TerminalView
+
+    view = TerminalView(sys.stdout, sys.stderr)
+
+    class Here:
+        folder = Path.cwd()
+
+        def emit(self, event: Event) -> None:
+            view(event)
+
+        def stop_requested(self) -> bool:
+            return False
+
+    try:
+        spec.load()(config, Here())
+    except Interrupted:
+        return EXIT_INTERRUPTED
+    except UserError:
+        raise
+    except Exception as error:
+        import traceback
+
+        from zimage_gui.jobs.hints import explain
+
+        traceback.print_exc(file=sys.stderr)
+        view(explain(error))
+        return EXIT_FAILED
+    return EXIT_DONE

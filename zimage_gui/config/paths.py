@@ -1,0 +1,68 @@
+"""Whether the paths a user gave are there. This module looks at the disk; it must not open any file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from zimage_gui.config.schema import Option, Options, options_of
+from zimage_gui.errors import Problem
+
+
+def path_problems(config: Options) -> list[Problem]:
+    """Every given input path that is missing or of the wrong kind, and every output path that cannot be
+    made.
+    """
+    return [
+        problem
+        for known in options_of(type(config)).values()
+        if known.kind == "path"
+        for path in _given(getattr(config, known.name))
+        if (problem := _problem(known, path)) is not None
+    ]
+
+
+def _given(value: object) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, tuple):
+        yield from value
+
+
+def _problem(known: Option, path: Path) -> Problem | None:
+    name, kind = known.name, known.extra.path
+    if kind in ("out_file", "out_folder"):
+        return _output_problem(name, path, kind == "out_file")
+    if not os.path.lexists(path):
+        return Problem(name, str(path), "does not exist", _nearest(path))
+    if kind == "file" and not path.is_file():
+        return Problem(name, str(path), "is not a file", "Give the path of the file itself")
+    if kind == "folder" and not path.is_dir():
+        return Problem(name, str(path), "is not a folder", "Give the folder that holds it")
+    if not path.exists():
+        return Problem(name, str(path), "is a link that leads nowhere", "Check where it leads")
+    return None
+
+
+def _nearest(path: Path) -> str:
+    """The part of the path that does exist tells where the mistake is."""
+    for parent in path.parents:
+        if parent.is_dir():
+            return f"Check the path; {parent} exists, {path.relative_to(parent).parts[0]} is not in it"
+    return "Check the path"
+
+
+def _output_problem(name: str, path: Path, is_file: bool) -> Problem | None:
+    if is_file and path.is_dir():
+        return Problem(name, str(path), "is a folder", "Give the name of a file")
+    if not is_file and path.exists() and not path.is_dir():
+        return Problem(name, str(path), "is a file, not a folder", "Choose another folder")
+    for parent in path.parents:
+        if parent.exists():
+            return (
+                None
+                if parent.is_dir()
+                else Problem(name, str(path), f"{parent} is a file", "Choose another folder")
+            )
+    return Problem(name, str(path), "lies on a drive that is not there", "Choose another folder")
