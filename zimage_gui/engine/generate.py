@@ -1,0 +1,365 @@
+"""The command `generate`: from options to pictures and latent files, each saved as soon as it is done.
+
+Knows options, prompts, file names and the run's events. It must not know how sampling works.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.engine.cache_run import Meter
+from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.generator import Generator, LoraChoice, ModelKey, PictureRequest
+from zimage_gui.engine.latent_files import latent_metadata, latent_problems, read_latent, settings_of_latent
+from zimage_gui.engine.model_files import ModelFiles, find_models
+from zimage_gui.engine.png_settings import png_bytes
+from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
+from zimage_gui.engine.sampler import Cancelled
+from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
+from zimage_gui.events import Note, Run, Sample, Stage, Warning
+from zimage_gui.files import atomic_write, free_name, sweep_temp_files
+from zimage_gui.model.attention import use_backend
+from zimage_gui.model.lora_files import fit_problems, linear_shapes, read_lora
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.weights import model_problems, transformer_config_of
+
+_PARTS = ("transformer", "vae", "text_encoder")
+_PART_FOLDERS = {"transformer", "vae", "text_encoder"}
+
+
+def check(config: GenerateConfig) -> list[Problem]:
+    """Everything that can be found wrong before a byte of weights is loaded."""
+    return _problems(config, models_are_loaded=False)
+
+
+def run(config: GenerateConfig, run: Run) -> list[Path]:
+    """Generates what the options ask for; returns the files written."""
+    resident = Resident()
+    try:
+        return resident.run(config, run)
+    finally:
+        resident.close()
+        if config.bell:
+            print("\a", end="", flush=True)
+
+
+class Resident:
+    """Does one request after another and keeps the models between them."""
+
+    def __init__(self) -> None:
+        self._generator: Generator | None = None
+
+    def run(self, config: GenerateConfig, run: Run) -> list[Path]:
+        """Generates what the options ask for; returns the files written.
+
+        Raises UserError before any weight is loaded, and Interrupted when a stop was asked for: what was
+        finished by then is saved.
+        """
+        key = _key(config)
+        loaded = self._generator is not None and self._generator.key == key
+        raise_if_any(_problems(config, models_are_loaded=loaded))
+        if self._generator is None or not loaded:
+            self.close()
+            self._generator = Generator(key)
+        generator = self._generator
+        generator.attention = config.attn_mode
+        generator.on_load = _Loading(run).told
+        job = _Job(config, run, generator)
+        return job.decode_latents() if config.latent_path else job.generate()
+
+    def close(self) -> None:
+        """Frees the models."""
+        if self._generator is not None:
+            self._generator.close()
+        self._generator = None
+
+
+def _needed(config: GenerateConfig) -> tuple[str, ...]:
+    return ("vae",) if config.latent_path else _PARTS
+
+
+def _key(config: GenerateConfig) -> ModelKey:
+    files, problems = find_models(config, *_needed(config))
+    raise_if_any(problems)
+    missing = [
+        Problem(option, str(path), "does not exist", "Check the path")
+        for option, path in (("dit", files.dit), ("vae", files.vae), ("text_encoder", files.text_encoder))
+        if path is not None and not path.exists()
+    ]
+    if config.tokenizer is not None and not config.tokenizer.exists():
+        missing.append(Problem("tokenizer", str(config.tokenizer), "does not exist", "Check the path"))
+    raise_if_any(missing)
+    return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision)
+
+
+def _problems(config: GenerateConfig, models_are_loaded: bool) -> list[Problem]:
+    problems = config.problems()
+    files, absent = find_models(config, *_needed(config))
+    problems += absent
+    looks: list[Callable[[], object]] = [
+        partial(pick_device, config.device),
+        partial(use_backend, config.attn_mode),
+        partial(prompts_of, config),
+    ]
+    for look in looks:
+        try:
+            look()
+        except UserError as error:
+            problems += error.problems
+    if not models_are_loaded:
+        wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
+        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder)
+    problems += latent_problems(config.latent_path)
+    return problems + _lora_problems(config, files.dit)
+
+
+def _lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
+    """Reads the LoRAs and compares them with the transformer's sizes, which cost a header."""
+    problems: list[Problem] = []
+    shapes = None
+    for choice in lora_choices(config):
+        try:
+            file = read_lora(choice.path)
+            if shapes is None and dit is not None:
+                with torch.device("meta"):
+                    shapes = linear_shapes(ZImageTransformer(transformer_config_of(dit)))
+            problems += fit_problems(file.select(choice.include, choice.exclude), shapes or {})
+        except UserError as error:
+            problems += [problem for problem in error.problems if problem.option != "dit"]
+    return problems
+
+
+def lora_choices(config: GenerateConfig) -> list[LoraChoice]:
+    """The LoRAs with their strengths; a strength that is not given is 1."""
+    multipliers = (*config.lora_multiplier, *[1.0] * len(config.lora_weight))
+    return [
+        LoraChoice(path, multiplier, config.include_patterns, config.exclude_patterns)
+        for path, multiplier in zip(config.lora_weight, multipliers, strict=False)
+    ]
+
+
+def prompts_of(config: GenerateConfig) -> list[PromptLine]:
+    """The prompt of the options, or those of the prompt file."""
+    if config.latent_path:
+        return []
+    if config.from_file is not None:
+        return read_prompt_file(config.from_file)
+    return [PromptLine(config.prompt or "")]
+
+
+def requests_of(config: GenerateConfig, lines: Sequence[PromptLine]) -> list[PictureRequest]:
+    """One request per picture: what a line leaves open comes from the options. Without any seed each line
+    gets a random one of 32 bits; further pictures of a line take the next seeds."""
+    height, width = config.image_size
+    requests = []
+    for line in lines:
+        given = line.seed if line.seed is not None else config.seed
+        seed = secrets.randbits(32) if given is None else given
+        for index in range(config.batch_count):
+            requests.append(
+                PictureRequest(
+                    prompt=line.prompt,
+                    negative_prompt=_first(line.negative_prompt, config.negative_prompt),
+                    height=_first(line.height, height),
+                    width=_first(line.width, width),
+                    steps=_first(line.steps, config.infer_steps),
+                    guidance_scale=_first(line.guidance_scale, config.guidance_scale),
+                    flow_shift=_first(line.flow_shift, config.flow_shift),
+                    seed=(seed + index) % 2**63,
+                    cpu_noise=config.cpu_noise,
+                )
+            )
+    return requests
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+@dataclass
+class _Loading:
+    """Reports the loading of each model: a stage when it begins, then megabytes. A stop is heeded
+    meanwhile."""
+
+    run: Run
+    part: str = ""
+    meter: Meter | None = None
+    megabytes: int = 0
+
+    def told(self, part: str, done: int, total: int) -> None:
+        if self.run.stop_requested():
+            raise Interrupted("stopped while loading")
+        if part != self.part:
+            self.part, self.megabytes = part, 0
+            self.run.emit(Stage(name="load", text=f"Loading the {part}"))
+            self.meter = Meter(self.run, total >> 20, "MB")
+        if self.meter is not None and done >> 20 > self.megabytes:
+            self.megabytes = done >> 20
+            self.meter.at(self.megabytes)
+
+
+class _Job:
+    """One request of the user: its pictures, their names and what is said about them."""
+
+    def __init__(self, config: GenerateConfig, run: Run, generator: Generator) -> None:
+        self.config = config
+        self.run = run
+        self.generator = generator
+        self.folder = config.save_path or run.folder / "samples"
+        self.written: list[Path] = []
+        self.pictures = 0
+
+    def generate(self) -> list[Path]:
+        """Every picture of every prompt, in order."""
+        lines = prompts_of(self.config)
+        requests = requests_of(self.config, lines)
+        self._tell_choices(lines, requests)
+        self._prepare_folder()
+        texts = [text for request in requests for text in request.texts]
+        for warning in self.generator.encode(texts):
+            self.run.emit(Warning(text=warning))
+        self._set_loras()
+        self.generator.load(vae=self.config.output_type != "latent")
+        self.run.emit(Stage(name="generate", text=_sentence(requests, self.generator.device)))
+        meter = Meter(self.run, sum(request.steps for request in requests), "steps")
+        done = 0
+        for request in requests:
+            latents = self._sample(request, meter, done)
+            done += request.steps
+            self._save(request, latents)
+        return self.written
+
+    def decode_latents(self) -> list[Path]:
+        """Pictures of latent files written earlier."""
+        self._prepare_folder()
+        self.run.emit(Stage(name="decode", text="Decoding latents"))
+        for path in self.config.latent_path:
+            if self.run.stop_requested():
+                raise Interrupted("stopped between two pictures")
+            latents, metadata = read_latent(path)
+            settings = settings_of_latent(metadata)
+            seed = int(settings.get("seed", 0))
+            for image in self.generator.decode(latents):
+                target = self._target(f"{_stamp()}_{seed}__{path.stem}_000.png")
+                atomic_write(target, png_bytes(image, None if self.config.no_metadata else settings))
+                self._wrote(target, settings.get("prompt", ""), seed)
+        return self.written
+
+    def _tell_choices(self, lines: Sequence[PromptLine], requests: Sequence[PictureRequest]) -> None:
+        for number, line in enumerate(lines, 1):
+            for note in line.notes:
+                self.run.emit(Note(text=f"Prompt {number}: {note}"))
+        if self.config.seed is None and any(line.seed is None for line in lines):
+            seeds = ", ".join(str(request.seed) for request in requests[:8]) + (
+                " …" if len(requests) > 8 else ""
+            )
+            self.run.emit(Note(text=f"Seed: {seeds}"))
+        if self.config.mixed_precision == "fp16":
+            self.run.emit(Warning(text="fp16 can overflow into black pictures; bf16 does not"))
+
+    def _prepare_folder(self) -> None:
+        place = self.config.output.parent if self.config.output else self.folder
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            option = "output" if self.config.output else "save_path"
+            rule = f"cannot be made ({error.strerror})"
+            raise UserError.one(option, place, rule, "Choose another folder") from error
+        sweep_temp_files(place)
+
+    def _set_loras(self) -> None:
+        choices = lora_choices(self.config)
+        counts = self.generator.set_loras(choices)
+        for choice, count in zip(choices, counts, strict=True):
+            text = f"LoRA {choice.path.name} at {choice.multiplier:g}: all of its {count} modules are applied"
+            self.run.emit(Note(text=text))
+
+    def _sample(self, request: PictureRequest, meter: Meter, done_before: int) -> Tensor:
+        def on_step(done: int, total: int, latents: Tensor) -> bool:
+            meter.at(done_before + done)
+            return self.run.stop_requested()
+
+        if self.run.stop_requested():
+            raise Interrupted("stopped between two pictures")
+        try:
+            return self.generator.latents(request, on_step)
+        except Cancelled:
+            raise Interrupted("stopped within a picture") from None
+
+    def _save(self, request: PictureRequest, latents: Tensor) -> None:
+        base = f"{_stamp()}_{request.seed}"
+        settings = self._settings(request)
+        if self.config.output_type != "images":
+            metadata = None if self.config.no_metadata else latent_metadata(settings)
+            target = self._target(f"{base}_latent.safetensors")
+            atomic_write(target, save({"latent": latents.cpu().contiguous()}, metadata=metadata))
+            self.written.append(target)
+        if self.config.output_type != "latent":
+            (image,) = self.generator.decode(latents)
+            target = self._target(f"{base}_000.png")
+            atomic_write(target, png_bytes(image, None if self.config.no_metadata else settings))
+            self._wrote(target, request.prompt, request.seed)
+
+    def _target(self, name: str) -> Path:
+        """Where a file goes: nothing that exists is replaced unless `overwrite` says so."""
+        path = self.folder / name
+        if self.config.output is not None:
+            path = self.config.output
+            if self.pictures:
+                path = path.with_name(f"{path.stem}-{self.pictures + 1}{path.suffix}")
+        target = path if self.config.overwrite else free_name(path)
+        if target != path:
+            self.run.emit(Note(text=f"{path.name} exists already; this one is named {target.name}"))
+        return target
+
+    def _wrote(self, path: Path, prompt: str, seed: int) -> None:
+        self.written.append(path)
+        self.run.emit(Sample(path=str(path), step=0, prompt=prompt, seed=seed, index=self.pictures))
+        self.pictures += 1
+
+    def _settings(self, request: PictureRequest) -> dict[str, Any]:
+        """Options of `generate` that make this picture again, models and LoRAs by their names."""
+        choices = lora_choices(self.config)
+        files = self.generator.key.files
+        return {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt if request.guidance_scale > 0 else "",
+            "image_size": [request.height, request.width],
+            "infer_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "flow_shift": request.flow_shift,
+            "seed": request.seed,
+            "cpu_noise": request.cpu_noise,
+            "mixed_precision": self.config.mixed_precision,
+            "lora_weight": [choice.path.name for choice in choices],
+            "lora_multiplier": [choice.multiplier for choice in choices],
+            "dit": _name_of(files.dit),
+            "vae": _name_of(files.vae),
+            "text_encoder": _name_of(files.text_encoder),
+        }
+
+
+def _sentence(requests: Sequence[PictureRequest], device: torch.device) -> str:
+    number = len(requests)
+    return f"Generating {number} picture{'' if number == 1 else 's'} on {device}"
+
+
+def _stamp() -> str:
+    """Local time to the millisecond, as musubi names its files."""
+    now = time.time()
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(now)) + f"-{int(now * 1000) % 1000:03d}"
+
+
+def _name_of(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return path.parent.name if path.name in _PART_FOLDERS else path.name

@@ -1,0 +1,295 @@
+"""The models of `generate`, loaded once and kept: text encoder, transformer, VAE and the LoRAs that are on.
+
+Knows how a request becomes latents and a picture, and what may stay in memory. It must not know files to
+write, runs, or where requests come from.
+"""
+
+import gc
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.sampler import OnStep, denoise
+from zimage_gui.model import flow
+from zimage_gui.model.attention import use_backend
+from zimage_gui.model.checkpoint import open_checkpoint, part_folder
+from zimage_gui.model.lora_files import AppliedLora, LoraFile, LoraStack, read_lora
+from zimage_gui.model.text_encoder import Qwen3TextEncoder, encode_prompts
+from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.vae import AutoencoderKL, to_vae_space
+from zimage_gui.model.weights import load_text_encoder, load_transformer, load_vae
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PROMPTS_KEPT = 512
+_HEADROOM = 3 << 30
+"""Bytes that must stay free beside the weights for activations and the VAE's decode."""
+
+OnLoad = Callable[[str, int, int], None]
+"""Progress of loading: (which model, bytes read, bytes in all)."""
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """What is loaded: a changed key means loading again. File times and sizes notice a replaced file."""
+
+    files: ModelFiles
+    tokenizer: Path | None
+    device: str
+    precision: str
+    stamps: tuple[tuple[str, int, int], ...] = ()
+
+    @classmethod
+    def of(
+        cls, files: ModelFiles, tokenizer: Path | None, device: torch.device, precision: str
+    ) -> "ModelKey":
+        places = (files.dit, files.vae, files.text_encoder, tokenizer)
+        return cls(files, tokenizer, str(device), precision, _stamps(path for path in places if path))
+
+
+@dataclass(frozen=True)
+class LoraChoice:
+    """A LoRA file as a user names it."""
+
+    path: Path
+    multiplier: float = 1.0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """Everything that determines one picture beside models and LoRAs. Sizes in px, multiples of 16."""
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    flow_shift: float
+    seed: int
+    cpu_noise: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that must be encoded; the negative one only where guidance uses it."""
+        return (self.prompt, self.negative_prompt) if self.guidance_scale > 0 else (self.prompt,)
+
+
+def _silent(part: str, done: int, total: int) -> None:
+    """Progress nobody asked for."""
+
+
+class Generator:
+    """Loads each model when it is first needed and keeps it as memory allows. Not for several threads."""
+
+    def __init__(self, key: ModelKey, attention: str = "torch", on_load: OnLoad = _silent) -> None:
+        self.key = key
+        self.device = torch.device(key.device)
+        self.dtype = DTYPES[key.precision]
+        self.attention = attention
+        self.on_load = on_load
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._tokenizer: Tokenizer | None = None
+        self._text_encoder: Qwen3TextEncoder | None = None
+        self._transformer: ZImageTransformer | None = None
+        self._vae: AutoencoderKL | None = None
+        self._stack: LoraStack | None = None
+        self._loras: tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...] = ()
+        self._counts: list[int] = []
+
+    def encode(self, texts: Iterable[str]) -> list[str]:
+        """Encodes the texts that are new, and returns one warning for each that is longer than 512 tokens.
+
+        The text encoder is loaded for it and afterwards kept, moved to the CPU or freed, as memory allows.
+        """
+        new = [text for text in dict.fromkeys(texts) if text not in self._features]
+        warnings = []
+        if new:
+            encoder, tokenizer = self._ready_text_encoder()
+            for text in new:
+                # One by one: padding to the longest would change nothing but the rounding.
+                (features,) = encode_prompts(encoder, tokenizer, [text])
+                self._features[text] = features.to("cpu")
+                if warning := tokenizer.encode_prompt(text).warning:
+                    warnings.append(warning)
+            self._put_text_encoder_away()
+        return warnings
+
+    def set_loras(self, choices: Sequence[LoraChoice]) -> list[int]:
+        """Makes exactly these LoRAs act; returns how many modules each changes. Nothing is done when they
+        already do.
+
+        Raises UserError, with the LoRAs of before still on, when one does not fit.
+        """
+        wanted = tuple((choice, _stamps([choice.path])) for choice in choices)
+        if wanted == self._loras:
+            return self._counts
+        files: dict[Path, LoraFile] = {choice.path: read_lora(choice.path) for choice in choices}
+        if self._stack is None:
+            self._stack = LoraStack(self.transformer)
+        self._counts = self._stack.set(
+            [
+                AppliedLora(files[choice.path].select(choice.include, choice.exclude), choice.multiplier)
+                for choice in choices
+            ]
+        )
+        self._loras = wanted
+        return self._counts
+
+    def latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:
+        """Samples one picture: fp32 latents (1, 16, H/8, W/8) in model space, on the device."""
+        self.encode(request.texts)
+        use_backend(self.attention)
+        transformer = self.transformer
+        positive, *negative = ([self._feature(text)] for text in request.texts)
+        return denoise(
+            transformer,
+            starting_noise(request, self.device),
+            positive,
+            negative[0] if negative else None,
+            flow.shifted_sigmas(request.steps, request.flow_shift),
+            request.guidance_scale,
+            on_step,
+        )
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents (B, 16, h, w) in model space; values are rounded to the nearest of 256
+        levels."""
+        vae = self.vae
+        images = []
+        for latent in latents.to(self.device, torch.float32):
+            pixels = vae.decode(to_vae_space(latent[None], vae.config))[0]
+            levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            images.append(Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()))
+        return images
+
+    @property
+    def transformer(self) -> ZImageTransformer:
+        if self._transformer is None:
+            assert self.key.files.dit is not None
+            self._transformer = load_transformer(
+                self.key.files.dit, self.device, self.dtype, on_bytes=self._told("transformer")
+            )
+        return self._transformer
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        if self._vae is None:
+            assert self.key.files.vae is not None
+            self._vae = load_vae(self.key.files.vae, self.device, torch.float32, on_bytes=self._told("VAE"))
+        return self._vae
+
+    def load(self, vae: bool = True) -> None:
+        """Loads what the next pictures need, so that nothing is loaded between two of them."""
+        _ = self.transformer
+        if vae:
+            _ = self.vae
+
+    def close(self) -> None:
+        """Frees every model."""
+        self._text_encoder = self._transformer = self._vae = self._stack = None
+        self._loras, self._counts = (), []
+        self._features.clear()
+        _collect()
+
+    def _told(self, part: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.on_load(part, done, total)
+
+    def _feature(self, text: str) -> Tensor:
+        self._features.move_to_end(text)
+        while len(self._features) > _PROMPTS_KEPT:
+            self._features.popitem(last=False)
+        return self._features[text].to(self.device, self.dtype)
+
+    def _ready_text_encoder(self) -> tuple[Qwen3TextEncoder, Tokenizer]:
+        path = self.key.files.text_encoder
+        assert path is not None
+        if self._text_encoder is None:
+            # Without room for both, the transformer waits on the CPU while texts are encoded.
+            told = self._told("text encoder")
+            self._text_encoder = load_text_encoder(path, self._place_for(path), self.dtype, on_bytes=told)
+        elif self._text_encoder.embed_tokens.weight.device != self.device:
+            self._text_encoder.to(self._place_for(path))
+        if self._tokenizer is None:
+            vocabulary = self._text_encoder.config.vocab_size
+            self._tokenizer = load_tokenizer(self.key.tokenizer, path, vocabulary)
+        return self._text_encoder, self._tokenizer
+
+    def _place_for(self, path: Path) -> torch.device:
+        """The device, or the CPU when the transformer leaves the text encoder no room there."""
+        crowded = (
+            self._transformer is not None
+            and _free(self.device) < _size(path, "text_encoder", self.dtype) + _HEADROOM // 3
+        )
+        return torch.device("cpu") if crowded else self.device
+
+    def _put_text_encoder_away(self) -> None:
+        """Keeps the text encoder where it is, else on the CPU, else not at all, so that the transformer has
+        room."""
+        encoder = self._text_encoder
+        assert encoder is not None
+        needed = _HEADROOM
+        if self._transformer is None and self.key.files.dit is not None:
+            needed += _size(self.key.files.dit, "transformer", self.dtype)
+        if _free(self.device) >= needed:
+            return
+        if self.device.type != "cpu" and _free(torch.device("cpu")) >= _module_bytes(encoder) + _HEADROOM:
+            encoder.to("cpu")
+        else:
+            self._text_encoder = None
+        del encoder
+        _collect()
+
+
+def starting_noise(request: PictureRequest, device: torch.device) -> Tensor:
+    """fp32 noise (1, 16, H/8, W/8) of the request's seed, drawn on `device`, or on the CPU with
+    `cpu_noise`."""
+    source = torch.device("cpu") if request.cpu_noise else device
+    generator = torch.Generator(source).manual_seed(request.seed)
+    shape = (1, 16, request.height // 16 * 2, request.width // 16 * 2)
+    return torch.randn(shape, generator=generator, device=source, dtype=torch.float32).to(device)
+
+
+def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    """(path, time, size) of files and of the files directly in folders."""
+    found = []
+    for path in paths:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            stat = file.stat()
+            found.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
+
+
+def _size(path: Path, part: str, dtype: torch.dtype) -> int:
+    """Bytes of a model in memory."""
+    places = open_checkpoint(part_folder(path, part), part).places.values()
+    return sum(math.prod(place.info.shape) for place in places) * dtype.itemsize
+
+
+def _module_bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that can still be had, counting what torch holds unused."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + idle
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
