@@ -30,6 +30,7 @@ from zimage_gui.engine.cache_run import (
     Encoding,
     Meter,
     Prepared,
+    Work,
     count_of,
     judge_all,
     listing,
@@ -43,10 +44,10 @@ from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import autocast, cudnn, pick_device
-from zimage_gui.errors import UserError
+from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.vae import AutoencoderKL
-from zimage_gui.model.weights import load_vae
+from zimage_gui.model.weights import load_vae, model_problems
 
 _Read = tuple[str, Pixels]
 
@@ -64,47 +65,53 @@ def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
         workers=workers,
         trust=config.skip_existing,
     )
+    raise_if_any(model_problems(vae=encoding.model))
     prepared = prepare(sources_of(config), run, workers)
     with cudnn(enabled=not config.disable_cudnn_backend):
-        usable = fill_latents(prepared, encoding, run)
+        work = latent_work(prepared, encoding, run)
+        raise_if_any(work.problems())
+        usable = encode_latents(work, run)
     remove_leftovers(prepared, Kind.LATENT, run, keep=config.keep_cache)
     if not usable:
         raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
     return [item.latent_path for item in usable]
 
 
-def fill_latents(prepared: Prepared, encoding: Encoding, run: Run) -> list[CacheItem]:
-    """Encode what is missing, stale or damaged; returns the items whose latent can now be used, in order.
-
-    The VAE is loaded only when there is something to do, and freed before this returns. Raises UserError
-    when it is needed and not named, and Interrupted when a stop was asked for (finished files stay).
-    """
+def latent_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:
+    """Find out which latents are missing, stale or damaged; no weights are loaded."""
     maker = Maker(
         model_identity(encoding.model, "vae") if encoding.model is not None else None,
         encoding.precision if encoding.compare_precision else None,
     )
-    verdicts = judge_all(
+    todo = judge_all(
         prepared.items,
         lambda item: judge_latent(item, maker, trust=encoding.trust),
         Kind.LATENT,
         run,
         encoding.workers,
     )
-    todo = [item for item, verdict in zip(prepared.items, verdicts, strict=True) if not verdict.state.usable]
-    if not todo:
-        return prepared.items
-    if encoding.model is None:
-        rule = f"is needed: {count_of(len(todo), 'picture')} must be encoded"
-        raise UserError.one("vae", "", rule, "Set vae to ae.safetensors or to a diffusers vae folder")
-    run.emit(Stage(name="load_vae", text="Loading the VAE"))
+    rule = f"is needed: {count_of(len(todo), 'picture')} must be encoded"
+    missing = Problem("vae", "", rule, "Set vae to ae.safetensors or to a diffusers vae folder")
+    return Work(prepared, todo, encoding, missing)
+
+
+def encode_latents(work: Work, run: Run) -> list[CacheItem]:
+    """Do the work; returns the items whose latent can now be used, in order.
+
+    The VAE is loaded only when there is something to do, and freed before this returns. Raises Interrupted
+    when a stop was asked for (finished files stay).
+    """
+    encoding = work.encoding
+    if not work.todo or encoding.model is None:
+        return work.without(work.todo)
     device = pick_device(encoding.device)
+    run.emit(Stage(name="load_vae", text="Loading the VAE"))
     encoder = _Encoder(
         load_vae(encoding.model, device=device, dtype=torch.float32),
         device,
-        Maker(maker.identity, encoding.precision),
+        Maker(model_identity(encoding.model, "vae"), encoding.precision),
     )
-    failed = _encode_all(todo, encoder, encoding, run)
-    return [item for item in prepared.items if item not in failed]
+    return work.without(_encode_all(list(work.todo), encoder, encoding, run))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Knows datasets, cache files and the run's events. Must not know networks or torc
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from zimage_gui.engine.cache_files import CacheItem, Kind, State, Verdict, cache
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import Source, check_or_raise
 from zimage_gui.engine.model_files import find_part
-from zimage_gui.errors import Interrupted, UserError
+from zimage_gui.errors import Interrupted, Problem, UserError
 from zimage_gui.events import Note, Progress, Run, Stage, Warning
 from zimage_gui.files import sweep_temp_files
 
@@ -73,6 +73,8 @@ def prepare(sources: tuple[Source, ...], run: Run, workers: int) -> Prepared:
     Raises UserError when the dataset is not there or holds no usable picture.
     """
     check_or_raise(sources)
+    for note in (note for source in sources for note in source.notes):
+        run.emit(Note(text=note))
     run.emit(Stage(name="scan", text="Looking at the pictures"))
     meter: list[Meter] = []
 
@@ -89,9 +91,30 @@ def prepare(sources: tuple[Source, ...], run: Run, workers: int) -> Prepared:
         raise UserError.one(
             "dataset", where, f"has no picture that can be used ({first})", "Choose another folder"
         )
-    for folder in {source.cache_directory for source in sources}:
+    for folder in dict.fromkeys(source.cache_directory for source in sources):
+        run.emit(Note(text=f"cache folder: {folder}"))
         sweep_temp_files(folder)
     return Prepared(report, cache_items(report.pictures))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one cache still needs: the items to encode, and how. missing: the problem when no encoder was
+    named.
+    """
+
+    prepared: Prepared
+    todo: tuple[CacheItem, ...]
+    encoding: Encoding
+    missing: Problem
+
+    def problems(self) -> list[Problem]:
+        """The problem of an encoder that is needed and not named."""
+        return [self.missing] if self.todo and self.encoding.model is None else []
+
+    def without(self, failed: Container[CacheItem]) -> list[CacheItem]:
+        """The items whose cache file can be used once the work is done, in order."""
+        return [item for item in self.prepared.items if item not in failed]
 
 
 def model_path(named: Path | None, model_dir: Path | None, part: str) -> Path | None:
@@ -139,8 +162,8 @@ def count_of(number: int, noun: str) -> str:
 
 def judge_all(
     items: list[CacheItem], judge: Callable[[CacheItem], Verdict], kind: Kind, run: Run, workers: int
-) -> list[Verdict]:
-    """A verdict for every item, in order; reading and hashing run in threads."""
+) -> tuple[CacheItem, ...]:
+    """Judge every cache file, tell the result, and return the items to encode; hashing runs in threads."""
     run.emit(Stage(name=f"check_{kind.value}", text=f"Checking the {kind.value} cache"))
     meter = Meter(run, len(items), "files")
     verdicts = []
@@ -149,7 +172,8 @@ def judge_all(
             verdicts.append(verdict)
             meter.at(len(verdicts))
     tell_verdicts(items, verdicts, kind, run)
-    return verdicts
+    pairs = zip(items, verdicts, strict=True)
+    return tuple(item for item, verdict in pairs if not verdict.state.usable)
 
 
 def tell_verdicts(items: list[CacheItem], verdicts: list[Verdict], kind: Kind, run: Run) -> None:

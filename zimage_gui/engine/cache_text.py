@@ -25,6 +25,7 @@ from zimage_gui.engine.cache_run import (
     Encoding,
     Meter,
     Prepared,
+    Work,
     count_of,
     judge_all,
     listing,
@@ -36,11 +37,11 @@ from zimage_gui.engine.cache_run import (
 )
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, pick_device
-from zimage_gui.errors import UserError
+from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.text_encoder import Qwen3TextEncoder, encode_prompts
 from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
-from zimage_gui.model.weights import load_text_encoder, text_encoder_config_of
+from zimage_gui.model.weights import load_text_encoder, model_problems, text_encoder_config_of
 
 
 def run(config: CacheTextConfig, run: Run) -> list[Path]:
@@ -55,43 +56,45 @@ def run(config: CacheTextConfig, run: Run) -> list[Path]:
         workers=workers,
         trust=config.skip_existing,
     )
+    raise_if_any(model_problems(text_encoder=encoding.model))
     prepared = prepare(sources_of(config), run, workers)
-    usable = fill_texts(prepared, encoding, run)
+    work = text_work(prepared, encoding, run)
+    raise_if_any(work.problems())
+    usable = encode_texts(work, run)
     remove_leftovers(prepared, Kind.TEXT, run, keep=config.keep_cache)
     if not usable:
         raise UserError.one("dataset", "", "no caption could be encoded", "See the warnings above")
     return [item.text_path for item in usable]
 
 
-def fill_texts(prepared: Prepared, encoding: Encoding, run: Run) -> list[CacheItem]:
-    """Encode what is missing, stale or damaged; returns the items whose text features can now be used, in
-    order.
-
-    The encoder is loaded only when there is something to do, and freed before this returns. Raises
-    UserError when it is needed and not named, and Interrupted when a stop was asked for (finished files
-    stay).
-    """
+def text_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:
+    """Find out which text features are missing, stale or damaged; no weights are loaded."""
     tools = _Tools.of(encoding)
-    verdicts = judge_all(
+    todo = judge_all(
         prepared.items,
         lambda item: judge_text(item, tools.maker(item.picture.caption, encoding), trust=encoding.trust),
         Kind.TEXT,
         run,
         encoding.workers,
     )
-    todo = [item for item, verdict in zip(prepared.items, verdicts, strict=True) if not verdict.state.usable]
-    if not todo:
-        return prepared.items
-    if encoding.model is None or tools.tokenizer is None:
-        rule = f"is needed: {count_of(len(todo), 'caption')} must be encoded"
-        raise UserError.one(
-            "text_encoder", "", rule, "Set text_encoder to qwen_3_4b.safetensors or to its hub folder"
-        )
-    run.emit(Stage(name="load_text_encoder", text="Loading the text encoder"))
+    rule = f"is needed: {count_of(len(todo), 'caption')} must be encoded"
+    remedy = "Set text_encoder to qwen_3_4b.safetensors or to its hub folder"
+    return Work(prepared, todo, encoding, Problem("text_encoder", "", rule, remedy))
+
+
+def encode_texts(work: Work, run: Run) -> list[CacheItem]:
+    """Do the work; returns the items whose text features can now be used, in order.
+
+    The encoder is loaded only when there is something to do, and freed before this returns. Raises
+    Interrupted when a stop was asked for (finished files stay).
+    """
+    encoding = work.encoding
+    if not work.todo or encoding.model is None:
+        return work.without(work.todo)
     device = pick_device(encoding.device)
+    run.emit(Stage(name="load_text_encoder", text="Loading the text encoder"))
     encoder = load_text_encoder(encoding.model, device=device, dtype=DTYPES[encoding.precision])
-    failed = _encode_all(todo, encoder, tools, encoding, run)
-    return [item for item in prepared.items if item not in failed]
+    return work.without(_encode_all(list(work.todo), encoder, _Tools.of(encoding), encoding, run))
 
 
 @dataclass(frozen=True)

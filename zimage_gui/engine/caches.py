@@ -10,15 +10,15 @@ import torch
 
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.engine.cache_files import CacheItem, Kind, open_cache
-from zimage_gui.engine.cache_latents import fill_latents
+from zimage_gui.engine.cache_latents import encode_latents, latent_work
 from zimage_gui.engine.cache_run import Encoding, Prepared, model_path, prepare, worker_count
-from zimage_gui.engine.cache_text import fill_texts
+from zimage_gui.engine.cache_text import encode_texts, text_work
 from zimage_gui.engine.dataset.plan import CachedItem, DatasetIndex
 from zimage_gui.engine.dataset.sources import sources_of
-from zimage_gui.errors import UserError
+from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.events import Run
 from zimage_gui.model.vae import VaeConfig
-from zimage_gui.model.weights import vae_config_of
+from zimage_gui.model.weights import model_problems, vae_config_of
 
 
 def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
@@ -31,7 +31,6 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
     asked for.
     """
     workers = worker_count(None)
-    prepared = prepare(sources_of(config, config.batch_size), run, workers)
     vae = Encoding(_found(config, "vae"), config.device, "no", workers=workers, compare_precision=False)
     text = Encoding(
         _found(config, "text_encoder"),
@@ -41,9 +40,13 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
         workers=workers,
         compare_precision=False,
     )
-    with_latents = set(fill_latents(prepared, vae, run))
+    raise_if_any(model_problems(vae=vae.model, text_encoder=text.model))
+    prepared = prepare(sources_of(config, config.batch_size), run, workers)
+    latents, texts = latent_work(prepared, vae, run), text_work(prepared, text, run)
+    raise_if_any([*latents.problems(), *texts.problems()])
+    with_latents = set(encode_latents(latents, run))
     _free()
-    with_texts = set(fill_texts(prepared, text, run))
+    with_texts = set(encode_texts(texts, run))
     _free()
     usable = [item for item in prepared.items if item in with_latents and item in with_texts]
     if not usable:

@@ -92,12 +92,14 @@ class Loader:
         index: DatasetIndex,
         seed: int,
         *,
+        vae: VaeConfig | None = None,
         workers: int = 2,
+        persistent: bool = True,
         pin: bool = False,
     ) -> None:
         self.index, self.seed = index, seed
-        self._workers, self._pin = workers, pin
-        self._vae = VaeConfig(shift_factor=index.latent_shift, scaling_factor=index.latent_scale)
+        self._workers, self._persistent, self._pin = workers, persistent, pin
+        self._vae = vae or VaeConfig(shift_factor=index.latent_shift, scaling_factor=index.latent_scale)
         self._pool: ThreadPoolExecutor | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -120,6 +122,8 @@ class Loader:
         finally:
             for future in ahead:
                 future.cancel()
+            if not self._persistent:
+                self.close()
 
     def _load(self, plan: BatchPlan) -> Batch:
         batch = load_batch(plan, self._vae)

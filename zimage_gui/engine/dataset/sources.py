@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from zimage_gui.config.dataset import DatasetEntry, DatasetFile, GeneralTable, load_dataset
 from zimage_gui.engine.dataset.buckets import STEP, Size
 from zimage_gui.errors import Problem, UserError
 
@@ -33,6 +34,7 @@ class Source:
     caption_extension: str = DEFAULT_CAPTION_EXTENSION
     batch_size: int = 1
     num_repeats: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -46,7 +48,7 @@ class Source:
 def folder_source(
     folder: Path,
     *,
-    resolution: int | Size = (1024, 1024),
+    resolution: Size = (1024, 1024),
     batch_size: int = 1,
     num_repeats: int = 1,
     bucket_no_upscale: bool = False,
@@ -63,7 +65,7 @@ def folder_source(
         image_directory=folder,
         image_jsonl_file=None,
         cache_directory=cache_directory.absolute() if cache_directory else folder,
-        resolution=as_size(resolution),
+        resolution=resolution,
         enable_bucket=enable_bucket,
         bucket_no_upscale=bucket_no_upscale and enable_bucket,
         caption_extension=with_dot(caption_extension),
@@ -72,27 +74,40 @@ def folder_source(
     )
 
 
-def as_size(resolution: Any) -> Size:
-    """512 or [512] -> (512, 512); [640, 480] -> (640, 480)."""
-    if isinstance(resolution, int):
-        return resolution, resolution
-    values = tuple(int(value) for value in resolution)
-    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
+def file_sources(file: DatasetFile) -> tuple[Source, ...]:
+    """The entries of a dataset file, each value from the entry, else from [general], else musubi's
+    default.
+    """
+    return tuple(
+        _entry_source(entry, file.general, number) for number, entry in enumerate(file.datasets, start=1)
+    )
+
+
+def _entry_source(entry: DatasetEntry, general: GeneralTable, number: int) -> Source:
+    def value(name: str, default: Any) -> Any:
+        own, shared = getattr(entry, name), getattr(general, name)
+        return own if own is not None else shared if shared is not None else default
+
+    named = entry.image_directory or entry.image_jsonl_file
+    assert named is not None  # DatasetEntry.problems has seen to it
+    home = entry.image_directory or named.parent
+    enable_bucket = bool(value("enable_bucket", False))
+    return Source(
+        name=f"{number}: {named.name}",
+        image_directory=entry.image_directory,
+        image_jsonl_file=entry.image_jsonl_file,
+        cache_directory=entry.cache_directory or home,
+        resolution=value("resolution", DEFAULT_RESOLUTION),
+        enable_bucket=enable_bucket,
+        bucket_no_upscale=enable_bucket and bool(value("bucket_no_upscale", False)),
+        caption_extension=with_dot(value("caption_extension", DEFAULT_CAPTION_EXTENSION)),
+        batch_size=value("batch_size", 1),
+        num_repeats=value("num_repeats", 1),
+    )
 
 
 def with_dot(extension: str) -> str:
     return extension if extension.startswith(".") else f".{extension}"
-
-
-def resolve(path: Path | str, base: Path) -> Path:
-    """A relative path is relative to the TOML's folder when it exists there, else to the working
-    directory.
-    """
-    wanted = Path(path).expanduser()
-    if wanted.is_absolute():
-        return wanted
-    beside = base / wanted
-    return (beside if beside.exists() else wanted).absolute()
 
 
 def check(sources: tuple[Source, ...]) -> list[Problem]:
@@ -188,6 +203,8 @@ def sources_of(config: PictureOptions, batch_size: int = 1) -> tuple[Source, ...
 
     Raises UserError for a dataset file that is missing or wrong, or when neither is named.
     """
+    if config.dataset_config is not None:
+        return file_sources(load_dataset(config.dataset_config))
     if config.dataset is None:
         raise UserError.one(
             "dataset", "", "is missing: pictures are needed", "Give dataset or dataset_config"
