@@ -1,0 +1,81 @@
+"""The row above a form: presets to load and save, a settings file to import, the search and the advanced switch.
+
+Knows gradio, the form and the preset files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from zimage_gui.errors import UserError
+from zimage_gui.ui.form import Form, Updates, guarded
+from zimage_gui.ui.presets import Presets
+
+
+class PresetBar:
+    """Build it above its form, `wire` it after both are built."""
+
+    def __init__(self, form: Form, presets: Presets) -> None:
+        self.form = form
+        self.presets = presets
+
+    def build(self) -> None:
+        name = self.form.name
+        with gr.Row(elem_classes=["zg-actions"], equal_height=True):
+            self.choice = gr.Dropdown(
+                self._choices(), label="Preset", interactive=True, scale=3, min_width=180, elem_id=f"{name}-preset",
+                allow_custom_value=True, info="Choose to load; type a name and press Save to keep these settings.",
+            )  # fmt: skip
+            self.search = gr.Textbox(
+                label="Find a setting", placeholder="e.g. warmup or network_dim", scale=2, min_width=150,
+                info="Enter jumps to it.", elem_id=f"{name}-search",
+            )  # fmt: skip
+        with gr.Row(elem_classes=["zg-actions"], equal_height=True):
+            self.save = gr.Button("Save preset", size="sm", elem_id=f"{name}-save-preset")
+            self.upload = gr.UploadButton("Import TOML", size="sm", file_types=[".toml"], type="filepath")
+            self.reset = gr.Button("Reset to defaults", size="sm", elem_id=f"{name}-reset")
+            self.advanced = gr.Checkbox(label="All settings", value=False, container=False, elem_id=f"{name}-advanced", interactive=True, min_width=110)
+
+    def _choices(self) -> list[tuple[str, str]]:
+        return [(preset.name.replace("_", " "), preset.name) for preset in self.presets.list()]
+
+    def wire(self, page: gr.Blocks) -> None:
+        form = self.form
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.choice.select(guarded(form, self._load), {self.choice, form.shown_errors}, form.outputs(), **quiet)
+        self.save.click(guarded(form, self._save), {*form.inputs(), self.choice}, [*form.outputs(), self.choice], **quiet)
+        self.upload.upload(guarded(form, self._import), {self.upload, form.shown_errors}, form.outputs(), **quiet)
+        self.reset.click(guarded(form, self._reset), form.inputs(), form.outputs(), **quiet)
+        page.load(lambda: gr.update(choices=self._choices()), outputs=self.choice, **quiet)
+        page.load(None, outputs=self.advanced, js="() => localStorage.getItem('zg-advanced') === '1'", **quiet)
+        self.advanced.input(None, self.advanced, None, js="(on) => { window.zgAdvanced(on); }", **quiet)
+        self.search.submit(None, self.search, None, js=f"(text) => {{ window.zgSearch(text, '{form.name}'); }}", **quiet)
+
+    def _load(self, data: Mapping[Any, Any]) -> Updates:
+        name = data[self.choice]
+        if not any(preset.name == name for preset in self.presets.list()):
+            return {self.form.problems: gr.update()}  # a new name that is being typed
+        contents = self.presets.load(name)
+        self.form.keep(contents)
+        gr.Info(f"Preset {name} loaded.")
+        return self.form.put(contents)
+
+    def _save(self, data: Mapping[Any, Any]) -> Updates:
+        if not data[self.choice]:
+            raise UserError.one("preset", "", "needs a name", "Type it into the field Preset")
+        file = self.presets.save(str(data[self.choice]), self.form.partial(data))
+        gr.Info(f"Saved as {file}")
+        return {self.choice: gr.update(choices=self._choices(), value=file.stem)}
+
+    def _import(self, data: Mapping[Any, Any]) -> Updates:
+        contents = self.presets.read(Path(data[self.upload]))
+        self.form.keep(contents)
+        return self.form.put(contents)
+
+    def _reset(self, data: Mapping[Any, Any]) -> Updates:
+        self.form.keep({}, rest=True)
+        return self.form.put({}, rest=True)

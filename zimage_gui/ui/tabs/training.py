@@ -1,0 +1,142 @@
+"""The page that trains: a form from the schema on the left, what to do and the watched run on the right.
+
+Knows gradio, the form and the panel. LoRA training and finetuning are the same page over two schemas; nothing here
+runs a training, it only puts a validated config into the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from zimage_gui.config.schema import Options
+from zimage_gui.config.toml_io import dump
+from zimage_gui.config.training import TrainingConfig
+from zimage_gui.errors import UserError
+from zimage_gui.ui.actions import Action, action_of
+from zimage_gui.ui.desk import Desk
+from zimage_gui.ui.form import Form, Updates, guarded, merged
+from zimage_gui.ui.html import escape, notice
+from zimage_gui.ui.panel import NEWEST, JobPanel, run_config_file, stop_action
+from zimage_gui.ui.preset_bar import PresetBar
+from zimage_gui.ui.presets import Presets
+from zimage_gui.ui.summary import before_training
+from zimage_gui.ui.values import Raw
+
+OPEN = ("models", "dataset", "lora", "length", "optimizer", "saving", "previews")
+
+
+class TrainingTab:
+    """One training page. `commands` are those whose runs it watches."""
+
+    def __init__(self, desk: Desk, config_class: type[TrainingConfig], commands: tuple[str, ...]) -> None:
+        self.desk = desk
+        self.name = config_class.command
+        self.form = Form(config_class, self.name, desk.drafts, hidden=("runs_dir", "network_args"))
+        self.bar = PresetBar(self.form, Presets(desk.presets_dir, config_class))
+        empty = "No run yet. Fill in the form and press Train: what it does is shown here, live."
+        self.panel = JobPanel(desk, commands, ("curves", "samples"), empty)
+
+    def build(self, page: gr.Blocks) -> None:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=440):
+                self.bar.build()
+                self.form.finish()
+                self.form.build(open_sections=OPEN)
+            with gr.Column(scale=6, min_width=480, elem_classes=["zg-watch"]):
+                self._buttons()
+                self.panel.build(self.name)
+        self._wire(page)
+
+    def _buttons(self) -> None:
+        with gr.Row(elem_classes=["zg-actions"]):
+            self.train = gr.Button("Train", variant="primary", elem_id=f"{self.name}-start", scale=2)
+            self.check = gr.Button("Check", elem_id=f"{self.name}-check")
+            self.command = gr.Button("Command line", elem_id=f"{self.name}-command")
+        self.answer = gr.HTML(visible=False, apply_default_css=False, elem_id=f"{self.name}-answer")
+        self.shown_command = gr.Code(visible=False, language="shell", label="The same from a terminal", interactive=False)
+
+    def _wire(self, page: gr.Blocks) -> None:
+        form = self.form
+        form.wire(page)
+        self.bar.wire(page)
+        inputs = form.inputs()
+        answers = [*form.outputs(), self.answer]
+        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.train.click(guarded(form, self._train), inputs, [*answers, self.panel.choice], **hidden)
+        self.check.click(guarded(form, self._check), inputs, answers, **hidden)
+        self.command.click(guarded(form, self._command), inputs, [*answers, self.shown_command], **hidden)
+        self.panel.status.act(self._act, inputs, [*answers, self.panel.choice], **hidden)
+
+    # ---- handlers ---------------------------------------------------------------------------------------
+
+    def _train(self, data: Mapping[Any, Any]) -> Updates:
+        config = self.form.read(data, runs_dir=self.desk.runs_dir)
+        return self._start(config)
+
+    def _start(self, config: Options) -> Updates:
+        name = str(getattr(config, "output_name", ""))
+        folder = self.desk.submit(config, name)
+        waiting = self.desk.queue.waiting()
+        words = "Started." if folder not in waiting else f"In the queue at place {waiting.index(folder) + 1}: another run holds the GPU."
+        return {
+            self.answer: gr.update(value=notice(words, "good"), visible=True),
+            self.panel.choice: gr.update(choices=[("newest run", NEWEST), (folder.name, folder.name)], value=NEWEST),
+        }
+
+    def _check(self, data: Mapping[Any, Any]) -> Updates:
+        config = self.form.read(data, runs_dir=self.desk.runs_dir)
+        assert isinstance(config, TrainingConfig)
+        return {self.answer: gr.update(value=before_training(config), visible=True)}
+
+    def _command(self, data: Mapping[Any, Any]) -> Updates:
+        config = self.form.read(data)
+        lines = f"{self.form.command_line(data)}\n\n# or as a file: python -m zimage_gui {self.name} run.toml\n{dump(config)}"
+        return {self.shown_command: gr.update(value=lines, visible=True)}
+
+    def _act(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
+        action = action_of(event)
+        if stop_action(self.desk, action):
+            return {self.answer: gr.update()}
+        return guarded(self.form, lambda inputs: self._do(action))(data)
+
+    def _do(self, action: Action) -> Updates:
+        file = run_config_file(self.desk, action)
+        if file is None:
+            return {self.answer: gr.update()}
+        contents = self.bar.presets.read(file)
+        if action.name == "settings":
+            return self._take(contents, f"The settings of {file.parent.name} are in the form now.")
+        if action.name == "resume":
+            return self._resume(contents, Path(action.get("path")))
+        return {self.answer: gr.update()}
+
+    def _take(self, contents: Mapping[str, Raw], words: str) -> Updates:
+        self.form.keep(contents, rest=True)
+        return {**self.form.put(contents, rest=True), self.answer: gr.update(value=notice(words, "good"), visible=True)}
+
+    def _resume(self, contents: dict[str, Raw], state: Path) -> Updates:
+        """Go on with the run's own settings from one of its states; the form shows what is running."""
+        if not state.is_dir():
+            raise UserError.one("resume", state, "is no state folder any more", "Choose another state")
+        contents["resume"] = str(state)
+        config = self.form.config_of(contents, runs_dir=self.desk.runs_dir)
+        words = f"Going on from {state.name}."
+        return merged(self._take({**contents, "resume": ""}, words), self._start(config), {
+            self.answer: gr.update(value=notice(f"<b>Going on from</b> {escape(str(state))}", "good", raw=True), visible=True)
+        })  # fmt: skip
+
+
+def lora_tab(desk: Desk) -> TrainingTab:
+    from zimage_gui.config.training import TrainLoraConfig
+
+    return TrainingTab(desk, TrainLoraConfig, ("train-lora", "train"))
+
+
+def finetune_tab(desk: Desk) -> TrainingTab:
+    from zimage_gui.config.training import FinetuneConfig
+
+    return TrainingTab(desk, FinetuneConfig, ("finetune",))

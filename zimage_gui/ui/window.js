@@ -1,0 +1,113 @@
+// Small helpers of the page: copying, the large view of a picture, the tooltip with an option's name, the settings
+// search, the folder browser and the switch between simple and all settings. No library, no network.
+(() => {
+  const advancedKey = 'zg-advanced';
+
+  window.zgCopy = async (text, button) => {
+    try { await navigator.clipboard.writeText(text); }
+    catch (error) {  // no clipboard without https on another machine
+      const area = document.createElement('textarea');
+      area.value = text; document.body.append(area); area.select(); document.execCommand('copy'); area.remove();
+    }
+    if (!button) return;
+    const before = button.textContent;
+    button.textContent = 'Copied'; setTimeout(() => { button.textContent = before; }, 1200);
+  };
+
+  window.zgAdvanced = (on) => {
+    document.body.classList.toggle('zg-advanced-on', on);
+    localStorage.setItem(advancedKey, on ? '1' : '0');
+    return on;
+  };
+  const restore = () => document.body.classList.toggle('zg-advanced-on', localStorage.getItem(advancedKey) === '1');
+
+  // ---- large view: click a thumbnail, arrows walk through the pictures of the same block
+  const box = () => {
+    let found = document.getElementById('zg-lightbox');
+    if (!found) {
+      found = document.createElement('div');
+      found.id = 'zg-lightbox';
+      found.innerHTML = '<img alt=""><p></p>';
+      found.addEventListener('click', () => found.classList.remove('zg-open'));
+      document.body.append(found);
+    }
+    return found;
+  };
+  let walk = [], at = 0;
+  const show = (index) => {
+    at = (index + walk.length) % walk.length;
+    const place = box();
+    place.querySelector('img').src = walk[at].dataset.full;
+    place.querySelector('img').alt = walk[at].alt;
+    place.querySelector('p').textContent = walk[at].title || walk[at].alt;
+    place.classList.add('zg-open');
+  };
+  document.addEventListener('click', (event) => {
+    const image = event.target.closest('img.zg-thumb[data-full]');
+    if (!image) return;
+    walk = [...(image.closest('.zg-samples, .zg-cards') || document).querySelectorAll('img.zg-thumb[data-full]')];
+    show(walk.indexOf(image));
+  });
+  document.addEventListener('keydown', (event) => {
+    const place = document.getElementById('zg-lightbox');
+    if (place && place.classList.contains('zg-open')) {
+      if (event.key === 'Escape') place.classList.remove('zg-open');
+      else if (event.key === 'ArrowRight' || event.key === 'ArrowDown') show(at + 1);
+      else if (event.key === 'ArrowLeft' || event.key === 'ArrowUp') show(at - 1);
+      else return;
+      event.preventDefault();
+      return;
+    }
+    // Arrow keys step through whole numbers, as in a number field.
+    const input = event.target.closest && event.target.closest('.zg-int input, .zg-int textarea');
+    if (input && (event.key === 'ArrowUp' || event.key === 'ArrowDown') && /^-?\d{1,15}$/.test(input.value.trim())) {
+      window.zgSet(input, String(Number(input.value) + (event.key === 'ArrowUp' ? 1 : -1)));
+      event.preventDefault();
+    }
+  });
+
+  window.zgSet = (input, value) => {
+    input.value = value;
+    input.dispatchEvent(new Event('input', {bubbles: true}));
+  };
+
+  // ---- the option's own name, as the command line and TOML call it
+  document.addEventListener('mouseover', (event) => {
+    const field = event.target.closest && event.target.closest('.zg-field[id*="--"]');
+    if (field && !field.title) field.title = 'option: ' + field.id.split('--')[1];
+  });
+
+  // ---- search: shows the matching fields of the form, whatever section they are in
+  window.zgSearch = (text, form) => {
+    const wanted = text.trim().toLowerCase();
+    document.body.classList.toggle('zg-searching', wanted !== '');
+    let first = null;
+    for (const field of document.querySelectorAll(`.zg-field[id^="${form}--"]`)) {
+      const words = (field.id.split('--')[1].replaceAll('_', ' ') + ' ' + field.id + ' ' + field.textContent).toLowerCase();
+      const hit = wanted !== '' && words.includes(wanted);
+      field.classList.toggle('zg-hit', hit);
+      if (hit && !first) first = field;
+    }
+    if (!first) return;
+    const section = first.closest('.zg-section');
+    if (section) {
+      if (first.classList.contains('zg-advanced')) window.zgAdvanced(true);
+      const label = section.querySelector('button.label-wrap');
+      if (label && !label.classList.contains('open')) label.click();
+    }
+    setTimeout(() => first.scrollIntoView({block: 'center', behavior: 'smooth'}), 120);
+  };
+
+  // ---- logs stay at their end unless the reader scrolled up
+  const follow = () => {
+    for (const log of document.querySelectorAll('.zg-log[data-follow]')) {
+      if (!log.dataset.seen) { log.dataset.seen = '1'; log.scrollTop = log.scrollHeight; }
+    }
+  };
+  new MutationObserver(follow).observe(document.documentElement, {childList: true, subtree: true});
+
+  window.addEventListener('beforeunload', (event) => {
+    if (document.querySelector('.zg-card.zg-dirty')) event.preventDefault();
+  });
+  if (document.body) restore(); else document.addEventListener('DOMContentLoaded', restore);
+})();
