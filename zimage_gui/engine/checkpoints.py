@@ -1,8 +1,9 @@
-"""Where the results of a run lie and what they are called. Knows names and the rules for keeping and dropping old ones; must not
-know what is inside a file.
+"""Where the results of a run lie and what they are called. Knows names and the rules for keeping and dropping
+old ones; must not know what is inside a file.
 
-Names are the first seed's: `NAME.safetensors`, `NAME-000004.safetensors` (epoch), `NAME-step00000250.safetensors`, the same with
-`-state` for state folders. The second seed's `train` writes `NAME.step250.safetensors` instead.
+Names are the first seed's: `NAME.safetensors`, `NAME-000004.safetensors` (epoch),
+`NAME-step00000250.safetensors`, the same with `-state` for state folders. The second seed's `train` writes
+`NAME.step250.safetensors` instead.
 """
 
 import contextlib
@@ -60,7 +61,9 @@ class OutputNames:
 
     def taken(self) -> list[Path]:
         """Results that exist under this name already."""
-        own = re.compile(re.escape(self.name) + r"(-\d{6}|-step\d{8}|\.step\d+)?(\.safetensors|\.lora\.json|-state)")
+        own = re.compile(
+            re.escape(self.name) + r"(-\d{6}|-step\d{8}|\.step\d+)?(\.safetensors|\.lora\.json|-state)"
+        )
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if own.fullmatch(path.name))
@@ -88,13 +91,12 @@ class Retention:
     def due_after_step(self, step: int) -> bool:
         return bool(self.save_every_n_steps) and step % (self.save_every_n_steps or 1) == 0
 
-    def due_after_epoch(self, epoch: int, last_epoch: int) -> bool:
-        """The last epoch is the final file, not a numbered one."""
-        return bool(self.save_every_n_epochs) and epoch % (self.save_every_n_epochs or 1) == 0 and epoch < last_epoch
+    def due_after_epoch(self, epoch: int) -> bool:
+        return bool(self.save_every_n_epochs) and epoch % (self.save_every_n_epochs or 1) == 0
 
     def outdated(self, mark: Mark, state: bool) -> Mark | None:
-        """The earlier save that goes once the one at `mark` is whole, or None. The first seed's rules: epochs go by number of
-        saves, steps by distance in steps.
+        """The earlier save that goes once the one at `mark` is whole, or None. The first seed's rules: epochs
+        go by number of saves, steps by distance in steps.
         """
         if mark.epoch is not None and self.save_every_n_epochs:
             last = (self.save_last_n_epochs_state if state else None) or self.save_last_n_epochs

@@ -1,7 +1,9 @@
-"""What a training run changes: an adapter beside frozen weights, or all weights. Knows which parameters are trained, in which
-types, and how the result is written and proved; must not know the loop, the data or where files go.
+"""What a training run changes: an adapter beside frozen weights, or all weights. Knows which parameters are
+trained, in which types, and how the result is written and proved; must not know the loop, the data or where
+files go.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +12,32 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from zimage_gui.errors import UserError
+from zimage_gui.files import atomic_write
+from zimage_gui.model.checkpoint import open_checkpoint
+from zimage_gui.model.keymaps import transformer_sources
 from zimage_gui.model.lora import LoraNetwork
 from zimage_gui.model.lora_entries import LowRank
 from zimage_gui.model.lora_merge import linear_shapes
 from zimage_gui.model.lora_write import Form, verify_lora, write_lora
+from zimage_gui.model.saving import save_transformer, transformer_settings
+from zimage_gui.model.tensor_files import read_tensor
 from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.weights import transformer_config_of
 
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "float": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "no": torch.float32,
+    "fp32": torch.float32,
+    "float": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 _SECOND_HALF = ("layers.", "all_final_layer.")
 
 
 class Method(Protocol):
-    """One way to train. `trains_embedding`: a gradient is needed in the embedders or refiners; `autocast_dtype`: the type the
-    model computes in when its weights are of another, else None."""
+    """One way to train. `trains_embedding`: a gradient is needed in the embedders or refiners;
+    `autocast_dtype`: the type the model computes in when its weights are of another, else None."""
 
     model: ZImageTransformer
     what: Literal["lora", "model"]
@@ -103,15 +118,38 @@ class FullMethod:
         return list(self.model.parameters())
 
     def export(self, path: Path, metadata: Mapping[str, str]) -> int:
-        """Write the model, read it back and match every tensor; returns the number of tensors."""
-        from zimage_gui.model.weights import save_transformer
+        """Write the model, read it back and compare every tensor; returns the number of parameters."""
+        tensors = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        save_transformer(tensors, path, self.layout, self.save_dtype, metadata)
+        if transformer_config_of(path, "output") != self.model.config:  # sizes that tensors do not tell
+            settings = json.dumps(transformer_settings(self.model.config), indent=2)
+            atomic_write(path.parent / "config.json", settings.encode("utf-8"))
+        return _verified(path, tensors, self.save_dtype)
 
-        return save_transformer(self.model, path, self.layout, self.save_dtype, metadata)
+
+def _verified(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
+    """Number of tensors in the file, when each of them is what was written. Raises `UserError` naming one
+    that is not."""
+    checkpoint = open_checkpoint(path, "output")
+    sources = transformer_sources(checkpoint.shapes)
+    with path.open("rb") as file:
+        for name, tensor in tensors.items():
+            source = sources.get(name)
+            stored = source and read_tensor(file, checkpoint.places[source.name].info, source.rows)
+            if stored is None or not torch.equal(stored, tensor.to("cpu", dtype)):
+                raise UserError.one(
+                    "output",
+                    path,
+                    f"was written but {name} does not read back",
+                    "Check the disk and save again",
+                )
+    return len(tensors)
 
 
 @torch.no_grad()
 def load_parameters(method: Method, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Put saved values into the trained parameters. Returns what does not fit, as sentences; then nothing was changed."""
+    """Put saved values into the trained parameters. Returns what does not fit, as sentences; then nothing was
+    changed."""
     own = method.named_parameters()
     wrong = [f"{name} is not in the state" for name in own if name not in tensors]
     wrong += [f"{name} is not trained in this run" for name in tensors if name not in own]

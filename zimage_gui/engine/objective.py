@@ -2,9 +2,9 @@
 
 Knows the maths of flow matching and nothing about models, files or optimizers.
 
-One convention everywhere: sigma in [0, 1], 1 is pure noise, 0 the clean picture. `min_timestep`/`max_timestep` are
-1000 * sigma. (The first seed's `sigma` mode counts its steps from the noisy end, so its range and its densities are mirrored
-there; here they are not, and `discrete_flow_shift` acts in that mode too.)
+One convention everywhere: sigma in [0, 1], 1 is pure noise, 0 the clean picture.
+`min_timestep`/`max_timestep` are 1000 * sigma. (The first seed's `sigma` mode counts its steps from the noisy
+end, so that its range and its densities are mirrored there; here they are not.)
 """
 
 import hashlib
@@ -38,12 +38,12 @@ class Objective:
     min_timestep: float = 0.0
     max_timestep: float = 1000.0
     preserve_distribution_shape: bool = False
-    num_timestep_buckets: int = 0
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of a batch: standard normal and uniform numbers (B, rounds), and noise (B, C, H, W), all fp32."""
+    """The randomness of a batch: standard normal and uniform numbers (B, rounds), and noise (B, C, H, W), all
+    fp32."""
 
     normal: Tensor
     uniform: Tensor
@@ -56,8 +56,10 @@ def stream_seed(seed: int, epoch: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def draw(objective: Objective, seed: int, epoch: int, indices: list[int], shape_CHW: tuple[int, ...], samples: int) -> Draws:
-    """Randomness for the samples at `indices` of an epoch of `samples`. Pure: a sample gets the same numbers in any batch,
+def draw(
+    objective: Objective, seed: int, epoch: int, indices: list[int], shape_CHW: tuple[int, ...]
+) -> Draws:
+    """Randomness for the samples at `indices` of an epoch. Pure: a sample gets the same numbers in any batch,
     on any device, after any resume. Drawn on the CPU.
     """
     rounds = _REJECTION_ROUNDS if objective.preserve_distribution_shape else 1
@@ -67,20 +69,7 @@ def draw(objective: Objective, seed: int, epoch: int, indices: list[int], shape_
         normal[row].normal_(generator=generator)
         uniform[row].uniform_(generator=generator)
         noise[row].normal_(generator=generator)
-    if objective.num_timestep_buckets > 1:
-        uniform, normal = _stratified(objective.num_timestep_buckets, seed, epoch, indices, samples, uniform)
     return Draws(normal, uniform, noise)
-
-
-def _stratified(
-    buckets: int, seed: int, epoch: int, indices: list[int], samples: int, uniform: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each sample of the epoch gets its slice of [0, 1], slices dealt evenly over the epoch in random order."""
-    generator = torch.Generator().manual_seed(stream_seed(seed, epoch, -1))
-    slices = torch.randperm(samples, generator=generator)[torch.tensor(indices)] % buckets
-    uniform = (slices[:, None] + uniform) / buckets
-    clipped = uniform.double().clamp(1e-7, 1 - 1e-7)
-    return uniform, (math.sqrt(2) * torch.erfinv(2 * clipped - 1)).float()
 
 
 def sample_sigmas(objective: Objective, draws: Draws, image_tokens: int) -> Tensor:
@@ -90,7 +79,9 @@ def sample_sigmas(objective: Objective, draws: Draws, image_tokens: int) -> Tens
     if not objective.preserve_distribution_shape:
         return sigma[:, 0] * (high - low) + low
     inside = (sigma >= low) & (sigma <= high)
-    first = inside.int().argmax(dim=1, keepdim=True)  # 0 where no draw fell inside: then the first one is clamped
+    first = inside.int().argmax(
+        dim=1, keepdim=True
+    )  # 0 where no draw fell inside: then the first one is clamped
     return sigma.gather(1, first)[:, 0].clamp(low, high)
 
 
@@ -99,7 +90,7 @@ def _density(objective: Objective, normal: Tensor, uniform: Tensor, image_tokens
     if mode == "uniform":
         return uniform
     if mode == "sigma":
-        return shift_sigma(_sd3_density(objective, normal, uniform), objective.discrete_flow_shift)
+        return _sd3_density(objective, normal, uniform)
     if mode == "logsnr":  # sigma = sigmoid(-x / 2) has log SNR 2 log((1 - sigma) / sigma) = x
         return torch.sigmoid(-(objective.logit_mean + objective.logit_std * normal) / 2)
     sigma = torch.sigmoid(objective.sigmoid_scale * normal)

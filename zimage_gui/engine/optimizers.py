@@ -1,5 +1,5 @@
-"""The optimizer of a run, by its usual name or by a dotted path. Knows constructors and their arguments; must not know what is
-trained or how steps are counted.
+"""The optimizer of a run, by its usual name or by a dotted path. Knows constructors and their arguments; must
+not know what is trained or how steps are counted.
 """
 
 import ast
@@ -20,7 +20,8 @@ class OptimizerError(ValueError):
 
 
 def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
-    """`["weight_decay=0.01", "betas=(0.9, 0.99)"]` as keyword arguments; values are Python literals and nothing is run.
+    """`["weight_decay=0.01", "betas=(0.9, 0.99)"]` as keyword arguments; values are Python literals and
+    nothing is run.
 
     Raises `OptimizerError` naming the item.
     """
@@ -33,12 +34,15 @@ def parse_assignments(items: Iterable[str]) -> dict[str, Any]:
         try:
             arguments[name] = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise OptimizerError(f"the value in {item!r} must be a Python literal (number, True, None, 'text', tuple)") from error
+            raise OptimizerError(
+                f"the value in {item!r} must be a Python literal (number, True, None, 'text', tuple)"
+            ) from error
     return arguments
 
 
 def load_class(path: str, home: str, base: type) -> type:
-    """The class named by a dotted `path`, or by a bare name inside the module `home`; it must be a subclass of `base`."""
+    """The class named by a dotted `path`, or by a bare name inside the module `home`; it must be a subclass
+    of `base`."""
     module_name, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name or home), name)
@@ -51,7 +55,9 @@ def load_class(path: str, home: str, base: type) -> type:
     return found
 
 
-def optimizer_factory(name: str, arguments: dict[str, Any], learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
+def optimizer_factory(
+    name: str, arguments: dict[str, Any], learning_rate: float
+) -> Callable[..., torch.optim.Optimizer]:
     """A function from parameters to the optimizer called `name`. Raises `OptimizerError` when there is none."""
     lowered = name.lower()
     if lowered == "adamw":
@@ -111,7 +117,9 @@ def check_optimizer(name: str, argument_texts: list[str], learning_rate: float) 
     try:
         arguments = parse_assignments(argument_texts)
     except OptimizerError as error:
-        return [Problem("optimizer_args", " ".join(argument_texts), str(error), "for example weight_decay=0.01")]
+        return [
+            Problem("optimizer_args", " ".join(argument_texts), str(error), "for example weight_decay=0.01")
+        ]
     try:
         factory = optimizer_factory(name, arguments, learning_rate)
     except OptimizerError as error:
@@ -119,7 +127,9 @@ def check_optimizer(name: str, argument_texts: list[str], learning_rate: float) 
     try:
         factory([nn.Parameter(torch.zeros(2, 2))])
     except OptimizerError as error:
-        return [Problem("optimizer_args", " ".join(argument_texts), str(error), f"see the arguments of {name}")]
+        return [
+            Problem("optimizer_args", " ".join(argument_texts), str(error), f"see the arguments of {name}")
+        ]
     return []
 
 

@@ -1,8 +1,9 @@
 """The full state of a run on disk: everything a resumed run needs to continue bit for bit.
 
-A state is a folder of safetensors files and `manifest.json`, which lists every file with its size and SHA-256 and is written
-last. The folder is built under a temp name and renamed, so a state is whole or absent; a pointer file beside the states names
-the newest. Nothing is pickled. Knows folders and nested values; must not know what the values mean.
+A state is a folder of safetensors files and `manifest.json`, which lists every file with its size and SHA-256
+and is written last. The folder is built under a temp name and renamed, so a state is whole or absent; a
+pointer file beside the states names the newest. Nothing is pickled. Knows folders and nested values; must not
+know what the values mean.
 """
 
 import contextlib
@@ -29,7 +30,9 @@ from zimage_gui.files import atomic_write, replace_file, temp_path
 FORMAT = "zimage_gui.state"
 VERSION = 1
 MANIFEST = "manifest.json"
-_LONGEST_MANIFEST = 256 * 1024 * 1024  # the optimizer's tree of a finetune lists some thousand entries; more is no manifest
+_LONGEST_MANIFEST = (
+    256 * 1024 * 1024
+)  # the optimizer's tree of a finetune lists some thousand entries; more is no manifest
 _CHUNK = 1 << 20
 
 
@@ -39,14 +42,16 @@ class StateError(Exception):
 
 @dataclass(frozen=True)
 class State:
-    """`values`: named nested values (dict, list, tuple, numbers, text, None, tensors); tensors come back on the CPU."""
+    """`values`: named nested values (dict, list, tuple, numbers, text, None, tensors); tensors come back on
+    the CPU."""
 
     folder: Path
     values: dict[str, Any]
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """JSON for a nested value; its tensors go to `tensors` under names that start with `path`. Raises `TypeError`."""
+    """JSON for a nested value; its tensors go to `tensors` under names that start with `path`. Raises
+    `TypeError`."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, (int, float)) and type(value) in (int, float):
@@ -113,7 +118,9 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _move(temp: Path, folder: Path) -> None:
-    if folder.exists():  # a resumed run saves the same step again: the old one steps aside under a name that is swept
+    if (
+        folder.exists()
+    ):  # a resumed run saves the same step again: the old one steps aside under a name that is swept
         aside = temp_path(folder)
         replace_file(folder, aside)
         replace_file(temp, folder)
@@ -161,7 +168,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StateError(f"{path} is not the manifest of a training state")
     if manifest.get("version") != VERSION:
-        raise StateError(f"{path} has version {manifest.get('version')}; this program reads version {VERSION}")
+        raise StateError(
+            f"{path} has version {manifest.get('version')}; this program reads version {VERSION}"
+        )
     files, values = manifest.get("files"), manifest.get("values")
     if not isinstance(values, dict) or not isinstance(files, dict):
         raise StateError(f"{path} is damaged")
@@ -190,7 +199,11 @@ def states_in(folder: Path) -> list[Path]:
     for pointer in folder.glob("*-latest-state.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             pointed.add(str(json.loads(pointer.read_text(encoding="utf-8")).get("state")))
-    return sorted(pattern, key=lambda entry: (entry.name in pointed, (entry / MANIFEST).stat().st_mtime_ns), reverse=True)
+    return sorted(
+        pattern,
+        key=lambda entry: (entry.name in pointed, (entry / MANIFEST).stat().st_mtime_ns),
+        reverse=True,
+    )
 
 
 def family(folder: Path) -> str:
@@ -204,12 +217,16 @@ def load_or_previous(folder: Path) -> tuple[State, list[str]]:
     `folder` may also hold states (then the newest is meant). Raises `StateError` when none is usable.
     """
     if (folder / MANIFEST).is_file() or folder.name.endswith("-state"):
-        others = [entry for entry in states_in(folder.parent) if family(entry) == family(folder) and entry != folder]
+        others = [
+            entry for entry in states_in(folder.parent) if family(entry) == family(folder) and entry != folder
+        ]
         candidates = [folder, *[entry for entry in others if _older(entry, folder)]]
     else:
         candidates = states_in(folder)
         if not candidates:
-            raise StateError(f"{folder} is no training state and holds none (a state is a folder whose name ends in -state)")
+            raise StateError(
+                f"{folder} is no training state and holds none (a state is a folder whose name ends in -state)"
+            )
     passed = []
     for candidate in candidates:
         try:
@@ -232,7 +249,13 @@ def random_states() -> dict[str, Any]:
     version, internal, gauss_next = random.getstate()
     states: dict[str, Any] = {
         "python": [version, list(internal), gauss_next],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -1,12 +1,12 @@
-"""The training loop. Knows steps, epochs, gradients and when to save, sample or stop; must not know what is trained (a `Method`
-does), where batches come from (a `Feed` does) or what is written (the `Keeper` does).
+"""The training loop. Knows steps, epochs, gradients and when to save, sample or stop; must not know what is
+trained (a `Method` does), where batches come from (a `Feed` does) or what is written (the `Keeper` does).
 """
 
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,7 +45,8 @@ class LoopSettings:
 
 @dataclass
 class Progress:
-    """How far a run is: updates done, finished epochs, updates done in the epoch at hand; all a resume has to know."""
+    """How far a run is: updates done, finished epochs, updates done in the epoch at hand; all a resume has to
+    know."""
 
     step: int = 0
     epoch: int = 0
@@ -56,11 +57,9 @@ class Progress:
 class Feed(Protocol):
     """The data of a run. A group is the batches of one optimizer update."""
 
-    def samples(self, epoch: int) -> int: ...
-
     def updates(self, epoch: int) -> int: ...
 
-    def groups(self, epoch: int, start: int) -> AbstractContextManager[Iterable[list[Batch]]]: ...
+    def groups(self, epoch: int, start: int) -> Generator[list[Batch], None, None]: ...
 
 
 class Keeper(Protocol):
@@ -77,7 +76,8 @@ class Keeper(Protocol):
 
 @dataclass
 class _Pending:
-    """A finished update whose numbers are still on the device: they are read one update later, so that nothing waits."""
+    """A finished update whose numbers are still on the device: they are read one update later, so that
+    nothing waits."""
 
     event: Callable[[float, float | None], Step]
     loss: float
@@ -107,15 +107,16 @@ class Trainer:
         self._clock = time.perf_counter()
 
     def run(self, feed: Feed, keeper: Keeper) -> bool:
-        """Train to the end, or until the run asks to stop; True when it came to the end. Raises `NonFiniteLoss`."""
+        """Train to the end, or until the run asks to stop; True when it came to the end. Raises
+        `NonFiniteLoss`."""
         progress, settings = self.progress, self.settings
         self.method.model.train()
         keeper.at_start(progress)
         self._clock = time.perf_counter()
         while progress.step < settings.total_steps:
-            with feed.groups(progress.epoch, progress.position) as groups:
+            with closing(feed.groups(progress.epoch, progress.position)) as groups:
                 for group in groups:
-                    self.update(group, feed.samples(progress.epoch))
+                    self.update(group)
                     keeper.after_step(progress)
                     if progress.step >= settings.total_steps:
                         break
@@ -129,13 +130,13 @@ class Trainer:
         self.flush()
         return True
 
-    def update(self, group: list[Batch], epoch_samples: int) -> None:
+    def update(self, group: list[Batch]) -> None:
         """One optimizer update from the batches of `group`, each weighted by its share of the samples."""
         samples = sum(len(batch.indices) for batch in group)
         total = torch.zeros((), device=self.device)
         for batch in group:
             share = len(batch.indices) / samples
-            loss = self.loss(batch, self.progress.epoch, epoch_samples) * share
+            loss = self.loss(batch, self.progress.epoch) * share
             total += loss.detach()
             on_host = _to_host(total)  # queued before the backward pass: read below without waiting for it
             self.scaler.scale(loss).backward()
@@ -153,14 +154,16 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._count(value, grad_norm, float(rates[0]), samples)
 
-    def loss(self, batch: Batch, epoch: int, epoch_samples: int) -> Tensor:
+    def loss(self, batch: Batch, epoch: int) -> Tensor:
         """The weighted flow-matching loss of one batch, fp32."""
         latents = batch.latents.to(self.device, torch.float32, non_blocking=True)
         captions = [caption.to(self.device, non_blocking=True) for caption in batch.captions]
-        draws = draw(self.objective, self.settings.seed, epoch, batch.indices, tuple(latents.shape[1:]), epoch_samples)
+        draws = draw(self.objective, self.settings.seed, epoch, batch.indices, tuple(latents.shape[1:]))
         sigma = sample_sigmas(self.objective, draws, latents.shape[-2] * latents.shape[-1] // 4)
         weights = loss_weights(self.objective.weighting_scheme, sigma)
-        noise, sigma, weights = (item.to(self.device, non_blocking=True) for item in (draws.noise, sigma, weights))
+        noise, sigma, weights = (
+            item.to(self.device, non_blocking=True) for item in (draws.noise, sigma, weights)
+        )
         with self._autocast():
             prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
         return flow_loss(prediction, latents, noise, weights)
@@ -168,15 +171,20 @@ class Trainer:
     def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
         model, run_block = self.method.model, self.run_block
         with nullcontext() if self.method.trains_embedding else torch.no_grad():
-            hidden = model.embed(noisy, time_B, captions, run_block=run_block if self.method.trains_embedding else call_block)
+            hidden = model.embed(
+                noisy, time_B, captions, run_block=run_block if self.method.trains_embedding else call_block
+            )
         return model.decode(hidden, run_block)
 
     @property
     def run_block(self) -> RunBlock:
-        """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never nested)."""
+        """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never
+        nested)."""
         if not self.settings.gradient_checkpointing:
             return call_block
-        keeps_rng = self.method.uses_dropout  # a block without dropout draws nothing: saving generators would cost a sync
+        keeps_rng = (
+            self.method.uses_dropout
+        )  # a block without dropout draws nothing: saving generators would cost a sync
         return lambda block, x, rope, modulation: _recomputed(block, x, rope, modulation, keeps_rng)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -222,7 +230,8 @@ class Trainer:
             self.flush()
 
     def flush(self) -> None:
-        """Report the last update. Raises `NonFiniteLoss` when its gradient was no number, so call it before every save."""
+        """Report the last update. Raises `NonFiniteLoss` when its gradient was no number, so call it before
+        every save."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -253,7 +262,11 @@ class Trainer:
         if self.scaler.is_enabled() and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
         saved = values["progress"]
-        self.progress.step, self.progress.epoch, self.progress.position = saved["step"], saved["epoch"], saved["position"]
+        self.progress.step, self.progress.epoch, self.progress.position = (
+            saved["step"],
+            saved["epoch"],
+            saved["position"],
+        )
         self.progress.losses.extend(saved["losses"])
 
 
@@ -282,4 +295,3 @@ def _to_host(value: Tensor) -> Callable[[], float]:
 def _memory(device: torch.device, process: psutil.Process) -> tuple[float | None, float]:
     vram = torch.cuda.max_memory_reserved(device) / _GIB if device.type == "cuda" else None
     return vram, process.memory_info().rss / _GIB
-

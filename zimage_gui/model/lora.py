@@ -1,10 +1,10 @@
-"""Low-rank adapters on Linear layers, as they are trained. Knows the adapter's maths and which layers take one; knows no
-file format, no optimizer and no dataset.
+"""Low-rank adapters on Linear layers, as they are trained. Knows the adapter's maths and which layers take
+one; knows no file format, no optimizer and no dataset.
 
     y = W x + multiplier * (alpha / rank) * up(dropout(down x))          (Hu et al. 2021, arXiv 2106.09685)
 
-Adapter weights are fp32 whatever the base is. They are cast to the activation's type for the product, never the other way
-round: a fp32 copy of the activations would cost more memory than the adapter itself.
+Adapter weights are fp32 whatever the base is. They are cast to the activation's type for the product, never
+the other way round: a fp32 copy of the activations would cost more memory than the adapter itself.
 """
 
 import math
@@ -23,9 +23,10 @@ DEFAULT_TARGET = re.compile(r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0
 class LoraSpec:
     """Size and place of the adapters.
 
-    `alpha` 0 means `alpha = dim`. Patterns are regular expressions that must match a whole module path such as
-    `layers.0.attention.to_q`. Without `include` the attention and feed-forward layers of the main blocks are taken; with it,
-    exactly the Linear layers that one of the patterns names, wherever they are. `exclude` is applied last.
+    `alpha` 0 means `alpha = dim`. Patterns are regular expressions that must match a whole module path such
+    as `layers.0.attention.to_q`. Without `include` the attention and feed-forward layers of the main blocks
+    are taken; with it, exactly the Linear layers that one of the patterns names, wherever they are. `exclude`
+    is applied last.
     """
 
     dim: int = 16
@@ -46,7 +47,8 @@ class LoraSpec:
 
 
 class LoraLinear(nn.Module):
-    """A frozen Linear with an adapter beside it. Input (..., in), output (..., out) in the base layer's output type."""
+    """A frozen Linear with an adapter beside it. Input (..., in), output (..., out) in the base layer's
+    output type."""
 
     def __init__(self, base: nn.Linear, spec: LoraSpec, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -66,7 +68,9 @@ class LoraLinear(nn.Module):
         if self.multiplier != 0 and not self._skipped():
             h_NR = self._dropped(functional.linear(x_ND, self.lora_down.to(x.dtype)), len(x))
             # the product is added inside the GEMM: no second output-sized tensor is written or read
-            y_NO = y_NO.addmm_(h_NR.to(y_NO.dtype), self.lora_up.to(y_NO.dtype).t(), alpha=self.scale * self.multiplier)
+            y_NO = y_NO.addmm_(
+                h_NR.to(y_NO.dtype), self.lora_up.to(y_NO.dtype).t(), alpha=self.scale * self.multiplier
+            )
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
 
     def _skipped(self) -> bool:
@@ -135,8 +139,9 @@ def target_paths(model: nn.Module, spec: LoraSpec) -> list[str]:
 
 
 def attach_lora(model: nn.Module, spec: LoraSpec, seed: int = 0) -> LoraNetwork:
-    """Put an adapter on every layer that `spec` names and freeze everything else. The start is the same on every device:
-    it is drawn on the CPU from `seed` in the order of the layers. Raises `ValueError` as `target_paths` does.
+    """Put an adapter on every layer that `spec` names and freeze everything else. The start is the same on
+    every device: it is drawn on the CPU from `seed` in the order of the layers. Raises `ValueError` as
+    `target_paths` does.
     """
     paths = target_paths(model, spec)
     model.requires_grad_(False)

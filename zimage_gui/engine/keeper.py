@@ -1,0 +1,119 @@
+"""What happens between updates: checkpoints, states, previews, in the order that loses least. Knows when and
+under which names; must not know how a file is written (the method and `state` do) or how an update is made.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from zimage_gui.engine.checkpoints import Mark, OutputNames, Retention, drop
+from zimage_gui.engine.methods import Method
+from zimage_gui.engine.state import random_states, save_state
+from zimage_gui.engine.trainer import Progress, Trainer
+from zimage_gui.events import Checkpoint, Note, Run, Stage
+from zimage_gui.files import atomic_write
+
+
+class PreviewMaker(Protocol):
+    """Makes the pictures of one moment; never raises for a picture that fails."""
+
+    def make(self, step: int, epoch: int | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class PreviewTimes:
+    """When previews are due; the options' names."""
+
+    sample_every_n_steps: int | None = None
+    sample_every_n_epochs: int | None = None
+    sample_at_first: bool = False
+
+
+@dataclass
+class RunKeeper:
+    """Keeps one run's results. `describe(step, epoch)` gives a file's metadata, `facts` what a resume
+    compares."""
+
+    run: Run
+    names: OutputNames
+    method: Method
+    trainer: Trainer
+    retention: Retention
+    save_states: bool
+    describe: Callable[[int, int], dict[str, str]]
+    facts: dict[str, Any]
+    previews: PreviewMaker | None = None
+    preview_times: PreviewTimes = PreviewTimes()
+    sidecar: bytes | None = None
+    results: list[Path] = field(default_factory=list)
+
+    def at_start(self, progress: Progress) -> None:
+        if self.previews and self.preview_times.sample_at_first and progress.step == 0:
+            self.previews.make(0, None)
+
+    def after_step(self, progress: Progress) -> None:
+        step, times = progress.step, self.preview_times
+        if self.retention.due_after_step(step) and step < self.trainer.settings.total_steps:
+            self.save(Mark(step=step), progress, self.save_states)
+        if self.previews and times.sample_every_n_steps and step % times.sample_every_n_steps == 0:
+            self.trainer.flush()
+            self.previews.make(step, None)
+
+    def after_epoch(self, progress: Progress) -> None:
+        """`progress.epoch` counts finished epochs here."""
+        epoch, times = progress.epoch, self.preview_times
+        if progress.step < self.trainer.settings.total_steps:
+            if self.retention.due_after_epoch(epoch):
+                self.save(Mark(epoch=epoch), progress, self.save_states)
+        if self.previews and times.sample_every_n_epochs and epoch % times.sample_every_n_epochs == 0:
+            self.trainer.flush()
+            self.previews.make(progress.step, epoch)
+
+    def at_stop(self, progress: Progress) -> None:
+        """Everything a resume needs, and the result so far."""
+        self.run.emit(Stage(name="stopping", text=f"Stopping after step {progress.step}: saving"))
+        self.save(Mark(step=progress.step), progress, True)
+
+    def at_end(self, progress: Progress, with_state: bool) -> None:
+        """The final file, and the state when it was asked for."""
+        self.run.emit(Stage(name="save", text="Saving the result"))
+        self.save(Mark(), progress, with_state)
+
+    def save(self, mark: Mark, progress: Progress, with_state: bool) -> None:
+        """Write the weights, then the state, then drop what is outdated. Raises `NonFiniteLoss` instead of
+        saving bad weights."""
+        self.trainer.flush()
+        epoch = progress.epoch + (progress.position > 0)
+        path = self.names.weights(mark)
+        count = self.method.export(path, self.describe(progress.step, epoch))
+        if self.sidecar is not None:
+            atomic_write(self.names.sidecar(mark), self.sidecar)
+        unit = "modules" if self.method.what == "lora" else "tensors"
+        self.run.emit(Note(text=f"saved {path.name}; read back: {count} of {count} {unit} match"))
+        self._tell(path, progress.step, epoch, self.method.what)
+        if with_state:
+            self._save_state(mark, progress, epoch)
+        for state in (False, True):
+            if outdated := self.retention.outdated(mark, state):
+                self._forget(drop(self.names, outdated, state))
+
+    def _save_state(self, mark: Mark, progress: Progress, epoch: int) -> None:
+        values = {
+            "weights": dict(self.method.named_parameters()),
+            "trainer": self.trainer.state(),
+            "random": random_states(),
+            "run": self.facts | {"name": self.names.name, "saved_at": time.time()},
+        }
+        folder = save_state(self.names.state(mark), values, self.names.pointer)
+        self._tell(folder, progress.step, epoch, "state")
+
+    def _tell(self, path: Path, step: int, epoch: int, what: Any) -> None:
+        self.run.emit(Checkpoint(path=str(path), step=step, epoch=epoch, what=what))
+        if path not in self.results:
+            self.results.append(path)
+
+    def _forget(self, path: Path | None) -> None:
+        if path in self.results:
+            self.results.remove(path)

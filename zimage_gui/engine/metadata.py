@@ -1,0 +1,137 @@
+"""What a trained file says about itself, in the words of sd-scripts (`ss_*`, `modelspec.*`), which other
+programs show. Knows a run's settings and numbers; must not know tensors, and never writes a folder's full
+path.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zimage_gui.engine.loader import DatasetIndex
+
+ARCHITECTURE = "Z-Image"
+IMPLEMENTATION = "https://github.com/Tongyi-MAI/Z-Image"
+_KEPT_WITHOUT_METADATA = (
+    "ss_base_model_version",
+    "ss_network_module",
+    "ss_network_dim",
+    "ss_network_alpha",
+    "ss_network_args",
+)
+_FROM_CONFIG = (
+    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "lr_scheduler",
+    "mixed_precision", "max_grad_norm", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "timestep_sampling",
+    "sigmoid_scale", "discrete_flow_shift",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known when the run begins."""
+
+    name: str
+    seed: int
+    total_steps: int
+    total_epochs: int
+    started_at: float
+    optimizer: str
+    index: DatasetIndex
+
+
+def metadata_of(config: Any, facts: RunFacts, step: int, epoch: int) -> dict[str, str]:
+    """Header of the file saved at `step` in `epoch` (both counted from 1), all values text."""
+    lora = hasattr(config, "network_dim")
+    entries: dict[str, object] = {f"ss_{name}": getattr(config, name) for name in _FROM_CONFIG}
+    entries |= {
+        "ss_session_id": facts.seed & 0xFFFFFFFF,
+        "ss_training_started_at": facts.started_at,
+        "ss_training_finished_at": time.time(),
+        "ss_output_name": facts.name,
+        "ss_num_train_items": facts.index.samples_per_epoch,
+        "ss_num_batches_per_epoch": facts.index.batches_per_epoch,
+        "ss_num_epochs": facts.total_epochs,
+        "ss_max_train_steps": facts.total_steps,
+        "ss_base_model_version": "z_image",
+        "ss_seed": facts.seed,
+        "ss_training_comment": config.training_comment or None,
+        "ss_optimizer": facts.optimizer,
+        "ss_full_bf16": bool(getattr(config, "full_bf16", False)),
+        "ss_datasets": json.dumps(_datasets(facts.index), ensure_ascii=False),
+        "ss_sd_model_name": Path(config.dit).name if config.dit else None,
+        "ss_vae_name": Path(config.vae).name if config.vae else None,
+        "ss_steps": step,
+        "ss_epoch": epoch,
+    }
+    if lora:
+        entries |= _network(config)
+    if config.no_metadata:
+        entries = {name: value for name, value in entries.items() if name in _KEPT_WITHOUT_METADATA}
+    return {name: str(value) for name, value in (entries | _model_spec(config, facts, lora)).items()}
+
+
+def _network(config: Any) -> dict[str, object]:
+    arguments = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name in ("rank_dropout", "module_dropout", "include_patterns", "exclude_patterns")
+        if (value := getattr(config, name))
+    }
+    entries: dict[str, object] = {
+        "ss_network_module": "networks.lora_zimage",
+        "ss_network_dim": config.network_dim,
+        "ss_network_alpha": config.alpha,
+        "ss_network_dropout": config.network_dropout or None,
+        "ss_base_weights": ", ".join(Path(path).name for path in config.base_weights) or None,
+    }
+    return entries | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
+
+
+def _model_spec(config: Any, facts: RunFacts, lora: bool) -> dict[str, object]:
+    widths = [item.bucket for item in facts.index.items]
+    largest = max(widths, key=lambda bucket: bucket[0] * bucket[1])
+    entries: dict[str, object] = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{ARCHITECTURE}/lora" if lora else ARCHITECTURE,
+        "modelspec.implementation": IMPLEMENTATION,
+        "modelspec.title": config.metadata_title or facts.name,
+        "modelspec.resolution": f"{largest[0]}x{largest[1]}",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime()),
+    }
+    for name in ("author", "description", "license", "tags"):
+        if text := getattr(config, f"metadata_{name}"):
+            entries[f"modelspec.{name}"] = text
+    if config.min_timestep is not None or config.max_timestep is not None:
+        low, high = config.min_timestep or 0, 1000 if config.max_timestep is None else config.max_timestep
+        entries["modelspec.timestep_range"] = f"{low},{high}"
+    return entries
+
+
+def _datasets(index: DatasetIndex) -> Sequence[dict[str, object]]:
+    """One entry per dataset source: what can be said without paths or captions."""
+    entries: dict[int, dict[str, object]] = {}
+    for item in index.items:
+        entry = entries.setdefault(item.source, {
+            "image_directory": item.picture.parent.name, "batch_size_per_device": item.batch_size,
+            "num_repeats": item.num_repeats, "resolution": list(item.bucket), "num_images": 0, "buckets": {},
+        })  # fmt: skip
+        buckets = entry["buckets"]
+        assert isinstance(buckets, dict)
+        name = f"{item.bucket[0]}x{item.bucket[1]}"
+        buckets[name] = buckets.get(name, 0) + 1
+        entry["num_images"] = sum(buckets.values())
+        entry["enable_bucket"] = len(buckets) > 1
+    return list(entries.values())
+
+
+def sidecar(config: Any) -> bytes:
+    """The second seed's `.lora.json`, which its `generate` wants beside a LoRA."""
+    facts = {
+        "rank": config.network_dim,
+        "alpha": config.alpha,
+        "target_attention": True,
+        "target_feed_forward": True,
+        "target_refiners": False,
+    }
+    return (json.dumps(facts, indent=2) + "\n").encode("utf-8")

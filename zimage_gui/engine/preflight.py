@@ -1,0 +1,150 @@
+"""Everything that can be found wrong with a training run before a byte of weights is read. Knows options and
+headers; must not know how training is done.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zimage_gui.engine.dataset.sources import check as check_sources
+from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.model_files import find_models
+from zimage_gui.engine.optimizers import check_optimizer
+from zimage_gui.engine.prompt_lines import read_prompt_file
+from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
+from zimage_gui.engine.state import StateError, read_manifest, states_in
+from zimage_gui.errors import Problem, UserError
+from zimage_gui.model.attention import use_backend
+from zimage_gui.model.lora import LoraSpec, target_paths
+from zimage_gui.model.lora_merge import linear_shapes
+from zimage_gui.model.lora_read import fit_problems, read_lora
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.weights import model_problems, transformer_config_of
+
+_SCHEDULE_OPTIONS = (
+    "lr_scheduler", "lr_warmup_steps", "lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_power",
+    "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "lr_scheduler_type", "lr_scheduler_args",
+)  # fmt: skip
+
+
+def lora_spec(config: Any) -> LoraSpec:
+    """The adapters that the options describe."""
+    return LoraSpec(
+        dim=config.network_dim, alpha=config.alpha, dropout=config.network_dropout, rank_dropout=config.rank_dropout,
+        module_dropout=config.module_dropout, include=config.include_patterns, exclude=config.exclude_patterns,
+    )  # fmt: skip
+
+
+def schedule_spec(config: Any) -> ScheduleSpec:
+    """The learning-rate schedule that the options describe."""
+    return ScheduleSpec(**{name: getattr(config, name) for name in _SCHEDULE_OPTIONS})
+
+
+def with_models(config: Any) -> tuple[Any, list[Problem]]:
+    """The same options with the model paths that `model_dir` stands for filled in."""
+    needed = ["transformer", "vae", "text_encoder"] if config.model_dir is not None else ["transformer"]
+    files, problems = find_models(config, *needed)
+    paths = {
+        "dit": files.dit,
+        "vae": files.vae,
+        "text_encoder": files.text_encoder,
+    }
+    return config.model_copy(update=paths), problems
+
+
+def check(config: Any) -> list[Problem]:
+    """All problems of a run at once; reads headers, captions' folders and prompt files, no weights."""
+    config, problems = with_models(config)
+    problems = [*config.problems(), *problems]
+    found = [
+        *_of(lambda: check_sources(sources_of(config))),
+        *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
+        *check_optimizer(config.optimizer_type, list(config.optimizer_args), config.learning_rate),
+        *check_schedule(schedule_spec(config)),
+        *_of(lambda: _nothing(pick_device(config.device))),
+        *_of(lambda: _nothing(use_backend(config.attn_mode))),
+        *_preview_problems(config),
+        *_resume_problems(config),
+        *_folder_problems(config),
+    ]
+    if (
+        hasattr(config, "network_dim")
+        and config.dit is not None
+        and not any(p.option == "dit" for p in found)
+    ):
+        found += _of(lambda: _lora_problems(config))
+    known = set(problems)
+    return problems + [problem for problem in found if problem not in known]
+
+
+def _of(look: Any) -> list[Problem]:
+    try:
+        problems: list[Problem] = look()
+        return problems
+    except UserError as error:
+        return list(error.problems)
+
+
+def _nothing(_: object) -> list[Problem]:
+    return []
+
+
+def _lora_problems(config: Any) -> list[Problem]:
+    with torch.device("meta"):
+        model = ZImageTransformer(transformer_config_of(config.dit))
+    problems = []
+    try:
+        target_paths(model, lora_spec(config))
+    except ValueError as error:
+        option = "include_patterns" if config.include_patterns else "exclude_patterns"
+        problems.append(
+            Problem(option, " ".join(getattr(config, option)), str(error), "Correct the patterns")
+        )
+    shapes = linear_shapes(model)
+    for path in config.base_weights:
+        problems += _of(lambda path=path: fit_problems(read_lora(Path(path)), shapes, "base_weights"))  # type: ignore[misc]
+    return problems
+
+
+def _preview_problems(config: Any) -> list[Problem]:
+    if config.sample_prompts is None:
+        return []
+    problems = _of(lambda: _nothing(read_prompt_file(Path(config.sample_prompts), "sample_prompts")))
+    for option, what in (("vae", "decode"), ("text_encoder", "encode the prompts of")):
+        if getattr(config, option) is None:
+            rule = f"is needed to {what} the pictures of sample_prompts"
+            problems.append(Problem(option, "", rule, f"Give {option}, or leave sample_prompts out"))
+    return problems
+
+
+def _resume_problems(config: Any) -> list[Problem]:
+    if config.resume is None:
+        return []
+    folder = Path(config.resume)
+    try:
+        read_manifest(folder)
+    except StateError as error:
+        if not states_in(folder) and not states_in(folder.parent):
+            return [
+                Problem(
+                    "resume",
+                    str(folder),
+                    f"cannot be resumed: {error}",
+                    "Choose a folder whose name ends in -state",
+                )
+            ]
+    return []
+
+
+def _folder_problems(config: Any) -> list[Problem]:
+    output = getattr(config, "output", None)
+    folder = (
+        Path(config.output_dir) if config.output_dir is not None else Path(output).parent if output else None
+    )
+    while folder is not None and not folder.exists() and folder.parent != folder:
+        folder = folder.parent
+    if folder is not None and folder.exists() and not folder.is_dir():
+        return [Problem("output_dir", str(folder), "is a file, not a folder", "Choose another folder")]
+    return []

@@ -1,0 +1,184 @@
+"""Pictures during training. Knows the prompt file, the encoded prompts and the VAE that waits on the CPU;
+must not know the loop or what is trained. A picture that fails is a warning: it never ends a run, and no
+generator of the run is touched.
+"""
+
+import gc
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from zimage_gui.engine.checkpoints import OutputNames
+from zimage_gui.engine.loader import DatasetIndex
+from zimage_gui.engine.png_settings import png_bytes
+from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
+from zimage_gui.engine.sampler import Cancelled, denoise
+from zimage_gui.events import Run, Sample, Stage, Warning
+from zimage_gui.files import atomic_write
+from zimage_gui.model.flow import shifted_sigmas
+from zimage_gui.model.text_encoder import encode_prompts
+from zimage_gui.model.tokenizer import load_tokenizer
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.vae import AutoencoderKL, to_vae_space
+from zimage_gui.model.weights import load_text_encoder, load_vae
+
+STEPS, SHIFT, GUIDANCE = 20, 3.0, 0.0
+"""Where a line of the prompt file says nothing. (The first seed guides by 4 then, which burns Turbo's
+pictures.)"""
+
+
+@dataclass(frozen=True)
+class PreviewPrompt:
+    """One picture to be made each time, with nothing left open."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    seed: int
+    guidance_scale: float
+    flow_shift: float
+
+    def settings(self, config: Any, step: int) -> dict[str, Any]:
+        """What the PNG says; names as in `generate`."""
+        return {
+            "prompt": self.prompt, "negative_prompt": self.negative_prompt, "image_size": [self.height, self.width],
+            "infer_steps": self.steps, "seed": self.seed, "guidance_scale": self.guidance_scale,
+            "flow_shift": self.flow_shift, "cpu_noise": True, "dit": Path(config.dit).name, "training_step": step,
+        }  # fmt: skip
+
+
+@dataclass
+class Previews:
+    """The previews of one run. `attach` gives it the model that is trained."""
+
+    run: Run
+    names: OutputNames
+    config: Any
+    prompts: list[PreviewPrompt]
+    features: dict[str, Tensor]
+    vae: AutoencoderKL
+    device: torch.device
+    model: ZImageTransformer | None = None
+    autocast: torch.dtype | None = None
+
+    def attach(self, model: ZImageTransformer, autocast: torch.dtype | None) -> None:
+        self.model, self.autocast = model, autocast
+
+    def make(self, step: int, epoch: int | None) -> None:
+        """Make every picture once; `epoch` counts finished epochs when an epoch is the occasion."""
+        assert self.model is not None
+        self.run.emit(Stage(name="sample", text=f"Making {len(self.prompts)} pictures at step {step}"))
+        self.model.eval()
+        try:
+            for index, prompt in enumerate(self.prompts):
+                self._one(self.model, prompt, index, step, epoch)
+        except Cancelled:
+            pass  # a stop was asked for: the loop sees the same request and saves
+        except Exception as error:  # whatever goes wrong in a preview, training goes on
+            traceback.print_exc()
+            self.run.emit(
+                Warning(text=f"no picture at step {step}: {type(error).__name__}: {error}; training goes on")
+            )
+        finally:
+            self.model.train()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        self.run.emit(Stage(name="train", text="Training"))
+
+    def _one(
+        self, model: ZImageTransformer, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
+    ) -> None:
+        noise = torch.randn(
+            (1, 16, prompt.height // 8, prompt.width // 8),
+            generator=torch.Generator().manual_seed(prompt.seed),
+        )
+        with torch.autocast(
+            self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None
+        ):
+            latents = denoise(
+                model, noise.to(self.device), [self._feature(prompt.prompt)],
+                [self._feature(prompt.negative_prompt)] if prompt.guidance_scale > 0 else None,
+                shifted_sigmas(prompt.steps, prompt.flow_shift), prompt.guidance_scale,
+                lambda done, total, latents: self.run.stop_requested(),
+            )  # fmt: skip
+        if not bool(torch.isfinite(latents).all()):
+            raise ValueError("the model gave infinite or undefined numbers")
+        picture = _decoded(self.vae.to(self.device), latents)
+        self.vae.to("cpu")
+        occasion = f"e{epoch:06d}" if epoch is not None else f"{step:06d}"
+        when = time.strftime("%Y%m%d%H%M%S")
+        path = self.names.samples / f"{self.names.name}_{occasion}_{index:02d}_{when}_{prompt.seed}_000.png"
+        atomic_write(path, png_bytes(picture, prompt.settings(self.config, step)))
+        adapter = "on" if getattr(self.config, "base_weights", ()) else None
+        self.run.emit(
+            Sample(
+                path=str(path),
+                step=step,
+                prompt=prompt.prompt,
+                seed=prompt.seed,
+                index=index,
+                adapter=adapter,
+            )
+        )
+
+    def _feature(self, text: str) -> Tensor:
+        return self.features[text].to(self.device)
+
+
+@torch.no_grad()
+def _decoded(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
+    pixels_CHW = vae.decode(to_vae_space(latents, vae.config))[0]
+    levels = ((pixels_CHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def preview_prompts(lines: list[PromptLine], size: tuple[int, int], seed: int) -> list[PreviewPrompt]:
+    """Fill in what the lines leave open. A line without `--d` has the same seed each time, so that pictures
+    compare."""
+    return [
+        PreviewPrompt(
+            prompt=line.prompt,
+            negative_prompt=line.negative_prompt or "",
+            width=line.width or size[0],
+            height=line.height or size[1],
+            steps=line.steps or STEPS,
+            seed=line.seed if line.seed is not None else (seed + index) % 2**63,
+            guidance_scale=GUIDANCE if line.guidance_scale is None else line.guidance_scale,
+            flow_shift=line.flow_shift or SHIFT,
+        )
+        for index, line in enumerate(lines)
+    ]
+
+
+def encode_previews(
+    config: Any, run: Run, names: OutputNames, index: DatasetIndex, device: torch.device
+) -> Previews:
+    """Read the prompt file, encode its prompts and free the text encoder; the VAE stays on the CPU."""
+    lines = read_prompt_file(Path(config.sample_prompts), "sample_prompts")
+    for number, line in enumerate(lines, 1):
+        for note in line.notes:
+            run.emit(Warning(text=f"prompt {number}: {note}"))
+    size, _ = Counter(item.bucket for item in index.items).most_common(1)[0]
+    prompts = preview_prompts(lines, size, config.seed)
+    run.emit(Stage(name="encode_prompts", text=f"Encoding {len(prompts)} prompts for previews"))
+    texts = {prompt.prompt for prompt in prompts}
+    texts |= {prompt.negative_prompt for prompt in prompts if prompt.guidance_scale > 0}
+    encoder = load_text_encoder(config.text_encoder, device, torch.bfloat16)
+    tokenizer = load_tokenizer(config.tokenizer, config.text_encoder, encoder.config.vocab_size)
+    features = {}
+    for text in sorted(texts):
+        features[text] = encode_prompts(encoder, tokenizer, [text])[0].to("cpu")
+        if warning := tokenizer.encode_prompt(text).warning:
+            run.emit(Warning(text=warning))
+    del encoder
+    gc.collect()
+    return Previews(run, names, config, prompts, features, load_vae(config.vae, "cpu", torch.float32), device)

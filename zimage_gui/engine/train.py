@@ -1,0 +1,250 @@
+"""`train-lora`, `train` and `finetune`: from options to a verified file. Knows the order of a run's stages;
+each stage's work is elsewhere.
+"""
+
+import gc
+import math
+import random
+import secrets
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zimage_gui.engine import preflight
+from zimage_gui.engine.caches import ensure_caches
+from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
+from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.feed import LoaderFeed
+from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
+from zimage_gui.engine.loader import DatasetIndex, Loader
+from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
+from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
+from zimage_gui.engine.objective import Objective
+from zimage_gui.engine.optimizers import build_optimizer, describe
+from zimage_gui.engine.preview import Previews, encode_previews
+from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
+from zimage_gui.engine.schedules import build_schedule
+from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
+from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.events import Note, Run, Stage, Warning
+from zimage_gui.model.attention import use_backend
+from zimage_gui.model.lora import attach_lora
+from zimage_gui.model.lora_merge import merge_lora
+from zimage_gui.model.lora_read import read_lora
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.weights import load_transformer, vae_config_of
+
+
+def check(config: Any) -> list[Problem]:
+    """Everything that would stop the run, found without reading weights."""
+    return preflight.check(config)
+
+
+def run(config: Any, run: Run) -> list[Path]:
+    """Train as `config` says; returns the paths of the results. Raises `UserError` for the user's mistakes,
+    `Interrupted` when stopped while caching, and `NonFiniteLoss`."""
+    run.emit(Stage(name="check", text="Checking the settings"))
+    raise_if_any(preflight.check(config))
+    config, _ = preflight.with_models(config)
+    resumed = load_resumed(config, run) if config.resume is not None else None
+    config = config.model_copy(update={"seed": _seed(config, resumed)})
+    run.emit(Note(text=f"seed {config.seed}"))
+    names = _names(config, run, resumed)
+    index = ensure_caches(config, run)
+    device = pick_device(config.device)
+    use_backend(config.attn_mode)
+    previews = encode_previews(config, run, names, index, device) if config.sample_prompts else None
+    _free()
+    _seed_everything(config.seed)
+    method = _method(config, run, device)
+    loader = Loader(
+        index, config.seed, vae=vae_config_of(config.vae) if config.vae else None,
+        workers=config.max_data_loader_n_workers, persistent=True, pin=device.type == "cuda",
+    )  # fmt: skip
+    with loader:
+        return _train(
+            config,
+            run,
+            names,
+            method,
+            LoaderFeed(loader, config.gradient_accumulation_steps),
+            previews,
+            resumed,
+        )
+
+
+def _train(
+    config: Any,
+    run: Run,
+    names: OutputNames,
+    method: Method,
+    feed: LoaderFeed,
+    previews: Previews | None,
+    resumed: Resumed | None,
+) -> list[Path]:
+    settings = _settings(config, feed)
+    optimizer = build_optimizer(
+        config.optimizer_type, config.optimizer_args, config.learning_rate, method.parameters()
+    )
+    schedule = build_schedule(preflight.schedule_spec(config), optimizer, settings.total_steps)
+    trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run)
+    index = feed.loader.index
+    if resumed is not None:
+        restore(resumed, config, method, trainer, index, run)
+    if previews is not None:
+        previews.attach(method.model, method.autocast_dtype)
+    facts = RunFacts(
+        names.name, config.seed, settings.total_steps, settings.total_epochs, time.time(),
+        describe(optimizer, config.optimizer_args), index,
+    )  # fmt: skip
+    keeper = RunKeeper(
+        run, names, method, trainer, _from(Retention, config), config.save_state,
+        lambda step, epoch: metadata_of(config, facts, step, epoch), facts_of(config, method, index),
+        previews, _from(PreviewTimes, config), sidecar(config) if names.naming == "dotted" else None,
+    )  # fmt: skip
+    _tell_plan(run, settings, method, index, trainer)
+    try:
+        if trainer.run(feed, keeper):
+            keeper.at_end(trainer.progress, config.save_state or config.save_state_on_train_end)
+    except NonFiniteLoss as error:
+        raise _explained(error, keeper, config) from error
+    return keeper.results
+
+
+def _seed(config: Any, resumed: Resumed | None) -> int:
+    if config.seed is not None:
+        return int(config.seed)
+    return resumed.seed if resumed is not None else secrets.randbits(31)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
+    """Where the results go: a resumed run goes on with its own names, any other gets names nobody has."""
+    output = getattr(config, "output", None)
+    if output is not None:
+        wanted = OutputNames(Path(output).parent, Path(output).stem, "dotted")
+    else:
+        folder = Path(config.output_dir) if config.output_dir is not None else run.folder / "checkpoints"
+        wanted = OutputNames(folder, config.output_name)
+    if resumed is not None:
+        folder = (
+            wanted.folder if output is not None or config.output_dir is not None else resumed.folder.parent
+        )
+        name = resumed.name if wanted.name in (resumed.requested_name, resumed.name) else wanted.name
+        names = replace(wanted, folder=folder, name=name)
+    else:
+        names = wanted if config.overwrite else wanted.first_free()
+        if names != wanted:
+            run.emit(
+                Warning(
+                    text=f"{wanted.folder} holds results named {wanted.name}: this run's are named {names.name}"
+                )
+            )
+    swept = prepare_folder(names)
+    if swept:
+        run.emit(Note(text=f"removed {len(swept)} half-written files of a killed run"))
+    return names
+
+
+def _method(config: Any, run: Run, device: torch.device) -> Method:
+    """The model with what is trained on it."""
+    lora = hasattr(config, "network_dim")
+    dtype = DTYPES[config.mixed_precision] if lora or getattr(config, "full_bf16", False) else torch.float32
+    run.emit(
+        Stage(
+            name="load_dit", text=f"Loading the transformer ({str(dtype).removeprefix('torch.')}, {device})"
+        )
+    )
+    if config.mixed_precision == "fp16":
+        run.emit(
+            Warning(text="fp16 overflows easily with Z-Image; bf16 is the safe choice where the GPU has it")
+        )
+    model = load_transformer(config.dit, device, dtype)
+    if lora:
+        _merge_base_weights(model, config, run)
+        network = attach_lora(model, preflight.lora_spec(config), config.seed)
+        return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
+    autocast = None if config.full_bf16 or config.mixed_precision == "no" else DTYPES[config.mixed_precision]
+    return FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision])
+
+
+def _merge_base_weights(model: ZImageTransformer, config: Any, run: Run) -> None:
+    for number, path in enumerate(config.base_weights):
+        multiplier = (
+            config.base_weights_multiplier[number] if number < len(config.base_weights_multiplier) else 1.0
+        )
+        count = merge_lora(model, read_lora(Path(path)), multiplier)
+        text = f"merged {Path(path).name} x {multiplier:g} into {count} layers for training; the result will not contain it"
+        run.emit(Note(text=text))
+
+
+def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
+    """Length of the run; every epoch has the same number of updates."""
+    per_epoch = feed.updates(0)
+    if config.max_train_epochs is not None:
+        epochs = config.max_train_epochs
+        steps = epochs * per_epoch
+    else:
+        steps = config.max_train_steps
+        epochs = math.ceil(steps / per_epoch)
+    return LoopSettings(
+        config.seed,
+        steps,
+        epochs,
+        config.max_grad_norm,
+        config.gradient_checkpointing,
+        config.mixed_precision,
+    )
+
+
+def _objective(config: Any) -> Objective:
+    values = {name.name: getattr(config, name.name) for name in fields(Objective)}
+    values["min_timestep"] = config.min_timestep or 0
+    values["max_timestep"] = 1000 if config.max_timestep is None else config.max_timestep
+    return Objective(**values)
+
+
+def _from(kind: Any, config: Any) -> Any:
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
+
+
+def _tell_plan(
+    run: Run, settings: LoopSettings, method: Method, index: DatasetIndex, trainer: Trainer
+) -> None:
+    trained = sum(parameter.numel() for parameter in method.parameters())
+    where = f", from step {trainer.progress.step}" if trainer.progress.step else ""
+    text = (
+        f"Training {trained:,} parameters on {index.samples_per_epoch} samples: {settings.total_steps} steps, "
+        f"{settings.total_epochs} epochs{where}"
+    )
+    run.emit(Stage(name="train", text=text))
+
+
+def _explained(error: NonFiniteLoss, keeper: RunKeeper, config: Any) -> UserError:
+    states = [path for path in keeper.results if path.name.endswith("-state")]
+    last = (
+        f"resume from {states[-1]}"
+        if states
+        else "no state was saved before it (set save_every_n_steps and save_state)"
+    )
+    remedy = f"Lower learning_rate (now {config.learning_rate:g})"
+    if config.mixed_precision == "fp16":
+        remedy += ", use mixed_precision bf16"
+    return UserError.one(
+        "learning_rate", f"{config.learning_rate:g}", f"training broke down: {error}", f"{remedy}; {last}"
+    )
