@@ -5,6 +5,7 @@ Knows nothing of what the run does, of other runs, or of how its process was sta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -15,8 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel
 
+from zimage_gui.config.schema import Options
+from zimage_gui.config.toml_io import dump
 from zimage_gui.errors import UserError
 from zimage_gui.events import (
     Checkpoint,
@@ -60,6 +62,7 @@ class RunFolder:
         self._status = status
         self._guard = threading.RLock()
         self._log: EventLog | None = None
+        self._recording = False
         self._listeners: tuple[Listener, ...] = ()
         self._asked_elsewhere: Callable[[], bool] = bool
         self._stop_said = False
@@ -70,14 +73,12 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_dir: Path, command: str, name: str, config: BaseModel | str, *, gpu: bool = False
+        cls, runs_dir: Path, command: str, name: str, config: Options | str, *, gpu: bool = False
     ) -> RunFolder:
         """Make `runs_dir/2026-11-21_153012_command_name/` with its resolved config, whole or not at all.
 
         `config` is the frozen config or its TOML text. Raises UserError when the folder cannot be made.
         """
-        from zimage_gui.config.toml_io import dump
-
         text = config if isinstance(config, str) else dump(config)
         created = time.time()
         stem = "_".join(filter(None, (time.strftime("%Y-%m-%d_%H%M%S"), slug(command), slug(name))))
@@ -125,7 +126,7 @@ class RunFolder:
         me = myself()
         with self._guard:
             self._listeners, self._asked_elsewhere = tuple(listeners), asked_elsewhere
-            self._log = EventLog(self.folder / EVENTS_FILE)
+            self._recording = True
             self._update(
                 pid=me.pid, process_created=me.created, host=me.host, phase="starting", phase_text="Starting",
                 outcome=None, ended=None, error_kind="", message="", hint="", results=(),
@@ -145,13 +146,26 @@ class RunFolder:
         event = _without_secrets(event)
         with self._guard:
             self._absorb(event)
-            if self._log is not None:
-                try:
-                    self._log.append(event)
-                except (OSError, ValueError) as error:
-                    self._complain(f"events are not being recorded: {error}")
+            if self._recording:
+                self._record(event)
         for listener in self._listeners:
             listener(event)
+
+    def _record(self, event: Event) -> None:
+        try:
+            if self._log is None:
+                self._log = EventLog(self.folder / EVENTS_FILE)
+            self._log.append(event)
+        except (OSError, ValueError) as error:
+            # Opened anew next time: half a line may stand there, and Python would write its rest again.
+            self._close_log()
+            self._complain(f"events are not being recorded: {error}")
+
+    def _close_log(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            with contextlib.suppress(OSError):
+                log.close()
 
     def stop_requested(self) -> bool:
         """Whether the run should finish its step, save and end: a `stop` file, a signal or another asked
@@ -194,9 +208,8 @@ class RunFolder:
                 write_status(self.folder, self._status, durable=True)
             except OSError as error:
                 self._complain(f"how the run ended could not be written: {error}")
-            if self._log is not None:
-                self._log.close()
-                self._log = None
+            self._recording = False
+            self._close_log()
 
     def _keep_beating(self) -> None:
         while not self._closing.wait(HEARTBEAT_EVERY):

@@ -5,7 +5,6 @@ Both the command line and the detached processes that the window starts come thr
 
 from __future__ import annotations
 
-import importlib
 import platform
 import sys
 import time
@@ -15,8 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-
+from zimage_gui.config.schema import Options
 from zimage_gui.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError
 from zimage_gui.events import Failed
 from zimage_gui.jobs.console import recorded
@@ -29,38 +27,36 @@ Entry = Callable[[Any, RunFolder], Sequence[Path]]
 
 
 class Spec(Protocol):
-    """What is needed of a command: where its function is ("package.module:function") and whether it uses
-    the GPU.
-    """
+    """What is needed of a command; `zimage_gui.commands.CommandSpec` has it."""
 
     @property
-    def entry(self) -> str: ...
+    def name(self) -> str: ...
 
     @property
     def gpu(self) -> bool: ...
 
+    def load(self) -> Entry: ...
+
 
 def run_here(
-    command: str,
     spec: Spec,
-    config: BaseModel,
+    config: Options,
     runs_dir: Path,
     name: str = "",
     listeners: Sequence[Listener] = (),
     run_folder: Path | None = None,
 ) -> int:
-    """Run a command to its end in this process and return the exit code: 0, 1 failed, 2 user's mistake, 130
-    Ctrl-C.
+    """Run a command to its end in this process; the exit code: 0, 1 failed, 2 user's mistake, 130 Ctrl-C.
 
     `run_folder` is an existing folder to run in (the window made it); without it a new one is made in
-    `runs_dir`. Everything printed also goes to the folder's console.log. Raises UserError only when no
-    folder can be had.
+    `runs_dir`. Everything printed also goes to the folder's console.log. `listeners` get every event.
+    Raises UserError only when no folder can be had.
     """
     if run_folder is None:
-        run = RunFolder.create(runs_dir, command, name, config, gpu=spec.gpu)
+        run = RunFolder.create(runs_dir, spec.name, name, config, gpu=spec.gpu)
     else:
         run = RunFolder.open(run_folder)
-    with recorded(run.folder, heading(command)):
+    with recorded(run.folder, heading(spec.name)):
         signals = StopSignals(
             stopping=lambda: run.stop_noticed,
             last_words=lambda: run.end("stopped", failed=_left_at_once()),
@@ -92,17 +88,10 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
     return EXIT_DONE
 
 
-def _work(spec: Spec, config: BaseModel, run: RunFolder) -> Sequence[Path]:
+def _work(spec: Spec, config: Options, run: RunFolder) -> Sequence[Path]:
     if spec.gpu:
         free_the_gpu(run.folder.parent, run)
-    return load_entry(spec.entry)(config, run)
-
-
-def load_entry(entry: str) -> Entry:
-    """The function named "package.module:function", imported now and not before."""
-    module, _, function = entry.partition(":")
-    found: Entry = getattr(importlib.import_module(module), function)
-    return found
+    return spec.load()(config, run)
 
 
 def _left_at_once() -> Failed:

@@ -13,8 +13,8 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _LONGEST_MESSAGE = 2000
 
 OUT_OF_VRAM = (
-    "The graphics card's memory is full. Close other programs that use the card, then lower the batch size or the "
-    "resolution, or switch gradient checkpointing on."
+    "The graphics card's memory is full. Close other programs that use the card, then lower the batch size "
+    "or the resolution, or switch gradient checkpointing on."
 )
 OUT_OF_RAM = (
     "The computer's memory is full. Close other programs, lower the number of loader workers or the batch "
@@ -80,5 +80,6 @@ def _hint(error: BaseException, message: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("zimage_gui"):
         return MISSING_MODULE.format(name=error.name.split(".")[0])
     if isinstance(error, PermissionError):
-        return f"The program may not write or read {error.filename}. Check who owns it, or choose another folder."
+        what = f"The program may not write or read {error.filename}."
+        return f"{what} Check who owns it, or choose another folder."
     return CRASH

@@ -20,9 +20,11 @@ import psutil
 import zimage_gui
 from zimage_gui.jobs.console import CONSOLE_FILE
 from zimage_gui.jobs.folder import CONFIG_FILE, STOP_FILE
-from zimage_gui.jobs.processes import Identity, host_name, identity_of, is_alive
+from zimage_gui.jobs.processes import Identity, created_of, host_name, identity_of, is_alive
 from zimage_gui.jobs.state import EXIT_FILE, KILL_FILE, LAUNCH_FILE, judge
 from zimage_gui.jobs.status import read_status, write_json
+
+_KILL_TAKES = 2.0
 
 
 def command_line(folder: Path, command: str) -> list[str]:
@@ -128,7 +130,10 @@ def kill(folder: Path) -> bool:
         for member in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family, timeout=2)
+    # Not psutil's wait: it would take the exit code away from the one who started the process.
+    end = time.monotonic() + _KILL_TAKES
+    while created_of(process.pid) is not None and time.monotonic() < end:
+        time.sleep(0.02)
     return True
 
 

@@ -6,6 +6,7 @@ window goes on with the same one. Knows nothing of what the runs do.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -45,7 +46,7 @@ class Queue:
             )
         self.runs_dir.mkdir(parents=True, exist_ok=True)
         with exclusive(self.runs_dir / LOCK_FILE, _LOCK_WAIT):
-            orders = [_order(waiting) for waiting in self.waiting()]
+            orders = [order for waiting in self.waiting() if math.isfinite(order := _order(waiting))]
             write_json(folder / QUEUE_FILE, {"order": max(orders, default=0.0) + 1.0, "time": time.time()})
 
     def waiting(self) -> list[Path]:
@@ -73,11 +74,7 @@ class Queue:
         with exclusive(self.runs_dir / LOCK_FILE, _LOCK_WAIT):
             if not (folder / QUEUE_FILE).is_file():
                 return False
-            status = read_status(folder)
-            if status is not None:
-                changes = {"outcome": "stopped", "ended": time.time(), "message": "Removed from the queue."}
-                write_status(folder, status.model_copy(update=changes), durable=True)
-            (folder / QUEUE_FILE).unlink()
+            withdraw(folder, QUEUE_FILE, "Removed from the queue.")
             return True
 
     def running(self) -> list[RunState]:
@@ -96,7 +93,9 @@ class Queue:
             return None
         try:
             with exclusive(self.runs_dir / LOCK_FILE):
-                line = [folder for folder in self.waiting() if not _withdrawn(folder)]
+                line = self.waiting()
+                while line and (line[0] / STOP_FILE).exists():
+                    withdraw(line.pop(0), QUEUE_FILE, "Stopped before it began.")
                 if not line or self.running():
                     return None
                 return self._start(line[0])
@@ -143,11 +142,15 @@ class QueueRunner:
                     self._report(f"The queue cannot go on: {error}")
 
 
-def _withdrawn(folder: Path) -> bool:
-    """Stop was pressed on a run that still waited."""
-    return (folder / STOP_FILE).exists()
+def withdraw(folder: Path, mark: str, message: str) -> None:
+    """End a run that has not begun: record it as stopped, then remove the file that marks it as waiting."""
+    status = read_status(folder)
+    if status is not None and status.pid is None:
+        changes = {"outcome": "stopped", "ended": time.time(), "message": message}
+        write_status(folder, status.model_copy(update=changes), durable=True)
+    (folder / mark).unlink(missing_ok=True)
 
 
 def _order(folder: Path) -> float:
     order = read_json(folder / QUEUE_FILE).get("order")
-    return float(order) if isinstance(order, float | int) else float("inf")
+    return float(order) if isinstance(order, float | int) else math.inf

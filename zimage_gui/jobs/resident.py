@@ -14,17 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
-
+from zimage_gui.config.schema import Options
 from zimage_gui.errors import Interrupted, UserError
 from zimage_gui.events import Stage, Warning
 from zimage_gui.jobs.folder import RunFolder
 from zimage_gui.jobs.launch import ask_to_stop, start
 from zimage_gui.jobs.lock import exclusive
 from zimage_gui.jobs.processes import Identity, identity_in, is_alive, myself
-from zimage_gui.jobs.queue import Queue
+from zimage_gui.jobs.queue import Queue, withdraw
 from zimage_gui.jobs.state import LAUNCH_FILE, REQUEST_FILE, judge
-from zimage_gui.jobs.status import read_json, read_status, write_json, write_status
+from zimage_gui.jobs.status import read_json, write_json
 
 WORKER_FOLDER = ".worker"
 WORKER_FILE = "worker.json"
@@ -61,7 +60,7 @@ class ResidentWorker:
         self._arguments = ["--idle_seconds", str(idle_seconds), *extra_arguments]
         self._queue = Queue(runs_dir)
 
-    def submit(self, config: BaseModel, name: str = "", *, beside_training: bool = False) -> Path:
+    def submit(self, config: Options, name: str = "", *, beside_training: bool = False) -> Path:
         """Ask for pictures; the run folder in which they are reported.
 
         Raises UserError while another run holds the GPU, unless `beside_training`.
@@ -86,15 +85,8 @@ class ResidentWorker:
         ask_to_stop(folder)
         self.folder.mkdir(exist_ok=True)
         with exclusive(self.folder / LOCK_FILE, LOCK_WAIT):
-            status = read_status(folder)
-            if (folder / REQUEST_FILE).exists() and status is not None and status.pid is None:
-                changes = {
-                    "outcome": "stopped",
-                    "ended": time.time(),
-                    "message": "Cancelled before it began.",
-                }
-                write_status(folder, status.model_copy(update=changes), durable=True)
-                (folder / REQUEST_FILE).unlink()
+            if (folder / REQUEST_FILE).exists():
+                withdraw(folder, REQUEST_FILE, "Cancelled before it began.")
 
     def tend(self) -> None:
         """See to it that waiting requests have a worker: call it every second or so. Raises OSError."""

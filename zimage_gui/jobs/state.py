@@ -161,7 +161,8 @@ def cause_of_death(status: Status, exit_record: dict[str, Any]) -> tuple[str, st
     if 0 < seen < boot_time():
         return "The computer was restarted or lost power during the run.", RESUME
     return (
-        "The process ended without a word: killed by hand, by the system for lack of memory, or by a crash of "
+        "The process ended without a word: killed by hand, by the system for lack of memory, or by a "
+        "crash of "
         "a driver.",
         f"See the last lines. {RESUME}",
     )

@@ -8,6 +8,7 @@ Started as `python -m zimage_gui.jobs.worker --runs_dir DIR`; it speaks through 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import threading
 import time
@@ -15,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from zimage_gui.config.registry import COMMANDS
+from zimage_gui.config.toml_io import load
 from zimage_gui.errors import EXIT_FAILED, UserError
 from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import CONFIG_FILE, RunFolder
-from zimage_gui.jobs.here import execute, heading, load_entry
+from zimage_gui.jobs.here import execute, heading
 from zimage_gui.jobs.lock import Busy, exclusive
 from zimage_gui.jobs.processes import identity_in, is_alive, myself
 from zimage_gui.jobs.resident import (
@@ -115,13 +118,10 @@ class Worker:
             return execute(run, lambda: self._make(run))
 
     def _make(self, run: RunFolder) -> Sequence[Path]:
-        from zimage_gui.config.registry import COMMANDS
-        from zimage_gui.config.toml_io import load
-
         config = load(COMMANDS[COMMAND], run.folder / CONFIG_FILE)
         if self._maker is None:
-            factory: Any = load_entry(self._entry)
-            self._maker = factory()
+            module, _, factory = self._entry.partition(":")
+            self._maker = getattr(importlib.import_module(module), factory)()
         return self._maker.run(config, run)
 
     def _leaving(self) -> bool:
