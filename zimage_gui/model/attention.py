@@ -21,7 +21,9 @@ _INSTALL = {"flash": "flash-attn", "xformers": "xformers", "sage": "sageattentio
 
 
 def _torch_kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    out = F.scaled_dot_product_attention(q_BLHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2))
+    out = F.scaled_dot_product_attention(
+        q_BLHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2)
+    )
     return out.transpose(1, 2)
 
 

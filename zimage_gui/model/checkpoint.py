@@ -52,8 +52,10 @@ class Checkpoint:
         return frozenset(place.info.dtype for place in self.places.values())
 
     def settings_of(self, part: str) -> Mapping[str, Any]:
-        """The config.json, unless it says itself that it describes another part (many files may share a folder)."""
-        described = self.settings.get("_class_name") or self.settings.get("model_type") or PART_CLASSES[part][0]
+        """The config.json, unless it says that it describes another part: many files may share a folder."""
+        described = (
+            self.settings.get("_class_name") or self.settings.get("model_type") or PART_CLASSES[part][0]
+        )
         return self.settings if described in PART_CLASSES[part] else {}
 
     @property
@@ -62,7 +64,7 @@ class Checkpoint:
 
 
 def part_folder(path: Path, part: str) -> Path:
-    """The folder of `part` ("transformer", "vae", "text_encoder") when `path` is a whole hub folder, else `path`."""
+    """The folder of `part` (see `PART_CLASSES`) when `path` is a whole hub folder, else `path`."""
     inner = path / part
     return inner if inner.is_dir() else path
 

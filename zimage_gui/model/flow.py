@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """σ' = s·σ / (1 + (s - 1)·σ): the static shift of SD3 (Esser et al. 2024, eq. 23); s = 1 changes nothing."""
+    """σ' = s·σ / (1 + (s - 1)·σ), the shift of SD3 (Esser et al. 2024, eq. 23); s = 1 is the identity."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -40,11 +40,13 @@ def velocity(x0_BCHW: Tensor, noise_BCHW: Tensor) -> Tensor:
     return noise_BCHW - x0_BCHW
 
 
-def euler_step(x_BCHW: Tensor, model_output_BCHW: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
+def euler_step(
+    x_BCHW: Tensor, model_output_BCHW: Tensor, sigma: Tensor | float, sigma_next: Tensor | float
+) -> Tensor:
     """x ← x + (σ_next - σ)·v with v = -model_output, in fp32."""
     return x_BCHW.float() - (sigma_next - sigma) * model_output_BCHW.float()
 
 
 def guided(positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
-    """pos + g·(pos - neg). g = 0 is off; the other common convention is neg + c·(pos - neg) with c = g + 1."""
+    """pos + g·(pos - neg). g = 0 is off; elsewhere it is often neg + c·(pos - neg) with c = g + 1."""
     return positive + guidance_scale * (positive - negative)

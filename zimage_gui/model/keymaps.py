@@ -32,7 +32,15 @@ _COMFY_STARTS = {"x_embedder.": "all_x_embedder.2-1.", "final_layer.": "all_fina
 # Left over in some conversions; the model never reads it.
 _TRANSFORMER_LEGACY = {"norm_final.weight"}
 # Parts of an all-in-one checkpoint that lie beside the transformer.
-_OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "text_encoder.", "cond_stage_model.", "conditioner.")
+_OTHER_PARTS = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "vae.",
+    "text_encoders.",
+    "text_encoder.",
+    "cond_stage_model.",
+    "conditioner.",
+)
 
 TELLING_NAMES = {
     "transformer": "cap_embedder.1.weight",
@@ -42,26 +50,28 @@ TELLING_NAMES = {
 
 
 def prefix_of(names: Iterable[str], part: str) -> str | None:
-    """What stands before every name of `part` ("transformer", "vae", "text_encoder"); None when it is absent."""
+    """What stands before every name of `part` (a key of `TELLING_NAMES`); None when it is absent."""
     telling = TELLING_NAMES[part]
     found = [name[: -len(telling)] for name in names if name == telling or name.endswith("." + telling)]
     return min(found, key=len) if found else None
 
 
-def transformer_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
-    """Sources of a transformer in the split or the fused layout, under any prefix.
+def _own_names(names: Iterable[str], part: str) -> dict[str, str]:
+    """{name of the file: name without prefix} of one part, leaving out the other parts of an all-in-one file.
 
-    Names that mean nothing to us keep their own spelling, so that the strict check can name them.
+    Names that mean nothing stay in, so that the strict check can name them.
     """
-    prefix = prefix_of(shapes, "transformer") or ""
+    prefix = prefix_of(names, part) or ""
+    foreign = tuple(other for other in _OTHER_PARTS if not prefix.startswith(other))
+    return {name: name.removeprefix(prefix) for name in names if not name.startswith(foreign)}
+
+
+def transformer_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
+    """Sources of a transformer in the split or the fused layout, under any prefix."""
     sources: dict[str, Source] = {}
-    for name, shape in shapes.items():
-        if not name.startswith(prefix):
-            if not name.startswith(_OTHER_PARTS):
-                sources[name] = Source(name)
-            continue
-        bare = name[len(prefix) :]
-        if bare in _TRANSFORMER_LEGACY or (not prefix and name.startswith(_OTHER_PARTS)):
+    for name, bare in _own_names(shapes, "transformer").items():
+        shape = shapes[name]
+        if bare in _TRANSFORMER_LEGACY:
             continue
         if bare.endswith(FUSED_QKV) and len(shape) == 2 and shape[0] % 3 == 0:
             third = shape[0] // 3
@@ -108,31 +118,32 @@ def _fused_name(name: str) -> str:
 
 def text_encoder_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
     """Sources of a Qwen3 text encoder under any prefix; the output head is never used and left out."""
-    prefix = prefix_of(shapes, "text_encoder") or ""
     return {
-        name.removeprefix(prefix): Source(name)
-        for name in shapes
-        if name != "lm_head.weight" and not name.endswith((".lm_head.weight", "rotary_emb.inv_freq"))
+        bare: Source(name)
+        for name, bare in _own_names(shapes, "text_encoder").items()
+        if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq"))
     }
 
 
 _VAE_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
 _VAE_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_LDM_LEVEL = re.compile(r"(encoder\.down|decoder\.up)\.(\d{1,3})\.(block\.(\d{1,3})|downsample|upsample)\.(.+)")
+_LDM_LEVEL = re.compile(
+    r"(encoder\.down|decoder\.up)\.(\d{1,3})\.(block\.(\d{1,3})|downsample|upsample)\.(.+)"
+)
 _LDM_MID = re.compile(r"(encoder|decoder)\.mid\.(block_1|block_2|attn_1)\.(.+)")
 _OLD_ATTENTION = re.compile(r"(.+\.attentions\.\d{1,3}\.)(query|key|value|proj_attn)\.(weight|bias)")
 
 
 def vae_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
     """Sources of an autoencoder in the diffusers layout (old attention names too) or the ldm layout."""
-    prefix = prefix_of(shapes, "vae") or ""
-    bare = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix)]
-    levels = len({match[2] for name in bare if (match := _LDM_LEVEL.fullmatch(name)) and match[1] == "decoder.up"})
-    return {vae_name(name, levels): Source(prefix + name) for name in bare}
+    own = _own_names(shapes, "vae")
+    found = (_LDM_LEVEL.fullmatch(bare) for bare in own.values())
+    levels = len({match[2] for match in found if match and match[1] == "decoder.up"})
+    return {vae_name(bare, levels): Source(name) for name, bare in own.items()}
 
 
 def vae_name(name: str, levels: int) -> str:
-    """An ldm (or old diffusers) name in our spelling; the decoder's levels count the other way round there."""
+    """An ldm (or old diffusers) name in our spelling; ldm counts the decoder's levels the other way round."""
     if match := _LDM_LEVEL.fullmatch(name):
         side, level, kind, block, rest = match.groups()
         index = int(level) if side == "encoder.down" else levels - 1 - int(level)

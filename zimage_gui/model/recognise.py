@@ -6,7 +6,7 @@ Knows the marks of the families and formats a user of Z-Image meets. Must not kn
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ Z_IMAGE_CAPTION_DIM = 2560
 class Recognised:
     """What a path holds.
 
-    kind: one of `USABLE`, or "all_in_one", "lora", "omni", "controlnet", "pixel", "lumina2", "other_model", "sd_vae",
-    "quantised", "gguf", "pickle", "burnpack", "latent_cache", "text_cache", "latent", "unknown".
+    kind: one of `USABLE`, or "all_in_one", "lora", "omni", "controlnet", "pixel", "lumina2", "other_model",
+    "sd_vae", "quantised", "gguf", "pickle", "burnpack", "latent_cache", "text_cache", "latent", "unknown".
     layout: "diffusers" or "comfy" (transformer), "diffusers" or "ldm" (VAE), "hub" (text encoder), else "".
     prefix: what stands before the tensors' names. sentence: all of it in words, for the user.
     """
@@ -88,7 +88,9 @@ def _by_first_bytes(path: Path) -> Recognised | None:
     if head.startswith((b"NRUB", b"BURN")):
         return Recognised("burnpack", "", "", "a Burn package (.bpk) of the Rust program z-image-train")
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return Recognised("pickle", "", "", "a PyTorch pickle (.ckpt, .pt, .pth), which can run code when opened")
+        return Recognised(
+            "pickle", "", "", "a PyTorch pickle (.ckpt, .pt, .pth), which can run code when opened"
+        )
     return None
 
 
@@ -101,7 +103,13 @@ def _adapter(shapes: Shapes, checkpoint: Checkpoint) -> Recognised | None:
     marked = [name for name in shapes if _ADAPTER_MARKS.search(name)]
     if not marked:
         return None
-    kind = "LoKr" if any("lokr_" in name for name in marked) else "LoHa" if any("hada_" in name for name in marked) else "LoRA"
+    kind = (
+        "LoKr"
+        if any("lokr_" in name for name in marked)
+        else "LoHa"
+        if any("hada_" in name for name in marked)
+        else "LoRA"
+    )
     return Recognised("lora", "", "", f"a {kind} with {len(shapes)} tensors, not a whole model", checkpoint)
 
 
@@ -123,26 +131,30 @@ def _controlnet(shapes: Shapes, checkpoint: Checkpoint) -> Recognised | None:
     return None
 
 
-_QUANT_MARKS: tuple[tuple[str, Callable[[Shapes, Checkpoint], bool]], ...] = (
-    ("nunchaku 4-bit", lambda shapes, _: any(name.endswith(".qweight") for name in shapes)),
-    ("bitsandbytes 4-bit or 8-bit", lambda shapes, _: any(".quant_state." in n or n.endswith((".absmax", ".SCB")) for n in shapes)),
-    ("NVFP4", lambda shapes, _: any(name.endswith(".weight_scale_2") for name in shapes)),
-    ("ComfyUI quantised tensors (comfy_quant)", lambda shapes, _: any(name.endswith(".comfy_quant") for name in shapes)),
-    ("scaled fp8", lambda shapes, _: any(n.endswith((".scale_weight", ".weight_scale")) or n.endswith("scaled_fp8") for n in shapes)),
-    ("fp8", lambda _, checkpoint: any(dtype.startswith("F8_") for dtype in checkpoint.dtypes)),
-    ("ComfyUI quantised tensors", lambda _, checkpoint: "_quantization_metadata" in checkpoint.metadata),
-    ("4-bit or 8-bit integers", lambda _, checkpoint: _integer_weights(checkpoint)),
-)  # fmt: skip
-
-
-def _integer_weights(checkpoint: Checkpoint) -> bool:
-    narrow = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")
-    return any(place.info.dtype in narrow and len(place.info.shape) > 1 for place in checkpoint.places.values())
+# The most telling mark first: NVFP4 files, for example, also carry weight_scale and comfy_quant.
+_QUANTISED_NAMES = (
+    ("nunchaku 4-bit", r"\.qweight$"),
+    ("bitsandbytes 4-bit or 8-bit", r"\.quant_state\.|\.(absmax|SCB)$"),
+    ("NVFP4", r"\.weight_scale_2$"),
+    ("ComfyUI quantised tensors (comfy_quant)", r"\.comfy_quant$"),
+    ("scaled fp8", r"\.(scale_weight|weight_scale)$|(^|\.)scaled_fp8$"),
+)
+_NARROW = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")
 
 
 def _quantised(checkpoint: Checkpoint) -> str | None:
-    shapes = checkpoint.shapes
-    return next((name for name, test in _QUANT_MARKS if test(shapes, checkpoint)), None)
+    """The name of the quantisation a checkpoint is stored in, or None."""
+    for label, pattern in _QUANTISED_NAMES:
+        mark = re.compile(pattern)
+        if any(mark.search(name) for name in checkpoint.places):
+            return label
+    if any(dtype.startswith("F8_") for dtype in checkpoint.dtypes):
+        return "fp8"
+    if "_quantization_metadata" in checkpoint.metadata:
+        return "ComfyUI quantised tensors"
+    infos = [place.info for place in checkpoint.places.values()]
+    narrow = any(info.dtype in _NARROW and len(info.shape) > 1 for info in infos)
+    return "4-bit or 8-bit integers" if narrow else None
 
 
 def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognised:
@@ -150,22 +162,33 @@ def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Re
     bare = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
     caption_dim = bare["cap_embedder.1.weight"][-1] if bare["cap_embedder.1.weight"] else 0
     if "siglip_embedder.0.weight" in bare or "siglip_embedder.1.weight" in bare:
-        return Recognised("omni", "", prefix, "a Z-Image Omni or Edit model (it also reads pictures)", checkpoint)
+        return Recognised(
+            "omni", "", prefix, "a Z-Image Omni or Edit model (it also reads pictures)", checkpoint
+        )
     if any(name.startswith("dec_net.") for name in bare):
         return Recognised("pixel", "", prefix, "a pixel-space model derived from Z-Image", checkpoint)
     if "cap_pad_token" not in bare:
-        family = "a Lumina-Image 2.0 model" if caption_dim == 2304 else "a relative of Z-Image without its pad tokens"
+        family = (
+            "a Lumina-Image 2.0 model"
+            if caption_dim == 2304
+            else "a relative of Z-Image without its pad tokens"
+        )
         return Recognised("lumina2", "", prefix, family, checkpoint)
     fused = any(name.endswith(".attention.qkv.weight") for name in bare)
     layout = "comfy" if fused else "diffusers"
+    spelling = "ComfyUI (fused qkv)" if fused else "diffusers (split q, k, v)"
     layers = len({name.split(".")[1] for name in bare if name.startswith("layers.")})
     sentence = (
-        f"a Z-Image transformer in the {'ComfyUI (fused qkv)' if fused else 'diffusers (split q, k, v)'} layout: "
-        f"{layers} layers, caption width {caption_dim}, {' and '.join(sorted(checkpoint.dtypes))}"
+        f"a Z-Image transformer in the {spelling} layout: {layers} layers, caption width {caption_dim}, "
+        f"{_dtypes(checkpoint)}"
     )
     if len(parts) > 1:
         return Recognised("all_in_one", layout, prefix, sentence + ", together with other parts", checkpoint)
     return Recognised("transformer", layout, prefix, sentence, checkpoint)
+
+
+def _dtypes(checkpoint: Checkpoint) -> str:
+    return " and ".join(sorted(checkpoint.dtypes))
 
 
 def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
@@ -175,9 +198,12 @@ def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
     layout = "ldm" if any(name.startswith(prefix + "encoder.down.") for name in shapes) else "diffusers"
     if latents != 16:
         family = {4: "a Stable Diffusion VAE (4 latent channels)", 0: "a VAE without a 2-D decoder"}
-        sentence = family.get(latents, f"a VAE with {latents} latent channels") + "; Z-Image needs the Flux VAE with 16"
+        sentence = (
+            family.get(latents, f"a VAE with {latents} latent channels")
+            + "; Z-Image needs the Flux VAE with 16"
+        )
         return Recognised("sd_vae", layout, prefix, sentence, checkpoint)
-    sentence = f"a Flux VAE (16 latent channels) in the {layout} layout, {' and '.join(sorted(checkpoint.dtypes))}"
+    sentence = f"a Flux VAE (16 latent channels) in the {layout} layout, {_dtypes(checkpoint)}"
     return Recognised("vae", layout, prefix, sentence, checkpoint)
 
 
@@ -188,15 +214,21 @@ def _text_encoder(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
         sentence = f"a language model of width {width} that is not Qwen3"
         return Recognised("other_model", "", prefix, sentence, checkpoint)
     layers = len({n[len(prefix) :].split(".")[1] for n in shapes if n.startswith(prefix + "layers.")})
-    sentence = f"a Qwen3 text encoder: {layers} layers of width {width}, {' and '.join(sorted(checkpoint.dtypes))}"
+    sentence = f"a Qwen3 text encoder: {layers} layers of width {width}, {_dtypes(checkpoint)}"
     return Recognised("text_encoder", "hub", prefix, sentence, checkpoint)
 
 
 _FAMILIES = (
-    ("a Stable Diffusion model", r"(^|\.)input_blocks\.\d+\.|(^|\.)down_blocks\.\d+\.attentions\.\d+\.transformer_blocks"),
+    (
+        "a Stable Diffusion model",
+        r"(^|\.)input_blocks\.\d+\.|(^|\.)down_blocks\.\d+\.attentions\.\d+\.transformer_blocks",
+    ),
     ("a Flux model", r"(^|\.)(double_blocks|single_blocks)\.\d+\.|(^|\.)single_transformer_blocks\.\d+\."),
     ("a Stable Diffusion 3 model", r"(^|\.)joint_blocks\.\d+\."),
-    ("a Qwen-Image, Wan or similar model", r"(^|\.)transformer_blocks\.\d+\.|(^|\.)blocks\.\d+\.(self_attn|cross_attn)"),
+    (
+        "a Qwen-Image, Wan or similar model",
+        r"(^|\.)transformer_blocks\.\d+\.|(^|\.)blocks\.\d+\.(self_attn|cross_attn)",
+    ),
     ("a T5 text encoder", r"(^|\.)encoder\.block\.\d+\.layer\.\d+\.SelfAttention"),
     ("a CLIP text encoder", r"(^|\.)text_model\.encoder\.layers\.\d+\."),
 )
@@ -209,7 +241,9 @@ def _other(shapes: Shapes, checkpoint: Checkpoint, quantised: str | None) -> Rec
         if any(mark.search(name) for name in shapes):
             return Recognised("other_model", "", "", sentence + stored, checkpoint)
     example = f", for example {min(shapes)[:80]!r}" if shapes else ""
-    return Recognised("unknown", "", "", f"a file this program does not know ({len(shapes)} tensors{example})", checkpoint)
+    return Recognised(
+        "unknown", "", "", f"a file this program does not know ({len(shapes)} tensors{example})", checkpoint
+    )
 
 
 _REMEDIES = {
@@ -225,7 +259,11 @@ _REMEDIES = {
 def require(path: Path, part: str, option: str) -> Recognised:
     """The recognised checkpoint of `part` at `path`; anything else is one UserError that names what it is."""
     found = recognise(path, option, part)
-    wanted = {"transformer": "a Z-Image transformer", "vae": "a Flux VAE", "text_encoder": "a Qwen3 text encoder"}[part]
+    wanted = {
+        "transformer": "a Z-Image transformer",
+        "vae": "a Flux VAE",
+        "text_encoder": "a Qwen3 text encoder",
+    }[part]
     if found.kind == part or (found.kind == "all_in_one" and part in _parts_of(found)):
         return found
     remedy = _REMEDIES.get(found.kind, f"give {wanted} in this place")

@@ -67,5 +67,5 @@ def rope_tables(
 
 def rotate(heads_BLHD: Tensor, rope_L1C: Tensor) -> Tensor:
     """Turns the interleaved pairs (x[2i], x[2i+1]) of every head; computed in fp32, returned in x's dtype."""
-    pairs = torch.view_as_complex(heads_BLHD.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(heads_BLHD.float().reshape(*heads_BLHD.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rope_L1C).flatten(-2).type_as(heads_BLHD)

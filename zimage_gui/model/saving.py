@@ -36,9 +36,10 @@ def save_transformer(
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
-    """One file with the whole transformer; "comfy" fuses q, k, v as ComfyUI expects. dtype None keeps each tensor's.
+    """One file with the whole transformer; "comfy" fuses q, k, v as ComfyUI expects.
 
-    `state` is the network or its tensors under our names. Nothing is held twice: each tensor is cast while written.
+    `state` is the network or its tensors under our names; dtype None keeps each tensor's own. Nothing is held
+    twice: each tensor is cast while it is written.
     """
     tensors = _tensors(state)
     if layout == "diffusers":
@@ -81,11 +82,13 @@ def save_text_encoder(
 ) -> Path:
     """One file with a whole Qwen3 (last layer and final norm included), names under `model.` as on the hub.
 
-    Other programs need the last layer, so our own truncated network must not be given here: it raises ValueError.
+    Other programs need the last layer, so our own truncated network raises ValueError here.
     """
     tensors = {name.removeprefix("model."): tensor for name, tensor in _tensors(state).items()}
     if "norm.weight" not in tensors:
-        raise ValueError("a text encoder without its last layer and final norm cannot be saved for other programs")
+        raise ValueError(
+            "a text encoder without its last layer and final norm cannot be saved for other programs"
+        )
     entries = {f"model.{name}": entry_of(tensor, dtype) for name, tensor in tensors.items()}
     return write_tensors(path, entries, _FORMAT | dict(metadata or {}))
 
@@ -106,11 +109,14 @@ def save_hub_part(
 ) -> list[Path]:
     """A component folder as diffusers and transformers load it: the weights in one file, then config.json."""
     path = folder / _HUB_FILES[part]
-    save = {"transformer": save_transformer, "vae": save_vae, "text_encoder": save_text_encoder}[part]
-    written = [save(state, path, dtype=dtype)]
+    if part == "transformer":
+        save_transformer(state, path, dtype=dtype)
+    elif part == "vae":
+        save_vae(state, path, dtype=dtype)
+    else:
+        save_text_encoder(state, path, dtype)
     text = json.dumps(dict(settings), indent=2, ensure_ascii=False) + "\n"
-    written.append(atomic_write(folder / "config.json", text.encode("utf-8")))
-    return written
+    return [path, atomic_write(folder / "config.json", text.encode("utf-8"))]
 
 
 def transformer_settings(config: TransformerConfig) -> dict[str, Any]:

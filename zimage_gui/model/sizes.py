@@ -119,8 +119,16 @@ def text_encoder_config_from(shapes: Shapes, settings: Mapping[str, Any]) -> Tex
     key_rows, _ = _shape(shapes, "layers.0.self_attn.k_proj.weight", 2)
     intermediate, _ = _shape(shapes, "layers.0.mlp.gate_proj.weight", 2)
     sizes = (vocab_size, hidden, head_dim, query_rows, key_rows, intermediate)
-    if min(sizes) < 1 or head_dim % 2 or query_rows % head_dim or key_rows % head_dim or query_rows % key_rows:
-        raise SizeError(f"has impossible sizes: head {head_dim}, query rows {query_rows}, key rows {key_rows}")
+    if (
+        min(sizes) < 1
+        or head_dim % 2
+        or query_rows % head_dim
+        or key_rows % head_dim
+        or query_rows % key_rows
+    ):
+        raise SizeError(
+            f"has impossible sizes: head {head_dim}, query rows {query_rows}, key rows {key_rows}"
+        )
     found = {
         "vocab_size": vocab_size,
         "hidden_size": hidden,
@@ -168,7 +176,9 @@ def vae_sizes_from(shapes: Shapes, settings: Mapping[str, Any]) -> dict[str, Any
         raise SizeError("has no usable encoder levels")
     stated = settings.get("block_out_channels", list(widths))
     if stated != list(widths):
-        raise SizeError(f"disagrees with the config.json beside it: block_out_channels {stated}, tensors {list(widths)}")
+        raise SizeError(
+            f"disagrees with the config.json beside it: block_out_channels {stated}, tensors {list(widths)}"
+        )
     _refuse_contradictions({key: sizes[key] for key in ("layers_per_block", "latent_channels")}, settings)
     groups = settings.get("norm_num_groups", 32 if all(width % 32 == 0 for width in widths) else 8)
     if not isinstance(groups, int) or groups < 1 or any(width % groups for width in widths):
@@ -190,13 +200,17 @@ def _shape(shapes: Shapes, name: str, dimensions: int) -> tuple[int, ...]:
 
 
 def _refuse_contradictions(found: Mapping[str, int], settings: Mapping[str, Any]) -> None:
-    wrong = [f"{key} = {settings[key]} (tensors: {size})" for key, size in found.items() if settings.get(key, size) != size]
+    wrong = [
+        f"{key} = {settings[key]} (tensors: {size})"
+        for key, size in found.items()
+        if settings.get(key, size) != size
+    ]
     if wrong:
         raise SizeError(f"disagrees with the config.json beside it, which says {', '.join(wrong)}")
 
 
 def _axes(head_dim: int, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """Rope axes: config.json decides, else a quarter and twice three eighths of the head, as in the real model."""
+    """Rope axes: config.json decides, else 1/4, 3/8 and 3/8 of the head, as in the real model."""
     axes = settings.get("axes_dims")
     if axes is None:
         axes = [head_dim // 4, head_dim * 3 // 8, head_dim * 3 // 8]
@@ -206,7 +220,7 @@ def _axes(head_dim: int, settings: Mapping[str, Any]) -> tuple[int, ...]:
         or not all(isinstance(size, int) and size >= 2 and size % 2 == 0 for size in axes)
         or sum(axes) != head_dim
     ):
-        raise SizeError(f"has heads of {head_dim}, which three even rope axes {axes} do not fill: config.json must say")
+        raise SizeError(f"has heads of {head_dim}, which the rope axes {axes} do not fill")
     return tuple(axes)
 
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -39,14 +39,16 @@ def read_tensor(file: BinaryIO, info: TensorInfo, rows: tuple[int, int] | None =
     size = (rows[1] - rows[0]) * row_bytes if rows else info.end - info.start
     buffer = torch.empty(size, dtype=torch.uint8)
     file.seek(start)
-    if size and file.readinto(memoryview(buffer.numpy())) != size:
-        raise UserError.one("file", file.name, "became shorter while it was read", "Check the disk and start again")
+    if size and cast(Any, file).readinto(buffer.numpy()) != size:
+        raise UserError.one(
+            "file", file.name, "became shorter while it was read", "Check the disk and start again"
+        )
     return buffer.view(DTYPES[info.dtype]).view(shape)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: its dtype and shape, and the pieces that follow each other in its first dimension."""
+    """A tensor to be written: dtype, shape, and the pieces that follow each other in its first dimension."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -58,7 +60,9 @@ def entry_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
     return Entry(dtype or tensor.dtype, tuple(tensor.shape), (tensor,))
 
 
-def write_tensors(path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None) -> Path:
+def write_tensors(
+    path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Writes a safetensors file atomically, tensor by tensor; equal input gives equal bytes."""
     names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
     table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -66,7 +70,11 @@ def write_tensors(path: Path, entries: Mapping[str, Entry], metadata: Mapping[st
     for name in names:
         entry = entries[name]
         size = torch.Size(entry.shape).numel() * entry.dtype.itemsize
-        table[name] = {"dtype": _NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [offset, offset + size]}
+        table[name] = {
+            "dtype": _NAMES[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     header += b" " * (-len(header) % 8)
@@ -84,4 +92,5 @@ def write_tensors(path: Path, entries: Mapping[str, Entry], metadata: Mapping[st
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The raw bytes of a CPU tensor in row-major order, without a copy when it lies so already."""
     flat = tensor.contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    raw: Any = flat.view(torch.uint8).numpy()
+    return memoryview(raw) if flat.numel() else memoryview(b"")

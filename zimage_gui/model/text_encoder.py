@@ -2,8 +2,8 @@
 
 Knows the language model and the features it gives. Must not know files, templates or the transformer.
 
-The features are the residual stream before the last layer (`hidden_states[-2]`), without the final norm; so the
-last layer, the final norm and the output head do not exist here. Parameter names are the hub's without `model.`.
+The features are the residual stream before the last layer (`hidden_states[-2]`), without the final norm. So
+the last layer, that norm and the output head do not exist here. Parameter names: the hub's, sans `model.`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zimage_gui.model.norms import RMSNorm
 from zimage_gui.model.sizes import TextEncoderConfig as TextEncoderConfig
-from zimage_gui.model.transformer import RMSNorm
 
 if TYPE_CHECKING:
     from zimage_gui.model.tokenizer import Tokenizer
@@ -103,8 +103,8 @@ class Qwen3TextEncoder(nn.Module):
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Features (B, L, hidden) in the model's dtype for right-padded ids (B, L) int64.
 
-        No mask is needed: attention is causal, so a real token never sees the padding behind it. Rows of padding
-        come out meaningless.
+        No mask is needed: attention is causal, so a real token never sees the padding behind it. Rows of
+        padding come out meaningless.
         """
         x_BLD: Tensor = self.embed_tokens(ids_BL)
         cos_LD, sin_LD = rope_cos_sin(ids_BL.shape[1], self.config, x_BLD.device)

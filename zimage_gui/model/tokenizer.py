@@ -1,6 +1,6 @@
 """Prompts to token ids, exactly as the reference pipeline makes them.
 
-Knows the chat template, the 512-token cut and where a tokenizer is found. Must not know the text encoder's weights,
+Knows the chat template, the 512-token cut and where a tokenizer is found. Must not know the encoder's weights
 and never downloads. The Qwen3 vocabulary is bundled as its merge rules: every other id follows from them.
 """
 
@@ -38,7 +38,7 @@ _LONGEST_FILE = 100_000_000
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids of a prompt in its template, at most 512; `lost_words` is the text the cut took away, or ""."""
+    """Ids of a prompt in its template, at most 512; `lost_words` is the text the cut took away, or ""."""
 
     ids: tuple[int, ...]
     lost_words: str
@@ -48,7 +48,7 @@ class EncodedPrompt:
         """One sentence for the user when words were lost."""
         if not self.lost_words:
             return None
-        return f"The prompt is longer than {MAX_TOKENS} tokens; these words at its end are not seen: {self.lost_words}"
+        return f"The prompt exceeds {MAX_TOKENS} tokens; its last words are not seen: {self.lost_words}"
 
 
 class Tokenizer:
@@ -56,19 +56,22 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, source: str):
         """Raises ValueError when the chat tokens are missing."""
-        missing = [token for token in ("<|im_start|>", "<|im_end|>", PAD) if backend.token_to_id(token) is None]
-        if missing:
+        pad_id = backend.token_to_id(PAD)
+        missing = [
+            token for token in ("<|im_start|>", "<|im_end|>", PAD) if backend.token_to_id(token) is None
+        ]
+        if missing or pad_id is None:
             raise ValueError(f"lacks the chat tokens {', '.join(missing)}")
         self._backend = backend
         self.source = source
-        self.pad_id: int = backend.token_to_id(PAD)
+        self.pad_id = pad_id
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode_prompt(self, text: str) -> EncodedPrompt:
         """Ids of the user turn `text` and the start of the answer, cut at 512 as the reference cuts them.
 
-        The prompt is taken verbatim. The cut takes the template's end first, which is why a prompt of about 504
-        tokens loses no words yet.
+        The prompt is taken verbatim. The cut takes the template's end first, so a prompt of 505 to 509 tokens
+        loses no words yet.
         """
         encoding = self._backend.encode(PREFIX + text + SUFFIX, add_special_tokens=False)
         ids = tuple(encoding.ids)
@@ -101,8 +104,9 @@ def _continues_word(char: str) -> bool:
 def load_tokenizer(path: Path | None, text_encoder: Path | None, vocab_size: int) -> Tokenizer:
     """The tokenizer for an embedding of `vocab_size` rows.
 
-    Order: `path` (the option --tokenizer: a file or a folder), files beside the text encoder or in the hub folder's
-    `tokenizer/`, then the bundled Qwen3 vocabulary when the embedding has its size. Raises UserError when none fits.
+    Order: `path` (the option --tokenizer: a file or a folder), files beside the text encoder or in the hub
+    folder's `tokenizer/`, then the bundled Qwen3 vocabulary when the embedding has its size. Raises UserError
+    when none fits.
     """
     if path is not None:
         file = next(iter(_files_in(path)), None)
@@ -118,7 +122,7 @@ def load_tokenizer(path: Path | None, text_encoder: Path | None, vocab_size: int
             refused.extend(error.problems)
     if vocab_size == BUNDLED_VOCAB_SIZE:
         return bundled_tokenizer()
-    rule = f"no tokenizer fits this text encoder of {vocab_size} tokens; the bundled one needs {BUNDLED_VOCAB_SIZE}"
+    rule = f"none fits this text encoder of {vocab_size} tokens; the bundled one needs {BUNDLED_VOCAB_SIZE}"
     remedy = "Put its tokenizer.json beside the text encoder, or name it with --tokenizer"
     raise UserError([Problem("tokenizer", "", rule, remedy), *refused])
 
@@ -130,7 +134,7 @@ def _beside(text_encoder: Path) -> Iterator[Path]:
 
 
 def _files_in(place: Path) -> Iterator[Path]:
-    """Tokenizer files at `place`: itself, or by their usual names; a vocab.json counts only with its merges.txt."""
+    """Tokenizer files at `place`: itself, or the usual names; a vocab.json only with its merges.txt."""
     if place.is_file():
         yield place
         return
@@ -159,7 +163,7 @@ def _checked(file: Path, vocab_size: int) -> Tokenizer:
 
 @lru_cache(maxsize=4)
 def _load(file: Path, changed_ns: int, size: int) -> Tokenizer:
-    """Reading takes a quarter of a second, so the last few stay; time and size notice a changed file."""
+    """Reading takes a quarter of a second, so the last few stay; time and size tell a changed file."""
     from tokenizers import Tokenizer as Backend
 
     if file.name == "vocab.json":
@@ -194,7 +198,7 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _from_vocab_and_merges(vocab_file: Path) -> Backend:
-    """A tokenizer of the older file pair; its chat tokens follow the vocabulary unless a config numbers them."""
+    """A tokenizer of the older file pair; its config, else the real Qwen3, numbers the chat tokens."""
     vocab: dict[str, int] = json.loads(vocab_file.read_text(encoding="utf-8"))
     lines = vocab_file.with_name("merges.txt").read_text(encoding="utf-8").split("\n")
     pairs = [_pair(line) for line in lines if line and not line.startswith("#version")]
@@ -203,7 +207,9 @@ def _from_vocab_and_merges(vocab_file: Path) -> Backend:
     added: list[dict[str, Any]]
     if "added_tokens_decoder" in config:
         decoder = config["added_tokens_decoder"]
-        added = [{"id": int(key), "content": t["content"], "special": t["special"]} for key, t in decoder.items()]
+        added = [
+            {"id": int(key), "content": t["content"], "special": t["special"]} for key, t in decoder.items()
+        ]
     else:
         added = json.loads((_DATA / "qwen3_added_tokens.json").read_text(encoding="utf-8"))
     return _build(vocab, pairs, sorted(added, key=lambda token: int(token["id"])))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zimage_gui.model.attention import attention
+from zimage_gui.model.norms import RMSNorm
 from zimage_gui.model.rope import rope_tables, rotate
 from zimage_gui.model.sizes import TransformerConfig as TransformerConfig
 
@@ -33,19 +34,6 @@ def padded(tokens: int) -> int:
     return -(-tokens // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, the mean square in fp32."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor, input_scale: float = 1.0) -> Tensor:
-        """`input_scale` says by which factor x was scaled on purpose, so that eps keeps its meaning."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps * input_scale**2)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with per-head RMSNorm on queries and keys and rotary positions."""
 
@@ -61,10 +49,10 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
 
     def forward(self, x_BLD: Tensor, rope_L1C: Tensor) -> Tensor:
-        split = (self.heads, -1)
-        q_BLHD = rotate(self.norm_q(self.to_q(x_BLD).unflatten(-1, split)), rope_L1C)
-        k_BLHD = rotate(self.norm_k(self.to_k(x_BLD).unflatten(-1, split)), rope_L1C)
-        v_BLHD = self.to_v(x_BLD).unflatten(-1, split)
+        heads = (*x_BLD.shape[:-1], self.heads, -1)
+        q_BLHD = rotate(self.norm_q(self.to_q(x_BLD).view(heads)), rope_L1C)
+        k_BLHD = rotate(self.norm_k(self.to_k(x_BLD).view(heads)), rope_L1C)
+        v_BLHD = self.to_v(x_BLD).view(heads)
         out_BLD = attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2)
         if out_BLD.dtype is torch.float16:
             out_BLD = out_BLD * FP16_ATTENTION_SCALE
@@ -108,19 +96,23 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
         half = x_BLD.dtype is torch.float16
-        attention_scale = FP16_ATTENTION_SCALE if half else 1.0
-        ffn_scale = FP16_FFN_SCALE if half else 1.0
-        if self.adaLN_modulation is None or time_BT is None:
-            out = self.attention(self.attention_norm1(x_BLD), rope_L1C)
-            x_BLD = x_BLD + self.attention_norm2(out, attention_scale)
-            out = self.feed_forward(self.ffn_norm1(x_BLD))
-            return x_BLD + self.ffn_norm2(out, ffn_scale)
-        modulation = self.adaLN_modulation[0](time_BT).unsqueeze(1)
-        scale_attention, gate_attention, scale_ffn, gate_ffn = modulation.chunk(4, dim=-1)
-        out = self.attention(self.attention_norm1(x_BLD) * (1 + scale_attention), rope_L1C)
-        x_BLD = torch.addcmul(x_BLD, gate_attention.tanh(), self.attention_norm2(out, attention_scale))
-        out = self.feed_forward(self.ffn_norm1(x_BLD) * (1 + scale_ffn))
-        return torch.addcmul(x_BLD, gate_ffn.tanh(), self.ffn_norm2(out, ffn_scale))
+        scale_a, gate_a, scale_f, gate_f = self._modulation(time_BT)
+        out_BLD = self.attention(self.attention_norm1(x_BLD, scale_a), rope_L1C)
+        x_BLD = x_BLD + self.attention_norm2(out_BLD, gate_a, FP16_ATTENTION_SCALE if half else 1.0)
+        out_BLD = self.feed_forward(self.ffn_norm1(x_BLD, scale_f))
+        x_BLD = x_BLD + self.ffn_norm2(out_BLD, gate_f, FP16_FFN_SCALE if half else 1.0)
+        return x_BLD
+
+    def _modulation(self, time_BT: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Factors (B, 1, D) fp32 for the four norms: 1 + scale, tanh(gate), 1 + scale, tanh(gate).
+
+        Scales and gates multiply what a norm puts out, so they are folded into its weight.
+        """
+        if self.adaLN_modulation is None:
+            return (None,) * 4
+        modulation = self.adaLN_modulation[0](time_BT).float().unsqueeze(1)
+        scale_a, gate_a, scale_f, gate_f = modulation.chunk(4, dim=-1)
+        return 1 + scale_a, gate_a.tanh(), 1 + scale_f, gate_f.tanh()
 
 
 class TimeEmbedder(nn.Module):
@@ -132,7 +124,9 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, out_dim: int):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, out_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(TIME_FREQUENCIES, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, out_dim)
+        )
 
     def forward(self, scaled_time_B: Tensor, dtype: torch.dtype) -> Tensor:
         half = TIME_FREQUENCIES // 2
@@ -156,10 +150,10 @@ class FinalLayer(nn.Module):
         return out
 
 
-RunBlock = Callable[[Block, Tensor, Tensor, Tensor | None], Tensor]
+RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
 
 
-def call_block(block: Block, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
+def call_block(block: nn.Module, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
     """Runs a block plainly. A trainer passes its own function in this place to checkpoint blocks."""
     out: Tensor = block(x_BLD, rope_L1C, time_BT)
     return out
@@ -222,7 +216,9 @@ class ZImageTransformer(nn.Module):
         `time_B` is 1 - sigma in fp32 (0 pure noise, 1 clean); `captions` are (L_i, cap_feat_dim) features
         of real tokens only, whose lengths must be equal after padding to 32 (see `forward_any`).
         """
-        return self.decode(self.embed(latents_BCHW, time_B, captions, run_block=run_block), run_block=run_block)
+        return self.decode(
+            self.embed(latents_BCHW, time_B, captions, run_block=run_block), run_block=run_block
+        )
 
     def forward_any(
         self, latents: Sequence[Tensor], time_B: Tensor, captions: Sequence[Tensor]
@@ -269,15 +265,18 @@ class ZImageTransformer(nn.Module):
         for block in self.layers:
             x_BLD = run_block(block, x_BLD, hidden.rope, hidden.modulation)
         final = self.all_final_layer[f"{self.config.patch_size}-1"]
-        patches_BNP = final(x_BLD[:, : hidden.image_tokens], hidden.modulation).float()
+        patches_BNP: Tensor = final(x_BLD[:, : hidden.image_tokens], hidden.modulation).float()
         patch, (rows, columns) = self.config.patch_size, hidden.grid
-        tokens = patches_BNP.unflatten(1, (rows, columns)).unflatten(-1, (patch, patch, -1))
-        return tokens.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        pixels = patches_BNP.reshape(-1, rows, columns, patch, patch, self.config.in_channels)
+        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
     def _embed_image(self, latents_BCHW: Tensor) -> Tensor:
         """Patches in row-major order, channel fastest inside a patch, then the learned pad rows."""
         patch = self.config.patch_size
-        pixels = latents_BCHW.to(self.dtype).unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+        batch, channels, height, width = latents_BCHW.shape
+        pixels = latents_BCHW.to(self.dtype).reshape(
+            batch, channels, height // patch, patch, width // patch, patch
+        )
         patches_BNP = pixels.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         tokens_BND = self.all_x_embedder[f"{patch}-1"](patches_BNP)
         missing = padded(tokens_BND.shape[1]) - tokens_BND.shape[1]

@@ -53,14 +53,21 @@ def load_transformer(
     option: str = "dit",
     on_bytes: OnBytes = _silent,
 ) -> ZImageTransformer:
-    """The transformer of a hub folder, its transformer folder, any shard or a single file, in any known layout.
+    """The transformer of a hub folder, its transformer folder, any shard or a single file, in any layout.
 
     Parameters come frozen, the network in eval mode. Raises UserError (naming `option`) for anything that is
     not a whole, unquantised Z-Image transformer.
     """
     checkpoint = _open(path, "transformer", option)
     config = _transformer_config(checkpoint)
-    return _fill(lambda: ZImageTransformer(config), checkpoint, _sources(checkpoint, "transformer"), device, dtype, on_bytes)
+    return _fill(
+        lambda: ZImageTransformer(config),
+        checkpoint,
+        _sources(checkpoint, "transformer"),
+        device,
+        dtype,
+        on_bytes,
+    )
 
 
 def load_vae(
@@ -71,10 +78,12 @@ def load_vae(
     option: str = "vae",
     on_bytes: OnBytes = _silent,
 ) -> AutoencoderKL:
-    """The autoencoder of a hub folder, its vae folder or a single file, in the diffusers or the ldm layout."""
+    """The autoencoder of a hub folder, its vae folder or a single file, in the diffusers or ldm layout."""
     checkpoint = _open(path, "vae", option)
     config = _vae_config(checkpoint)
-    return _fill(lambda: AutoencoderKL(config), checkpoint, _sources(checkpoint, "vae"), device, dtype, on_bytes)
+    return _fill(
+        lambda: AutoencoderKL(config), checkpoint, _sources(checkpoint, "vae"), device, dtype, on_bytes
+    )
 
 
 def load_text_encoder(
@@ -85,7 +94,7 @@ def load_text_encoder(
     option: str = "text_encoder",
     on_bytes: OnBytes = _silent,
 ) -> Qwen3TextEncoder:
-    """The text encoder of a hub folder, its text_encoder folder or a single file; its last layer stays on disk."""
+    """The text encoder of a hub folder, its text_encoder folder or a file; its last layer stays on disk."""
     checkpoint = _open(path, "text_encoder", option)
     config = _text_encoder_config(checkpoint)
     sources = _sources(checkpoint, "text_encoder")
@@ -119,7 +128,7 @@ def text_encoder_config_of(path: Path, option: str = "text_encoder") -> TextEnco
 def model_problems(
     transformer: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
 ) -> list[Problem]:
-    """Everything that would stop loading these models, without reading a tensor; for a command's preflight."""
+    """Everything that would stop loading these models, for a command's preflight; reads no tensor."""
     checks: list[tuple[Callable[..., Any], Path | None, str]] = [
         (transformer_config_of, transformer, "dit"),
         (vae_config_of, vae, "vae"),
@@ -173,12 +182,16 @@ def _size_errors(checkpoint: Checkpoint) -> Iterator[None]:
 
 def _transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     with _size_errors(checkpoint):
-        return transformer_config_from(_shapes(checkpoint, "transformer"), checkpoint.settings_of("transformer"))
+        return transformer_config_from(
+            _shapes(checkpoint, "transformer"), checkpoint.settings_of("transformer")
+        )
 
 
 def _text_encoder_config(checkpoint: Checkpoint) -> TextEncoderConfig:
     with _size_errors(checkpoint):
-        return text_encoder_config_from(_shapes(checkpoint, "text_encoder"), checkpoint.settings_of("text_encoder"))
+        return text_encoder_config_from(
+            _shapes(checkpoint, "text_encoder"), checkpoint.settings_of("text_encoder")
+        )
 
 
 def _vae_config(checkpoint: Checkpoint) -> VaeConfig:
@@ -247,11 +260,17 @@ def _fill(
     dtype: torch.dtype,
     on_bytes: OnBytes,
 ) -> Network:
-    """Builds the network without memory and gives it its parameters in the order in which they lie on disk."""
+    """Builds the network without memory and gives it its parameters in the order they have on disk."""
     model = _on_meta(build)
     assignments = _strict(model, checkpoint, sources)
     place = checkpoint.places
-    assignments.sort(key=lambda a: (str(place[a.source.name].file), place[a.source.name].info.start, a.source.rows or (0, 0)))
+    assignments.sort(
+        key=lambda a: (
+            str(place[a.source.name].file),
+            place[a.source.name].info.start,
+            a.source.rows or (0, 0),
+        )
+    )
     total = sum(a.shape.numel() * _bytes_each(checkpoint, a) for a in assignments)
     done = 0
     with contextlib.ExitStack() as stack:
