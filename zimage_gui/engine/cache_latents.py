@@ -28,12 +28,9 @@ from zimage_gui.engine.cache_files import (
 )
 from zimage_gui.engine.cache_run import (
     Encoding,
-    Meter,
     Prepared,
     Work,
-    count_of,
     judge_all,
-    listing,
     model_path,
     prepare,
     remove_leftovers,
@@ -41,7 +38,10 @@ from zimage_gui.engine.cache_run import (
     worker_count,
 )
 from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
+from zimage_gui.engine.dataset.progress import Meter
+from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
+from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import autocast, cudnn, pick_device
 from zimage_gui.errors import Problem, UserError, raise_if_any
@@ -52,10 +52,22 @@ from zimage_gui.model.weights import load_vae, model_problems
 _Read = tuple[str, Pixels]
 
 
+def check(config: CacheLatentsConfig) -> list[Problem]:
+    """Everything that would stop the command, found without reading a picture or a weight."""
+    problems = config.problems()
+    try:
+        problems += model_problems(vae=model_path(config.vae, config.model_dir, "vae"))
+        problems += check_sources(sources_of(config))
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
 def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
     """Bring the latent cache of `config`'s dataset up to date; returns the paths of all usable cache
     files.
     """
+    raise_if_any(check(config))
     workers = worker_count(config.num_workers)
     encoding = Encoding(
         model=model_path(config.vae, config.model_dir, "vae"),
@@ -65,7 +77,6 @@ def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
         workers=workers,
         trust=config.skip_existing,
     )
-    raise_if_any(model_problems(vae=encoding.model))
     prepared = prepare(sources_of(config), run, workers)
     with cudnn(enabled=not config.disable_cudnn_backend):
         work = latent_work(prepared, encoding, run)

@@ -5,42 +5,21 @@ Knows datasets, cache files and the run's events. Must not know networks or torc
 """
 
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.engine.cache_files import CacheItem, Kind, State, Verdict, cache_items, find_leftovers
-from zimage_gui.engine.dataset.scan import ScanReport, scan
+from zimage_gui.engine.dataset.progress import Meter
+from zimage_gui.engine.dataset.report import count_of, listing, scan_and_tell
+from zimage_gui.engine.dataset.scan import ScanReport
 from zimage_gui.engine.dataset.sources import Source, check_or_raise
 from zimage_gui.engine.model_files import find_part
 from zimage_gui.errors import Interrupted, Problem, UserError
-from zimage_gui.events import Note, Progress, Run, Stage, Warning
+from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.files import sweep_temp_files
-
-_NAMED = 5
-"""So many files are named in one message; the rest are counted."""
-
-
-class Meter:
-    """Emits Progress events, at most two a second and always the last one."""
-
-    def __init__(self, run: Run, total: int, unit: str) -> None:
-        self._run, self._total, self._unit = run, total, unit
-        self._begun = self._told = time.monotonic()
-        run.emit(Progress(done=0, total=total, unit=unit))
-
-    def at(self, done: int) -> None:
-        now = time.monotonic()
-        if done < self._total and now - self._told < 0.5:
-            return
-        self._told = now
-        spent = now - self._begun
-        rate = done / spent if done and spent > 0 else None
-        eta = (self._total - done) / rate if rate else None
-        self._run.emit(Progress(done=done, total=self._total, unit=self._unit, rate=rate, eta=eta))
 
 
 @dataclass(frozen=True)
@@ -73,18 +52,7 @@ def prepare(sources: tuple[Source, ...], run: Run, workers: int) -> Prepared:
     Raises UserError when the dataset is not there or holds no usable picture.
     """
     check_or_raise(sources)
-    for note in (note for source in sources for note in source.notes):
-        run.emit(Note(text=note))
-    run.emit(Stage(name="scan", text="Looking at the pictures"))
-    meter: list[Meter] = []
-
-    def told(done: int, total: int) -> None:
-        if not meter:
-            meter.append(Meter(run, total, "pictures"))
-        meter[0].at(done)
-
-    report = scan(sources, workers=workers, told=told)
-    tell_scan(report, run)
+    report = scan_and_tell(sources, run, decode=False, workers=workers)
     if not report.pictures:
         first = report.refused[0].sentence() if report.refused else "no picture was found"
         where = ", ".join(str(source.image_jsonl_file or source.folder) for source in sources)
@@ -125,39 +93,6 @@ def model_path(named: Path | None, model_dir: Path | None, part: str) -> Path | 
 def worker_count(asked: int | None) -> int:
     """Threads that read and decode pictures: as asked, else one less than there are cores."""
     return max(1, (os.cpu_count() or 2) - 1 if asked is None else asked)
-
-
-def tell_scan(report: ScanReport, run: Run) -> None:
-    """One line about what was found and one warning for each kind of trouble."""
-    run.emit(
-        Note(
-            text=f"{count_of(len(report.pictures), 'picture')}, {report.samples_per_epoch} samples per epoch"
-        )
-    )
-    troubles = {
-        "missing_caption": "have no caption file and are left out",
-        "caption": "have captions that cannot be read and are left out",
-        "picture": "cannot be used and are left out",
-        "entry": "lines or entries of a dataset file cannot be used",
-    }
-    for kind, text in troubles.items():
-        found = [entry.sentence() for entry in report.refused if entry.kind == kind]
-        if found:
-            run.emit(Warning(text=f"{len(found)} {text}: {listing(found)}"))
-    empty = [picture.path.name for picture in report.empty_captions]
-    if empty:
-        run.emit(
-            Warning(text=f"{len(empty)} have an empty caption, which is trained as it is: {listing(empty)}")
-        )
-
-
-def listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return "; ".join(names[:_NAMED]) + more
-
-
-def count_of(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def judge_all(

@@ -23,18 +23,18 @@ from zimage_gui.engine.cache_files import (
 )
 from zimage_gui.engine.cache_run import (
     Encoding,
-    Meter,
     Prepared,
     Work,
-    count_of,
     judge_all,
-    listing,
     model_path,
     prepare,
     remove_leftovers,
     stop_if_asked,
     worker_count,
 )
+from zimage_gui.engine.dataset.progress import Meter
+from zimage_gui.engine.dataset.report import count_of, listing
+from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, pick_device
 from zimage_gui.errors import Problem, UserError, raise_if_any
@@ -44,8 +44,22 @@ from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
 from zimage_gui.model.weights import load_text_encoder, model_problems, text_encoder_config_of
 
 
+def check(config: CacheTextConfig) -> list[Problem]:
+    """Everything that would stop the command, found without reading a picture or a weight."""
+    problems = config.problems()
+    try:
+        problems += model_problems(
+            text_encoder=model_path(config.text_encoder, config.model_dir, "text_encoder")
+        )
+        problems += check_sources(sources_of(config))
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
 def run(config: CacheTextConfig, run: Run) -> list[Path]:
     """Bring the text cache of `config`'s dataset up to date; returns the paths of all usable cache files."""
+    raise_if_any(check(config))
     workers = worker_count(config.num_workers)
     encoding = Encoding(
         model=model_path(config.text_encoder, config.model_dir, "text_encoder"),
@@ -56,7 +70,6 @@ def run(config: CacheTextConfig, run: Run) -> list[Path]:
         workers=workers,
         trust=config.skip_existing,
     )
-    raise_if_any(model_problems(text_encoder=encoding.model))
     prepared = prepare(sources_of(config), run, workers)
     work = text_work(prepared, encoding, run)
     raise_if_any(work.problems())

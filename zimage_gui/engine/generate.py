@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zimage_gui.config.generate import GenerateConfig
-from zimage_gui.engine.cache_run import Meter
+from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.generator import Generator, LoraChoice, ModelKey, PictureRequest
 from zimage_gui.engine.latent_files import latent_metadata, latent_problems, read_latent, settings_of_latent
