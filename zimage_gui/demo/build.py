@@ -1,7 +1,8 @@
-"""The whole recipe of the built-in demo: `python -m zimage_gui.demo.build --to FOLDER` (an hour or two of two cores).
+"""The whole recipe of the built-in demo: `python -m zimage_gui.demo.build --to FOLDER`.
 
-Knows the order of the steps and what is shipped. Must not know how a step works: drawing, the autoencoder's
-training and the base model have files of their own, the transformer is trained by the product's `finetune`.
+Takes an hour or two of two cores. Knows the order of the steps and what is shipped. Must not know how a
+step works: drawing, the autoencoder's training and the base model have files of their own, the transformer
+is trained by the product's `finetune`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def prepare(folder: Path) -> None:
 
 
 def pack(folder: Path, transformer: Path, target: Path = DATA) -> int:
-    """Put the trained model into the package, transformer in bf16 and VAE in fp16; returns its size in bytes."""
+    """Put the trained model into the package, transformer in bf16, VAE in fp16; returns the bytes there."""
     import torch
     from safetensors.torch import load_file, save_file
 

@@ -50,7 +50,9 @@ def run(config: DemoConfig, run: Run) -> list[Path]:
     folder = config.to.expanduser().absolute()
     run.emit(Stage(name="demo", text=f"Writing the demo project to {folder}"))
     written = write_project(folder, overwrite=config.overwrite)
-    run.emit(Note(text=f"{written} files written. Next: python -m zimage_gui train-lora {folder / SETTINGS[1]}"))
+    run.emit(
+        Note(text=f"{written} files written. Next: python -m zimage_gui train-lora {folder / SETTINGS[1]}")
+    )
     return [folder]
 
 
@@ -116,7 +118,9 @@ def ldm_vae() -> bytes:
     tensors = {}
     for name, tensor in state.items():
         is_projection = ".attentions." in name and tensor.dim() == 2
-        tensors[ldm_vae_name(name, levels)] = tensor[:, :, None, None].contiguous() if is_projection else tensor
+        tensors[ldm_vae_name(name, levels)] = (
+            tensor[:, :, None, None].contiguous() if is_projection else tensor
+        )
     return save(tensors)
 
 

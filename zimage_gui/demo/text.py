@@ -49,7 +49,16 @@ def corpus() -> list[str]:
 
 def make_tokenizer(folder: Path) -> None:
     """Write tokenizer.json, vocab.json, merges.txt and tokenizer_config.json, ids ordered as Qwen's are."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
@@ -108,7 +117,7 @@ def make_text_encoder(folder: Path, seed: int = 20) -> None:
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             torch.nn.init.normal_(weight, std=1.0 if "embed" in name else 0.3 * weight.shape[1] ** -0.5)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     path = folder / "config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
     saved["rope_theta"] = 1_000_000.0  # where transformers 4 and other programs look for it

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -97,7 +96,7 @@ def loss_of(vae: AutoencoderKL, images: Tensor, recipe: Recipe) -> Tensor:
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: Tensor) -> float:
     """Peak signal to noise in dB of pictures in [-1, 1] through the autoencoder, averaged by picture."""
-    parts = [vae.decode(vae.encode_mode(chunk)).clamp(-1, 1) - chunk for chunk in images.split(8)]
+    parts = [vae.decode(vae.encode_mode(chunk)).clamp(-1, 1) - chunk for chunk in torch.split(images, 8)]
     error = torch.cat(parts).square().mean((1, 2, 3)) / 4
     return float((-10 * error.log10()).mean())
 
@@ -109,7 +108,7 @@ def normalise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
     Exact inside the picture; at the border the decoder's zero padding sees other values, which the
     training that follows repairs.
     """
-    z = torch.cat([vae.encode_mode(chunk) for chunk in pictures.split(8)])
+    z = torch.cat([vae.encode_mode(chunk) for chunk in torch.split(pictures, 8)])
     mean = z.mean((0, 2, 3))
     config = vae.config
     gain = 1 / (config.scaling_factor * (z - mean[:, None, None]).std())
@@ -184,9 +183,9 @@ def train(recipe: Recipe, folder: Path, say: Callable[[str], None], every: int =
         if run.step % every == 0 or run.step == recipe.total_steps:
             run.save()
             average, losses = sum(losses) / len(losses), []
-            rate = f"{recipe.rate(run.step):.2e}"
-            seconds = time.monotonic() - begun
-            say(f"step {run.step} loss {average:.5f} lr {rate} {psnr(run.vae, unseen[:19]):.2f} dB {seconds:.0f} s")
+            quality, seconds = psnr(run.vae, unseen[:19]), time.monotonic() - begun
+            rate = f"lr {recipe.rate(run.step):.2e}"
+            say(f"step {run.step} loss {average:.5f} {rate} {quality:.2f} dB {seconds:.0f} s")
     say(f"done: {psnr(run.vae, unseen):.2f} dB on {len(unseen)} pictures of combinations never trained")
     return run.vae
 

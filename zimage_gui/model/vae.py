@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ class VaeConfig:
     @property
     def downscale(self) -> int:
         """Pixels per latent along one side: every level but the last halves the picture."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
 
 def default_norm_groups(block_out_channels: tuple[int, ...]) -> int:
@@ -66,8 +65,9 @@ class ResnetBlock2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        shortcut: Tensor = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
-        return shortcut + h
+        shortcut = self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x
+        out: Tensor = shortcut + h
+        return out
 
 
 class Attention(nn.Module):
@@ -82,13 +82,12 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
         tokens_BLC = self.group_norm(x).flatten(2).transpose(1, 2)
         # SDPA wants a head axis; without it CPU builds fall back to a slow path.
         q, k, v = (proj(tokens_BLC).unsqueeze(1) for proj in (self.to_q, self.to_k, self.to_v))
         mixed_BLC = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        out: Tensor = self.to_out[0](mixed_BLC)
-        return x + out.transpose(1, 2).unflatten(2, (height, width))
+        out_BLC: Tensor = self.to_out[0](mixed_BLC)
+        return x + out_BLC.transpose(1, 2).reshape(x.shape)
 
 
 class Downsample2D(nn.Module):
