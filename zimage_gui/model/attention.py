@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,9 +22,11 @@ _INSTALL = {"flash": "flash-attn", "xformers": "xformers", "sage": "sageattentio
 
 
 def _torch_kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    out = F.scaled_dot_product_attention(
-        q_BLHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2)
-    )
+    if q_BLHD.device.type == "cpu" and q_BLHD.dtype is not torch.float32:
+        # The CPU's backward kernel is over ten times slower in half precision; autocast would cast right back.
+        with torch.autocast("cpu", enabled=False):
+            return _torch_kernel(q_BLHD.float(), k_BLHD.float(), v_BLHD.float()).to(v_BLHD.dtype)
+    out = F.scaled_dot_product_attention(q_BLHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2))
     return out.transpose(1, 2)
 
 
