@@ -68,7 +68,9 @@ def test_a_text_file_skips_comments_and_empty_lines(tmp_path):
 
 def test_toml_and_json_say_the_same(tmp_path):
     toml, json = tmp_path / "a.toml", tmp_path / "a.json"
-    toml.write_text('[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = "a"\ncfg_scale = 2\n[[prompt.subset]]\nprompt = "b"\n')
+    toml.write_text(
+        '[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = "a"\ncfg_scale = 2\n[[prompt.subset]]\nprompt = "b"\n'
+    )
     json.write_text('[{"prompt": "a", "width": 64, "cfg_scale": 2}, "b --w 64"]')
     expected = [PromptLine("a", width=64, guidance_scale=2.0), PromptLine("b", width=64)]
     assert read_prompt_file(toml) == read_prompt_file(json) == expected

@@ -64,12 +64,11 @@ class Resident:
         Raises UserError before any weight is loaded, and Interrupted when a stop was asked for: what was
         finished by then is saved.
         """
-        key = _key(config)
-        loaded = self._generator is not None and self._generator.key == key
-        raise_if_any(_problems(config, models_are_loaded=loaded))
-        if self._generator is None or not loaded:
+        holds = self._generator is not None and _holds(self._generator, config)
+        raise_if_any(_problems(config, models_are_loaded=holds))
+        if self._generator is None or not holds:
             self.close()
-            self._generator = Generator(key)
+            self._generator = Generator(_key(config))
         generator = self._generator
         generator.attention = config.attn_mode
         generator.on_load = _Loading(run).told
@@ -90,15 +89,15 @@ def _needed(config: GenerateConfig) -> tuple[str, ...]:
 def _key(config: GenerateConfig) -> ModelKey:
     files, problems = find_models(config, *_needed(config))
     raise_if_any(problems)
-    missing = [
-        Problem(option, str(path), "does not exist", "Check the path")
-        for option, path in (("dit", files.dit), ("vae", files.vae), ("text_encoder", files.text_encoder))
-        if path is not None and not path.exists()
-    ]
-    if config.tokenizer is not None and not config.tokenizer.exists():
-        missing.append(Problem("tokenizer", str(config.tokenizer), "does not exist", "Check the path"))
-    raise_if_any(missing)
     return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision)
+
+
+def _holds(generator: Generator, config: GenerateConfig) -> bool:
+    """Whether the models are loaded already; what is wrong with the options is said elsewhere."""
+    try:
+        return generator.key == _key(config)
+    except UserError:
+        return False
 
 
 def _problems(config: GenerateConfig, models_are_loaded: bool) -> list[Problem]:

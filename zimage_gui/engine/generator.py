@@ -262,12 +262,12 @@ def starting_noise(request: PictureRequest, device: torch.device) -> Tensor:
 
 
 def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
-    """(path, time, size) of files and of the files directly in folders."""
+    """(path, time, size) of files and of the files directly in folders; a missing file has neither."""
     found = []
     for path in paths:
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            stat = file.stat()
-            found.append((str(file), stat.st_mtime_ns, stat.st_size))
+            stat = file.stat() if file.exists() else None
+            found.append((str(file), stat.st_mtime_ns if stat else 0, stat.st_size if stat else -1))
     return tuple(found)
 
 
