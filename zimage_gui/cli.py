@@ -5,6 +5,7 @@ not know any option, nor how work is done. Whatever is slow to import is importe
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import shutil
 import sys
@@ -138,9 +139,14 @@ def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> in
     from zimage_gui.jobs.here import run_here
     from zimage_gui.terminal import TerminalView
 
-    view = TerminalView(sys.stdout, sys.stderr)
+    @functools.cache
+    def view() -> TerminalView:
+        # Made at the first event: from then on console.log gets what these streams print.
+        return TerminalView(sys.stdout, sys.stderr)
+
     runs_dir: Path = config.runs_dir  # type: ignore[attr-defined]  # every command with gpu has RunOptions
-    code = run_here(spec, config, runs_dir, run_name(config), listeners=(view,), run_folder=run_folder)
+    listeners = (lambda event: view()(event),)
+    code = run_here(spec, config, runs_dir, run_name(config), listeners, run_folder)
     if getattr(config, "bell", False):
         print("\a", end="", flush=True)
     return code

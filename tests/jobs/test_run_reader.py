@@ -104,3 +104,12 @@ def test_all_pages_share_one_reader_of_a_run(tmp_path):
 def test_the_view_of_a_folder_that_was_deleted_has_no_state(tmp_path):
     view = RunReader(tmp_path / "gone").poll()
     assert view.state is None and view.version == 0
+
+
+def test_what_one_page_was_given_does_not_change_under_it(new_run):
+    folder = new_run().folder
+    reader = RunReader(folder)
+    write(folder, a_step(1))
+    given = reader.poll()
+    write(folder, a_step(2))
+    assert len(reader.poll().curves.steps) == 2 and len(given.curves.steps) == 1

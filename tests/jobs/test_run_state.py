@@ -42,6 +42,13 @@ def test_a_process_that_dies_before_its_first_status_shows_failed_with_its_code(
     assert state.console == ("no module",)
 
 
+def test_a_start_refused_by_the_command_line_shows_what_it_said(new_run):
+    run = new_run()
+    launch.start(run.folder, [os.sys.executable, "-c", "print('dit: does not exist'); raise SystemExit(2)"])
+    state = wait_for(lambda: (found := judge(run.folder)).error_kind == "user" and found)
+    assert (state.state, state.message) == ("failed", "dit: does not exist")
+
+
 def test_a_recycled_process_number_is_not_the_run(new_run):
     run = new_run()
     pretend(run)

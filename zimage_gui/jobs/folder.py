@@ -13,6 +13,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -35,7 +36,7 @@ from zimage_gui.events import (
 from zimage_gui.files import temp_path
 from zimage_gui.jobs.processes import is_alive, myself
 from zimage_gui.jobs.redact import redact
-from zimage_gui.jobs.status import Outcome, Status, read_status, write_json, write_status
+from zimage_gui.jobs.status import Outcome, Status, patiently, read_status, write_json, write_status
 
 CONFIG_FILE = "config.toml"
 EVENTS_FILE = "events.jsonl"
@@ -281,7 +282,7 @@ def _place(runs_dir: Path, stem: str, config: str, status: Status) -> Path:
             folder = runs_dir / (stem if number == 1 else f"{stem}-{number}")
             if not folder.exists():
                 try:
-                    return building.rename(folder)
+                    return patiently(partial(building.rename, folder))
                 except OSError:
                     # Another process took the name between the look and the move: it holds files, so the
                     # move fails.

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 
-class Busy(Exception):
+class Busy(OSError):
     """Another process (or thread) holds the lock."""
 
 

@@ -114,11 +114,21 @@ class Queue:
 
 
 class QueueRunner:
-    """A thread that starts the next run whenever the GPU is free, as long as the window lives."""
+    """A thread that starts the next run whenever the GPU is free, as long as the window lives.
 
-    def __init__(self, queue: Queue, report: Callable[[str], None] = print) -> None:
+    `also` is done at every look too, for example `ResidentWorker.tend`; `report` gets what goes wrong, once.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        also: Sequence[Callable[[], object]] = (),
+        report: Callable[[str], None] = print,
+    ) -> None:
         self.queue = queue
+        self._chores = (queue.start_next, *also)
         self._report = report
+        self._said: set[str] = set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="queue", daemon=True)
 
@@ -128,18 +138,23 @@ class QueueRunner:
     def close(self) -> None:
         """Stop looking; what runs goes on, what waits stays in the queue."""
         self._closing.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _watch(self) -> None:
-        said = ""
         while not self._closing.wait(LOOK_EVERY):
-            try:
-                self.queue.start_next()
-                said = ""
-            except OSError as error:
-                if str(error) != said:
-                    said = str(error)
-                    self._report(f"The queue cannot go on: {error}")
+            for chore in self._chores:
+                try:
+                    chore()
+                except Busy:
+                    continue  # another window is at it
+                except Exception as error:  # a thread that ends here would leave the queue standing unnoticed
+                    self._say(f"The queue cannot go on: {type(error).__name__}: {error}")
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._report(text)
 
 
 def withdraw(folder: Path, mark: str, message: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from zimage_gui.errors import EXIT_USER
 from zimage_gui.events import Event, Failed, Finished, from_line
 from zimage_gui.jobs.console import CONSOLE_FILE, tail
 from zimage_gui.jobs.folder import CONFIG_FILE, EVENTS_FILE, STOP_FILE
@@ -130,7 +131,11 @@ def _dead(folder: Path, status: Status, kind: str, message: str) -> RunState:
         return RunState(folder, "stopped", status, message="Ended at once, without saving the last steps.")
     hint = RESUME
     if not message:
-        message, hint = cause_of_death(status, read_json(folder / EXIT_FILE))
+        record = read_json(folder / EXIT_FILE)
+        message, hint = cause_of_death(status, record)
+        if record.get("returncode") == EXIT_USER and console:
+            # Refused before the run could begin: what was printed is the reason.
+            kind, message, hint = "user", "\n".join(console), ""
     return RunState(folder, "failed", status, status.pid, kind, message, hint, console)
 
 

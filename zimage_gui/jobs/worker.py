@@ -24,6 +24,7 @@ from zimage_gui.jobs.folder import CONFIG_FILE, RunFolder
 from zimage_gui.jobs.here import execute, heading
 from zimage_gui.jobs.lock import Busy, exclusive
 from zimage_gui.jobs.processes import identity_in, is_alive, myself
+from zimage_gui.jobs.queue import withdraw
 from zimage_gui.jobs.resident import (
     BELL_FILE,
     COMMAND,
@@ -106,7 +107,7 @@ class Worker:
                 run = RunFolder.open(folder) if waits(folder) else None
                 if run is not None:
                     run.begin()
-                (folder / REQUEST_FILE).unlink(missing_ok=True)
+                withdraw(folder, REQUEST_FILE, "Stopped before it began.")
         except (UserError, Busy) as error:
             print(error, file=sys.stderr, flush=True)
             time.sleep(LOOK_EVERY)
