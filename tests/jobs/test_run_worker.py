@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fake_engine import Config, Spec, kinds, wait_for
@@ -102,6 +103,25 @@ def test_a_training_run_gets_the_gpu_back_and_pictures_wait_for_it(worker, runs,
     assert kinds(seen)[:2] == ["started", "stage"] and seen[1].name == "waiting"
     assert not worker.state().alive
     assert ended(worker.submit(picture())).state == "finished"
+
+
+def test_the_real_engine_serves_a_second_picture_from_the_loaded_model(runs):
+    hub = Path(__file__).parents[1] / "data" / "reference" / "hub"
+    config = GenerateConfig(
+        model_dir=hub, prompt="a red circle", image_size=(48, 64), infer_steps=2, seed=7, mixed_precision="no", device="cpu"
+    )
+    resident = ResidentWorker(runs)
+    first, second = resident.submit(config), resident.submit(config)
+    try:
+        assert wait_for(lambda: judge(second).ended, 60) and judge(first).state == judge(second).state == "finished"
+        assert kinds(events_of(first)).count("sample") == 1
+        names = [getattr(event, "name", "") for event in events_of(second)]
+        assert "generate" in names and "load" not in names
+        pictures = [Path(judge(run).status.results[0]) for run in (first, second)]
+        assert pictures[0] != pictures[1] and all(path.is_file() for path in pictures)
+    finally:
+        resident.release()
+        wait_for(lambda: not resident.state().alive)
 
 
 def test_an_idle_worker_leaves_by_itself(runs, monkeypatch):

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+import zimage_gui
 from zimage_gui.config.schema import Options
 from zimage_gui.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError
 from zimage_gui.events import Failed
@@ -104,11 +105,10 @@ def _left_at_once() -> Failed:
 
 def heading(command: str) -> str:
     """The first line of every console.log, without which a bug report is a riddle."""
-    found = []
-    for package in ("zimage-gui", "torch"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} (not installed)")
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "(not installed)"
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"{when} {command}: {', '.join(found)}, Python {platform.python_version()}, {platform.platform()}"
+    versions = f"zimage-gui {zimage_gui.__version__}, torch {torch}, Python {platform.python_version()}"
+    return f"{when} {command}: {versions}, {platform.platform()}"
