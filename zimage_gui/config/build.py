@@ -53,7 +53,9 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
     origin: dict[str, str] = {}
     for spelled, value in given:
         name = spelled.strip().replace("-", "_")
-        if name in names:
+        if (rule := _unreadable(value, names[name][0] if name in names else None)) is not None:
+            source.problems.append(Problem(name, repr(value), rule, "Write it with other characters"))
+        elif name in names:
             _take(source, origin, spelled, value, *names[name])
         elif name in inert:
             source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
@@ -75,6 +77,18 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
     return source
 
 
+def _unreadable(value: object, known: Option | None) -> str | None:
+    """Text that can neither be kept in a TOML nor name a file."""
+    texts = [
+        item for item in (value if isinstance(value, list | tuple) else (value,)) if isinstance(item, str)
+    ]
+    if any("\ud800" <= char <= "\udfff" for text in texts for char in text):
+        return "is not valid Unicode"
+    if known is not None and known.kind == "path" and any("\0" in text for text in texts):
+        return "must not contain the character NUL"
+    return None
+
+
 def _take(
     source: Source, origin: dict[str, str], spelled: str, value: object, known: Option, switched: object
 ) -> None:
@@ -83,11 +97,7 @@ def _take(
             return
         value = switched
     # The same name twice: the last one counts. Two names of one option that disagree: an error.
-    if (
-        known.name in origin
-        and origin[known.name] != spelled
-        and tidy(known, source.values[known.name]) != tidy(known, value)
-    ):
+    if origin.get(known.name, spelled) != spelled and not _same(known, source.values[known.name], value):
         other = f"{origin[known.name]} = {show(source.values[known.name])}"
         rule = f"is the same option as {other} and says otherwise"
         source.problems.append(Problem(spelled, show(value), rule, "Leave out one of the two"))
@@ -96,9 +106,18 @@ def _take(
     source.values[known.name] = value
 
 
+def _same(known: Option, one: object, other: object) -> bool:
+    """Whether two raw values mean the same: 8 and "8", 2e-4 and "0.0002"."""
+    texts = [show(tidy(known, value)).lower() for value in (one, other)]
+    try:
+        return float(texts[0]) == float(texts[1])
+    except ValueError:
+        return texts[0] == texts[1]
+
+
 def unknown(cls: type[Options], spelled: str) -> Problem:
     """The refusal of a name: the command it belongs to, or the nearest known one."""
-    name = spelled.strip().replace("-", "_")
+    name = spelled.strip().removeprefix("--").replace("-", "_")
     others = [
         command
         for command, other in COMMANDS.items()

@@ -35,7 +35,7 @@ _RENAMED = {
     "qwen_image_edit_no_resize_control": "no_resize_control",
     "qwen_image_edit_control_resolution": "control_resolution",
 }
-_INERT = {
+INERT_KEYS = {
     "control_directory": "Z-Image has no control pictures",
     "no_resize_control": "Z-Image has no control pictures",
     "control_resolution": "Z-Image has no control pictures",
@@ -203,8 +203,8 @@ def _table(
     for spelled, value in given.items():
         key = _RENAMED.get(spelled, spelled)
         known = options_of(cls).get(key)
-        if key in _INERT and cls is DatasetEntry:
-            notes[f"{spelled} does nothing here: {_INERT[key]}."] = None
+        if key in INERT_KEYS and cls is DatasetEntry:
+            notes[f"{spelled} does nothing here: {INERT_KEYS[key]}."] = None
         elif key == "multiple_target" and value is False:
             continue
         elif known is None:
@@ -243,7 +243,7 @@ def _refused(cls: type[Options], spelled: str, key: str) -> Problem:
         )
     if key == "multiple_target":
         return Problem(spelled, "true", "belongs to layered models", "Remove it")
-    if cls is GeneralTable and key in {*options_of(DatasetEntry), *_INERT}:
+    if cls is GeneralTable and key in {*options_of(DatasetEntry), *INERT_KEYS}:
         return Problem(spelled, "", "may not stand in [general]", "Move it into the [[datasets]] entries")
     import difflib
 

@@ -229,18 +229,16 @@ class GenerateConfig(RunOptions, ModelPaths):
         edges = {name: values[name] for name in ("width", "height") if values.get(name) not in (None, "")}
         if not edges:
             return values, []
+        rest = {name: value for name, value in values.items() if name not in ("width", "height")}
         if values.get("image_size") is not None:
             rule = "excludes image_size: both say how large the picture is"
             first = next(iter(edges))
-            return values, [Problem(first, show(edges[first]), rule, "Leave out the one or the other")]
-        # One edge alone keeps the other at the default; both stay readable in their own words until here.
-        default = cls.model_fields["image_size"].default
-        size = (edges.get("height", default[0]), edges.get("width", default[1]))
+            return rest, [Problem(first, show(edges[first]), rule, "Leave out the one or the other")]
         problems = [problem for name, edge in edges.items() if (problem := _edge_problem(name, edge))]
         if problems:
-            return values, problems
-        rest = {name: value for name, value in values.items() if name not in ("width", "height")}
-        return {**rest, "image_size": size}, []
+            return rest, problems
+        default = cls.model_fields["image_size"].default
+        return {**rest, "image_size": (edges.get("height", default[0]), edges.get("width", default[1]))}, []
 
     @field_validator("include_patterns", "exclude_patterns")
     @classmethod

@@ -92,12 +92,12 @@ def dump(config: Options, *, comments: bool = False) -> str:
                 continue
             if comments:
                 table.add(tomlkit.comment(known.help))
-            if value is None:
-                if comments:
-                    table.add(tomlkit.comment(f"{known.name} ="))
-                continue
-            table.add(known.name, plain(value))
-        if table:
+            if value is not None or known.default is not None:
+                # TOML has no null; empty text means the same when it is read.
+                table.add(known.name, "" if value is None else plain(value))
+            elif comments:
+                table.add(tomlkit.comment(f"{known.name} ="))
+        if table or comments:
             if comments:
                 table.comment(SECTIONS[key])
             document.add(tomlkit.nl())

@@ -33,6 +33,10 @@ def _whole_or_share(value: float) -> float:
     return value
 
 
+def _zero_is_never(value: object) -> object:
+    return None if value in (0, "0") and value is not False else value
+
+
 def steps_of(amount: float, total_steps: int) -> int:
     """An amount of steps: from 1 on a number of steps, below 1 a share of `total_steps`."""
     return int(amount) if amount >= 1 else int(amount * total_steps)
@@ -400,10 +404,7 @@ class Saving(Options):
         path="folder",
     )
 
-    @field_validator("save_every_n_steps", "save_every_n_epochs", mode="before")
-    @classmethod
-    def _zero_is_never(cls, value: object) -> object:
-        return None if value in (0, "0") and value is not False else value
+    _never_saves = field_validator("save_every_n_steps", "save_every_n_epochs", mode="before")(_zero_is_never)
 
     @field_validator("output_name")
     @classmethod
@@ -460,10 +461,9 @@ class Previews(Options):
         matters="sample_prompts is set",
     )
 
-    @field_validator("sample_every_n_steps", "sample_every_n_epochs", mode="before")
-    @classmethod
-    def _zero_is_never(cls, value: object) -> object:
-        return None if value in (0, "0") and value is not False else value
+    _never_shows = field_validator("sample_every_n_steps", "sample_every_n_epochs", mode="before")(
+        _zero_is_never
+    )
 
 
 class Performance(Options):

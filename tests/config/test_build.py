@@ -1,0 +1,195 @@
+"""From spellings to one config: precedence, conflicts, refusals, paths."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from zimage_gui.config.build import build, finish, read
+from zimage_gui.config.cache import CacheLatentsConfig
+from zimage_gui.config.convert import ConvertLoraConfig
+from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.config.paths import path_problems
+from zimage_gui.config.schema import options_of
+from zimage_gui.config.training import FinetuneConfig, TrainConfig, TrainLoraConfig
+from zimage_gui.errors import UserError
+
+MODELS = {"dit": "a", "vae": "b", "text_encoder": "c"}
+TRAIN = {"dit": "a", "dataset": "pictures"}
+PICTURE = {**MODELS, "prompt": "a cat"}
+
+
+def refusal(cls, values):
+    with pytest.raises(UserError) as error:
+        build(cls, values)
+    return str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    text = refusal(TrainLoraConfig, {"rank": 0, "lr": "fast", "netwrok_alpha": 1, "attn_mode": "sage"})
+    for part in (
+        "network_dim = 0",
+        "learning_rate = fast",
+        "Did you mean network_alpha",
+        "sage",
+        "dit",
+        "dataset",
+    ):
+        assert part in text
+
+
+def test_a_wrong_value_is_told_once():
+    assert refusal(TrainLoraConfig, {**TRAIN, "min_timestep": -1}).count("min_timestep") == 1
+
+
+def test_an_option_of_another_command_is_sent_there():
+    assert "belongs to" in refusal(GenerateConfig, {**PICTURE, "network_dim": 8})
+
+
+def test_options_win_over_the_toml():
+    toml = read(TrainLoraConfig, [("rank", 8), ("lr", 1e-3), *TRAIN.items()], None)
+    words = read(TrainLoraConfig, [("network-dim", "4")], None)
+    config = finish(TrainLoraConfig, [toml, words])
+    assert (config.network_dim, config.learning_rate) == (4, 1e-3)
+
+
+def test_two_names_of_one_option_may_agree_but_not_differ():
+    assert build(TrainLoraConfig, {**TRAIN, "rank": 8, "network_dim": "8"}).network_dim == 8
+    assert "says otherwise" in refusal(TrainLoraConfig, {**TRAIN, "rank": 8, "network_dim": 16})
+    assert "says otherwise" in refusal(TrainLoraConfig, {**TRAIN, "sdpa": True, "attn_mode": "flash"})
+
+
+def test_a_switch_that_is_off_sets_nothing():
+    assert build(TrainLoraConfig, {**TRAIN, "xformers": False, "sdpa": True}).attn_mode == "torch"
+    assert build(TrainLoraConfig, {**TRAIN, "attn_mode": "SDPA"}).attn_mode == "torch"
+
+
+def test_options_without_meaning_are_accepted_with_one_line():
+    found = read(GenerateConfig, [("vae_dtype", "fp16"), ("embedded-cfg-scale", "2.5")], None)
+    assert not found.problems and not found.values
+    assert [note.split()[0] for note in found.notes] == ["vae_dtype", "embedded_cfg_scale"]
+
+
+def test_options_that_are_not_built_yet_are_refused_unless_they_ask_for_nothing():
+    assert "not built yet" in refusal(TrainLoraConfig, {**TRAIN, "fp8_base": True})
+    assert "blocks_to_swap = 12" in refusal(TrainLoraConfig, {**TRAIN, "blocks_to_swap": "12"})
+    build(TrainLoraConfig, {**TRAIN, "blocks_to_swap": "0", "fp8_base": False, "compile_mode": "default"})
+
+
+def test_a_secret_is_not_repeated():
+    assert "hunter2" not in refusal(TrainLoraConfig, {**TRAIN, "wandb_api_key": "hunter2"})
+
+
+def test_network_args_become_the_options_they_stand_for():
+    arguments = ["rank_dropout=0.1", "include_patterns=['.*q', r'.*v']", "conv_dim=4"]
+    config = build(TrainLoraConfig, {**TRAIN, "network_args": arguments})
+    assert (config.rank_dropout, config.include_patterns, config.network_args) == (0.1, (".*q", ".*v"), ())
+    assert "loraplus" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["loraplus_lr_ratio=4"]})
+    assert "rank_dropout = 2" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["rank_dropout=2"]})
+
+
+def test_zero_checkpoints_means_only_the_end():
+    assert build(TrainLoraConfig, {**TRAIN, "save_every": "0"}).save_every_n_steps is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"dataset_config": "d.toml"}, "excludes dataset_config"),
+        ({"dataset": "", "dataset_config": "d.toml", "resolution": 512}, "beside dataset_config"),
+        ({"dataset": "", "dataset_config": "d.toml", "batch_size": 2}, "beside dataset_config"),
+        ({"enable_bucket": False, "bucket_no_upscale": True}, "needs buckets"),
+        ({"enable_bucket": False, "resolution": 500}, "multiples of 16"),
+        ({"min_timestep": 500, "max_timestep": 400}, "below max_timestep"),
+        ({"preserve_distribution_shape": True}, "needs min_timestep"),
+        ({"weighting_scheme": "mode"}, "sigma sampling"),
+        ({"save_last_n_steps": 100}, "needs save_every_n_steps"),
+        ({"sample_every_n_steps": 100}, "needs a prompt file"),
+        ({"sample_prompts": "p.txt"}, "never used"),
+        ({"lr_scheduler_args": ["a=1"]}, "lr_scheduler_type"),
+        ({"base_weights_multiplier": [1.0]}, "0 base_weights"),
+        ({"output": "x.safetensors", "output_name": "y"}, "excludes output_dir"),
+        ({"output": "x.pt"}, "must end in .safetensors"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(changes, word):
+    assert word in refusal(TrainLoraConfig, {**TRAIN, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"prompt": ""}, "prompt: is missing"),
+        ({"from_file": "p.txt"}, "excludes prompt"),
+        ({"lora_multiplier": [1, 2]}, "2 values for 0"),
+        ({"output": "a.png", "save_path": "x"}, "excludes save_path"),
+        ({"output": "a.png", "output_type": "latent"}, "does not fit"),
+        ({"output": "a.gif"}, "must end in .png"),
+        ({"width": 512, "image_size": [512, 512]}, "excludes image_size"),
+        ({"width": 500}, "multiple of 16"),
+        ({"image_size": [500, 512]}, "multiples of 16"),
+        ({"dit": ""}, "dit: is missing"),
+    ],
+)
+def test_pictures_that_cannot_be_made_are_refused(changes, word):
+    assert word in refusal(GenerateConfig, {**PICTURE, **changes})
+
+
+def test_width_and_height_are_the_size_the_other_way_round():
+    assert build(GenerateConfig, {**PICTURE, "width": "768", "height": "512"}).image_size == (512, 768)
+    assert GenerateConfig(width=768).image_size == (1024, 768)
+
+
+def test_one_models_folder_stands_for_all_models():
+    assert build(GenerateConfig, {"model_dir": "m", "prompt": "p"}).model_dir == Path("m").absolute()
+
+
+def test_a_finetune_in_bf16_needs_bf16():
+    assert "needs mixed_precision bf16" in refusal(
+        FinetuneConfig, {**TRAIN, "full_bf16": True, "mixed_precision": "no"}
+    )
+
+
+def test_conversions_that_make_no_sense_are_refused():
+    text = refusal(
+        ConvertLoraConfig,
+        {"input": "a.safetensors", "output": "a.safetensors", "reverse": True, "target": "other"},
+    )
+    assert "is the input file itself" in text and "contradicts target" in text
+
+
+def test_the_encoders_batch_touches_no_dataset():
+    config = build(CacheLatentsConfig, {"vae": "v", "dataset_config": "d.toml", "batch_size": 8})
+    assert config.batch_size == 8
+
+
+def test_the_second_seeds_command_has_its_defaults():
+    config = build(TrainConfig, {"model_dir": "m", "dataset": "d"})
+    assert (config.network_dim, config.alpha, config.max_train_epochs) == (16, 16.0, 100)
+    assert config.output == Path("lora_weights.safetensors").absolute()
+
+
+def test_missing_paths_are_named_with_the_part_that_is_wrong(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "file").touch()
+    config = TrainLoraConfig(
+        dit=tmp_path / "models" / "x.safetensors", dataset=tmp_path / "file", output_dir=tmp_path / "file",
+        output=tmp_path / "models", resume=tmp_path, base_weights=(tmp_path / "models",),
+    )  # fmt: skip
+    problems = {problem.option: problem.sentence() for problem in path_problems(config)}
+    assert set(problems) == {"dit", "dataset", "output_dir", "output", "base_weights"}
+    assert "models exists, x.safetensors is not in it" in problems["dit"]
+
+
+def test_home_and_undecodable_names(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert build(TrainLoraConfig, {**TRAIN, "dit": "~/m"}).dit == tmp_path / "m"
+    assert "NUL" in refusal(TrainLoraConfig, {**TRAIN, "dit": "a\0b"})
+    assert "Unicode" in refusal(TrainLoraConfig, {**TRAIN, "training_comment": os.fsdecode(b"\xff")})
+
+
+def test_every_default_fits_its_own_option():
+    for cls in (TrainLoraConfig, TrainConfig, FinetuneConfig, GenerateConfig, CacheLatentsConfig):
+        defaults = {name: known.default for name, known in options_of(cls).items()}
+        assert cls(**defaults) == cls()
