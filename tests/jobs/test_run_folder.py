@@ -17,6 +17,7 @@ from zimage_gui.jobs.folder import RunFolder, slug
 from zimage_gui.jobs.here import run_here
 from zimage_gui.jobs.launch import environment
 from zimage_gui.jobs.redact import redact, secrets_of
+from zimage_gui.jobs.report import write_report
 from zimage_gui.jobs.status import read_status
 
 
@@ -137,3 +138,24 @@ def _host() -> str:
     from zimage_gui.jobs.processes import host_name
 
     return host_name()
+
+
+def test_a_bug_report_holds_the_story_but_no_secret_and_no_name_of_the_user(new_run, tmp_path, monkeypatch):
+    import zipfile
+
+    monkeypatch.setenv("HOME", "/home/jane.doe")
+    monkeypatch.setenv("USERPROFILE", "/home/jane.doe")
+    run = new_run()
+    text = f"hf_{'a' * 34} in /home/jane.doe/models\n" + "x" * 2_000_000 + "\nthe end"
+    (run.folder / "console.log").write_text(text, encoding="utf-8")
+    path = write_report(run.folder, tmp_path / "report.zip")
+    with zipfile.ZipFile(path) as archive:
+        log = archive.read("console.log").decode()
+        assert {"config.toml", "status.json", "machine.json"} <= set(archive.namelist())
+        assert b'"torch"' in archive.read("machine.json")
+    assert log.startswith("*** in ~/models\n") and log.endswith("the end") and "bytes left out" in log
+
+
+def test_there_is_no_report_of_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="must be a run folder"):
+        write_report(tmp_path, tmp_path / "report.zip")

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -37,14 +40,14 @@ def test_a_killed_trainer_shows_failed_with_its_last_lines_within_five_seconds(n
 
 def test_a_process_that_dies_before_its_first_status_shows_failed_with_its_code(new_run):
     run = new_run()
-    launch.start(run.folder, [os.sys.executable, "-c", "print('no module'); raise SystemExit(3)"])
+    launch.start(run.folder, [sys.executable, "-c", "print('no module'); raise SystemExit(3)"])
     state = wait_for(lambda: (found := judge(run.folder)).state == "failed" and "code 3" in found.message and found)
     assert state.console == ("no module",)
 
 
 def test_a_start_refused_by_the_command_line_shows_what_it_said(new_run):
     run = new_run()
-    launch.start(run.folder, [os.sys.executable, "-c", "print('dit: does not exist'); raise SystemExit(2)"])
+    launch.start(run.folder, [sys.executable, "-c", "print('dit: does not exist'); raise SystemExit(2)"])
     state = wait_for(lambda: (found := judge(run.folder)).error_kind == "user" and found)
     assert (state.state, state.message) == ("failed", "dit: does not exist")
 
@@ -131,6 +134,35 @@ def test_a_restarted_window_adopts_the_living_and_records_the_dead(new_run, runs
     assert read_status(dead.folder).outcome == "failed" and read_status(alive.folder).outcome is None
     assert not list(dead.folder.glob("*.zimage-tmp"))
     assert reconcile(runs).died == ()
+
+
+WINDOW = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from fake_engine import command_line
+from zimage_gui.jobs.queue import Queue
+queue = Queue(Path(sys.argv[1]), command_line)
+queue.add(next(Path(sys.argv[1]).glob("*_train-lora_*")))
+queue.start_next()
+time.sleep(600)
+"""
+
+
+def test_killing_the_window_leaves_its_run_alive_and_the_next_window_shows_it_to_its_end(new_run, runs):
+    run = new_run(steps=10000)
+    here = os.path.dirname(sys.modules["fake_engine"].__file__)
+    window = subprocess.Popen([sys.executable, "-c", WINDOW, str(runs), here], start_new_session=True)
+    wait_for(lambda: judge(run.folder).status.step >= 1)
+    os.killpg(window.pid, signal.SIGKILL)
+    window.wait()
+    (adopted,) = reconcile(runs).alive
+    assert adopted.folder == run.folder
+    step = adopted.status.step
+    wait_for(lambda: judge(run.folder).status.step > step)
+    launch.ask_to_stop(run.folder)
+    assert wait_for(lambda: judge(run.folder).state == "stopped")
+    assert not list(run.folder.glob("exit.json"))
 
 
 def test_what_has_ended_is_read_once(new_run, runs):
