@@ -48,8 +48,6 @@ def run(config: GenerateConfig, run: Run) -> list[Path]:
         return resident.run(config, run)
     finally:
         resident.close()
-        if config.bell:
-            print("\a", end="", flush=True)
 
 
 class Resident:

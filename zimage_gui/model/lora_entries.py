@@ -73,11 +73,13 @@ class LowRank:
         return LowRank(self.down, up.contiguous(), self.alpha)
 
     def with_alpha(self, alpha: float) -> "LowRank":
-        """The same change written with another alpha; the difference moves into `up` (computed in fp32)."""
+        """The same change written with another alpha; the factor moves into `up`, which becomes fp32 where
+        its own dtype could not hold the result exactly."""
         if alpha == self.alpha:
             return self
-        up = (self.up.float() * (self.alpha / alpha)).to(self.up.dtype)
-        return LowRank(self.down, up, alpha)
+        exact = self.up.float() * (self.alpha / alpha)
+        stored = exact.to(self.up.dtype)
+        return LowRank(self.down, stored if torch.equal(stored.float(), exact) else exact, alpha)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zimage_gui.errors import Problem, UserError
-from zimage_gui.files import read_header
+from zimage_gui.files import Header, read_header
 from zimage_gui.model.lora_dialects import Key, describe_dialect, looks_like_lora, native_name, parse_key
 from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
+from zimage_gui.model.tensor_files import DTYPES, read_tensor
 
 OPTION = "lora_weight"
 _SIDECAR_LIMIT = 64 * 1024
@@ -72,26 +72,26 @@ def read_lora(path: Path) -> LoraFile:
             "is not a LoRA file: it holds no lora_, hada_ or lokr_ tensor",
             "Choose a LoRA .safetensors file; `inspect` says what this file is",
         )
-    tensors = _load(path)
-    reader = _Reader(path, tensors, header.metadata)
+    return taken_apart(path, load_tensors(path, header), header.metadata)
+
+
+def load_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+    """All tensors of a LoRA file as they are stored. Raises UserError for a dtype torch does not have."""
+    foreign = [name for name, info in header.tensors.items() if info.dtype not in DTYPES]
+    if foreign:
+        rule = f"holds tensors of a dtype that cannot be read: {_some(foreign)}"
+        raise UserError.one(OPTION, str(path), rule, "Use a LoRA saved in bf16, fp16 or fp32")
+    with path.open("rb") as file:
+        return {name: read_tensor(file, info) for name, info in header.tensors.items()}
+
+
+def taken_apart(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraFile:
+    """The adapters in the tensors of a file; `path` is where a sidecar would lie."""
+    reader = _Reader(path, tensors, metadata)
     entries = reader.read()
     return LoraFile(
-        path,
-        entries,
-        dict(header.metadata),
-        describe_dialect(tensors, header.metadata),
-        tuple(reader.problems),
+        path, entries, dict(metadata), describe_dialect(tensors, metadata), tuple(reader.problems)
     )
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError.one(
-            OPTION, str(path), f"cannot be read: {error}", "Download or save the file again"
-        ) from error
 
 
 def fit_problems(file: LoraFile, shapes: Mapping[str, Sequence[int]], option: str = OPTION) -> list[Problem]:

@@ -18,10 +18,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zimage_gui.errors import Problem, UserError, raise_if_any
-from zimage_gui.files import atomic_write
+from zimage_gui.files import atomic_write, read_header
 from zimage_gui.model.lora_dialects import native_name
 from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
-from zimage_gui.model.lora_read import fit_problems, read_lora
+from zimage_gui.model.lora_read import fit_problems, load_tensors, read_lora, taken_apart
 
 Form = Literal["universal", "native", "comfy"]
 ALPHA_KEY = "zimage_gui_alpha"
@@ -43,21 +43,29 @@ def write_lora(
     there. Adds the hashes sshs_model_hash and sshs_legacy_hash to `metadata`. Returns the number of modules.
     Raises UserError when the form has no way to say what an entry does, or when the read-back differs.
     """
-    problems = [p for name, entry in entries.items() for p in _form_problems(name, entry, form, prefix)]
-    if form == "comfy":
-        problems += _fusion_problems(entries)
+    problems = write_problems(entries, form, prefix)
     if not entries:
         problems.append(
             Problem(_OPTION, str(path), "there is no adapter to write", "Choose a file with LoRA modules")
         )
     raise_if_any(problems)
     tensors = form_tensors(entries, form, dtype, prefix)
-    header = {name: text for name, text in (metadata or {}).items() if name != ALPHA_KEY}
+    header = dict(metadata or {})
     if form == "universal":
         header.update(alpha_note(entries))
+    else:
+        header.pop(ALPHA_KEY, None)
     atomic_write(path, save(tensors, metadata={**header, **model_hashes(tensors, header)}))
     _compare(path, tensors, set(entries))
     return len(entries)
+
+
+def write_problems(
+    entries: Mapping[str, Entry], form: Form, prefix: str = "diffusion_model"
+) -> list[Problem]:
+    """What of `entries` the form cannot say."""
+    problems = [p for name, entry in entries.items() for p in _form_problems(name, entry, form, prefix)]
+    return problems + (_fusion_problems(entries) if form == "comfy" else [])
 
 
 def form_tensors(
@@ -250,13 +258,29 @@ def original_alphas(metadata: Mapping[str, str]) -> dict[str, float] | float | N
     none."""
     try:
         found = json.loads(metadata.get(ALPHA_KEY, "null"))
-        return (
-            {str(k): float(v) for k, v in found.items()}
-            if isinstance(found, dict)
-            else found and float(found)
-        )
+        if isinstance(found, dict):
+            return {str(path): _alpha(value) for path, value in found.items()}
+        return None if found is None else _alpha(found)
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _alpha(value: object) -> float:
+    alpha = float(str(value))
+    if not 1e-6 <= alpha <= 1e6:
+        raise ValueError(alpha)
+    return alpha
+
+
+def with_alphas(entries: Mapping[str, Entry], alphas: dict[str, float] | float | None) -> dict[str, Entry]:
+    """The same adapters written with these alphas where they are LoRA: the undoing of `alpha_note`'s
+    folding."""
+    changed = dict(entries)
+    for path, entry in entries.items():
+        alpha = alphas.get(path) if isinstance(alphas, dict) else alphas
+        if isinstance(entry, LowRank) and alpha:
+            changed[path] = entry.with_alpha(alpha)
+    return changed
 
 
 def model_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -272,18 +296,19 @@ def model_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dic
 
 
 def _compare(path: Path, tensors: Mapping[str, Tensor], modules: set[str]) -> None:
-    file = read_lora(path)
-    landed = set(file.entries)
-    if file.problems or landed != modules:
-        rules = [problem.rule for problem in file.problems] or [
-            f"{len(landed)} of {len(modules)} modules came back"
-        ]
-        raise UserError.one(
-            "output",
-            str(path),
-            f"was written but does not read back: {'; '.join(rules)}",
-            "Check the disk and save again",
-        )
+    header = read_header(path, "output")
+    stored = load_tensors(path, header)
+    file = taken_apart(path, stored, header.metadata)
+    rules = [problem.rule for problem in file.problems]
+    if set(file.entries) != modules:
+        rules.append(f"{len(file.entries)} of {len(modules)} modules came back")
+    if stored.keys() != tensors.keys() or not all(
+        torch.equal(stored[name], tensors[name]) for name in stored
+    ):
+        rules.append("its tensors differ from those that were written")
+    if rules:
+        rule = f"was written but does not read back: {'; '.join(rules)}"
+        raise UserError.one("output", str(path), rule, "Check the disk and save again")
 
 
 def verify_lora(path: Path, model_shapes: Mapping[str, Sequence[int]]) -> int:
