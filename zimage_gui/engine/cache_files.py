@@ -138,9 +138,10 @@ def cache_items(pictures: Iterable[Picture]) -> list[CacheItem]:
 def relative_source(picture: Path, cache_directory: Path) -> str:
     """The picture's path from its cache directory, with `/`; absolute when it lies on another drive."""
     try:
-        return Path(os.path.relpath(picture.absolute(), cache_directory.absolute())).as_posix()
+        path = Path(os.path.relpath(picture.absolute(), cache_directory.absolute())).as_posix()
     except ValueError:
-        return picture.absolute().as_posix()
+        path = picture.absolute().as_posix()
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def image_hash(path: Path) -> str:
@@ -342,8 +343,8 @@ def find_leftovers(items: list[CacheItem], refused: Iterable[Path], kind: Kind) 
 
     Only files with a cache file's name, our architecture and the right tensor key count. Of our own, those
     stay whose picture still exists outside this dataset. Of other programs' files, those stay whose stem a
-    refused picture has, and all of them in a directory where nothing belongs to this dataset: it may have
-    been named by mistake.
+    refused picture has, and all of them where none belongs to this dataset: the folder may have been named
+    by mistake.
     """
     removable: list[Path] = []
     kept: list[Path] = []
@@ -353,7 +354,7 @@ def find_leftovers(items: list[CacheItem], refused: Iterable[Path], kind: Kind) 
         owned = {item.path(kind).name for item in mine}
         sources = {relative_source(item.picture.path, folder) for item in mine}
         candidates = _caches_in(folder, kind)
-        at_home = any(path.name in owned for path, _, _ in candidates)
+        at_home = any(path.name in owned and SOURCE not in metadata for path, _, metadata in candidates)
         for path, key, metadata in candidates:
             if path.name in owned:
                 continue

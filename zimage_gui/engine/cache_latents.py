@@ -41,6 +41,7 @@ from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
+from zimage_gui.engine.dataset.scan import shown_name
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import autocast, cudnn, pick_device
@@ -157,7 +158,7 @@ def _encode_all(
         meter.at(done)
         stop_if_asked(run, done, len(todo), "pictures")
     if failed:
-        named = [f"{item.picture.path.name}: {reason}" for item, reason in failed.items()]
+        named = [f"{shown_name(item.picture.path)}: {reason}" for item, reason in failed.items()]
         run.emit(
             Warning(text=f"{len(failed)} pictures could not be encoded and are left out: {listing(named)}")
         )

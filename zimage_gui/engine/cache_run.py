@@ -14,7 +14,7 @@ from pathlib import Path
 from zimage_gui.engine.cache_files import CacheItem, Kind, State, Verdict, cache_items, find_leftovers
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing, scan_and_tell
-from zimage_gui.engine.dataset.scan import ScanReport
+from zimage_gui.engine.dataset.scan import ScanReport, shown, shown_name
 from zimage_gui.engine.dataset.sources import Source, check_or_raise
 from zimage_gui.engine.model_files import find_part
 from zimage_gui.errors import Interrupted, Problem, UserError
@@ -60,7 +60,7 @@ def prepare(sources: tuple[Source, ...], run: Run, workers: int) -> Prepared:
             "dataset", where, f"has no picture that can be used ({first})", "Choose another folder"
         )
     for folder in dict.fromkeys(source.cache_directory for source in sources):
-        run.emit(Note(text=f"cache folder: {folder}"))
+        run.emit(Note(text=f"cache folder: {shown(folder)}"))
         sweep_temp_files(folder)
     return Prepared(report, cache_items(report.pictures))
 
@@ -120,7 +120,7 @@ def tell_verdicts(items: list[CacheItem], verdicts: list[Verdict], kind: Kind, r
         (State.CORRUPT, "are damaged and are made again"),
     ):
         found = [
-            f"{item.path(kind).name} ({verdict.reason})"
+            f"{shown_name(item.path(kind))} ({verdict.reason})"
             for item, verdict in zip(items, verdicts, strict=True)
             if verdict.state is state
         ]
@@ -138,7 +138,7 @@ def _unverified(items: list[CacheItem], verdicts: list[Verdict], kind: Kind) -> 
         f"{count_of(len(pairs), f'{kind.value} cache file')} of another program used unverified: {compared}, "
         "but neither the picture's bytes nor the encoder can be compared"
     )
-    changed = [item.picture.path.name for item in pairs if kind is Kind.LATENT and item.picture.notes]
+    changed = [shown_name(item.picture.path) for item in pairs if kind is Kind.LATENT and item.picture.notes]
     if changed:
         text += f". These pictures would look different if made here: {listing(changed)}"
     return text
@@ -148,7 +148,7 @@ def remove_leftovers(prepared: Prepared, kind: Kind, run: Run, *, keep: bool) ->
     """Delete cache files of pictures that are gone, unless `keep`; say what was deleted and what was left."""
     leftovers = find_leftovers(prepared.items, (entry.path for entry in prepared.report.refused), kind)
     removable = count_of(len(leftovers.removable), f"{kind.value} cache file")
-    names = listing([path.name for path in leftovers.removable])
+    names = listing([shown_name(path) for path in leftovers.removable])
     if leftovers.removable and keep:
         run.emit(Note(text=f"{removable} of pictures that are gone, kept as asked: {names}"))
     elif leftovers.removable:
@@ -157,7 +157,7 @@ def remove_leftovers(prepared: Prepared, kind: Kind, run: Run, *, keep: bool) ->
         run.emit(Note(text=f"removed {removable} of pictures that are gone: {names}"))
     if leftovers.kept:
         kept = count_of(len(leftovers.kept), f"{kind.value} cache file")
-        names = listing([path.name for path in leftovers.kept])
+        names = listing([shown_name(path) for path in leftovers.kept])
         run.emit(Note(text=f"{kept} may belong to another dataset and stay: {names}"))
 
 

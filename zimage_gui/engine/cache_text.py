@@ -34,6 +34,7 @@ from zimage_gui.engine.cache_run import (
 )
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing
+from zimage_gui.engine.dataset.scan import shown_name
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, pick_device
@@ -166,7 +167,7 @@ def _encode_all(
         meter.at(done)
         stop_if_asked(run, done, len(todo), "captions")
     if failed:
-        names = listing([item.picture.path.name for item in failed])
+        names = listing([shown_name(item.picture.path) for item in failed])
         run.emit(
             Warning(
                 text=f"{len(failed)} captions gave infinite or undefined numbers and are left out: {names}"
@@ -180,7 +181,7 @@ def _tell_lost_words(tokenizer: Tokenizer, by_caption: dict[str, list[CacheItem]
     for caption, items in by_caption.items():
         warning = tokenizer.encode_prompt(caption).warning
         if warning is not None:
-            run.emit(Warning(text=f"{items[0].picture.path.name}: {warning}"))
+            run.emit(Warning(text=f"{shown_name(items[0].picture.path)}: {warning}"))
 
 
 def _write(items: list[CacheItem], features: Tensor, maker: Maker) -> set[CacheItem]:

@@ -36,7 +36,8 @@ def decode_caption(data: bytes) -> Caption:
         return Caption(problem=_foreign_encoding(data, error.start))
     if "\0" in text:
         return Caption(problem="holds zero bytes, so it is no text file")
-    return Caption(text.strip())
+    # Line ends as in a file opened as text, which is how musubi-tuner reads captions.
+    return Caption(text.replace("\r\n", "\n").replace("\r", "\n").strip())
 
 
 def _foreign_encoding(data: bytes, position: int) -> str:

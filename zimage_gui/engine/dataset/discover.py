@@ -83,11 +83,20 @@ def _entry(file: Path, number: int, line: bytes) -> Listed:
         )
     image = value.get("image_path", value.get("image_path_0"))
     caption = value.get("caption")
-    if not isinstance(image, str) or not image or "\0" in image:
+    if not isinstance(image, str) or not image or "\0" in image or not _whole(image):
         return Listed(file, line=number, problem="has no image_path")
     if not isinstance(caption, str):
         return Listed(_resolve(file, image), line=number, problem="has no caption in the JSONL file")
+    if not _whole(caption):
+        return Listed(
+            _resolve(file, image), line=number, problem="has a caption with half a character (\\ud800)"
+        )
     return Listed(_resolve(file, image), caption=caption.strip(), line=number)
+
+
+def _whole(text: str) -> bool:
+    """JSON can spell one half of a surrogate pair, which no tokenizer and no file takes."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _resolve(file: Path, image: str) -> Path:

@@ -102,6 +102,8 @@ def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:
 
 def _open(path: Path) -> Image.Image:
     formats = (*_FORMATS, "JXL") if path.suffix.lower() == ".jxl" and _jxl_plugin() else _FORMATS
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise PictureProblem("is not a file" if path.exists() else "does not exist")
     image = Image.open(path, formats=formats)
     if image.width * image.height > MAX_PIXELS:
         raise PictureProblem(_too_large(image.width, image.height))
@@ -161,9 +163,7 @@ def _sentence(error: Exception, path: Path) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"claims more than {MAX_PIXELS // 10**6} million pixels, which is refused: make it smaller"
     if isinstance(error, UnidentifiedImageError):
-        return "is not a picture of a kind that can be read (png, jpeg, webp, bmp, avif)"
-    if isinstance(error, FileNotFoundError):
-        return "does not exist"
+        return "is damaged, or no picture of a kind that can be read (png, jpeg, webp, bmp, avif)"
     if isinstance(error, PermissionError):
         return "may not be read by this user"
     if isinstance(error, MemoryError):

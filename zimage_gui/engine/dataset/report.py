@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zimage_gui.config.dataset import DatasetConfig
 from zimage_gui.engine.dataset.progress import Meter
-from zimage_gui.engine.dataset.scan import Picture, ScanReport, scan
+from zimage_gui.engine.dataset.scan import Picture, ScanReport, scan, shown_name
 from zimage_gui.engine.dataset.sources import Source, check_or_raise, sources_of
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.errors import Interrupted, Problem, UserError
@@ -85,7 +85,7 @@ def tell(report: ScanReport, run: Run) -> None:
         refused = [entry.sentence() for entry in report.refused if entry.kind == kind]
         if refused:
             run.emit(Warning(text=f"{len(refused)} {text}: {listing(refused)}"))
-    empty = [picture.path.name for picture in report.empty_captions]
+    empty = [shown_name(picture.path) for picture in report.empty_captions]
     if empty:
         run.emit(Warning(text=f"{len(empty)} have an empty caption, trained as it is: {listing(empty)}"))
 
@@ -104,7 +104,9 @@ def picture_lines(report: ScanReport) -> list[str]:
     """One line for each picture: size, bucket, scale, crop, what was done to it, caption."""
     rows: list[tuple[str, ...]] = [("picture", "size", "bucket", "scale", "crop", "caption")]
     rows += [_row(picture) for picture in report.pictures]
-    rows += [(entry.path.name, "-", "-", "-", "-", f"LEFT OUT: {entry.reason}") for entry in report.refused]
+    rows += [
+        (shown_name(entry.path), "-", "-", "-", "-", f"LEFT OUT: {entry.reason}") for entry in report.refused
+    ]
     return _aligned(rows)
 
 
@@ -119,7 +121,7 @@ def _row(picture: Picture) -> tuple[str, ...]:
     shown = caption if len(caption) <= _CAPTION_SHOWN else caption[: _CAPTION_SHOWN - 1] + "…"
     notes = f" [{', '.join(picture.notes)}]" if picture.notes else ""
     size, bucket = (f"{width}x{height}" for width, height in (picture.original, picture.bucket))
-    return picture.path.name, size, bucket, scale, crop, f"{shown or '(empty)'}{notes}"
+    return shown_name(picture.path), size, bucket, scale, crop, f"{shown or '(empty)'}{notes}"
 
 
 def bucket_lines(report: ScanReport) -> list[str]:

@@ -57,7 +57,17 @@ class Refused:
     reason: str
 
     def sentence(self) -> str:
-        return f"{self.path.name}: {self.reason}"
+        return f"{shown_name(self.path)}: {self.reason}"
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that every terminal, log and JSON file takes; Linux allows any bytes in names."""
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shown_name(path: Path) -> str:
+    """The last part of a path, as `shown`."""
+    return shown(path.name)
 
 
 @dataclass
@@ -103,7 +113,14 @@ def scan(
     told: called as pictures are done. Raises nothing for bad pictures; missing folders are `sources.check`'s.
     """
     report = ScanReport(sources)
-    jobs = [(source, listed) for source in sources for listed in _listed(source)]
+    jobs = []
+    for source in sources:
+        try:
+            jobs += [(source, listed) for listed in _listed(source)]
+        except OSError as error:
+            report.refused.append(
+                Refused(source.folder, "entry", f"cannot be read ({error.strerror or error})")
+            )
     if told is not None:
         told(0, len(jobs))
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
@@ -137,7 +154,8 @@ def _look(source: Source, listed: Listed, decode: bool) -> Picture | Refused:
         expected = listed.path.stem + source.caption_extension
         return Refused(listed.path, "missing_caption", f"has no caption file {expected}")
     if caption.problem is not None:
-        return Refused(listed.caption_path or listed.path, "caption", f"the caption file {caption.problem}")
+        reason = f"its caption {shown_name(listed.caption_path or listed.path)} {caption.problem}"
+        return Refused(listed.path, "caption", reason)
     try:
         info = read_pixels(listed.path)[0] if decode else read_info(listed.path)
         chosen = _fit(info.size, source)
