@@ -50,3 +50,9 @@ def active_html(value: str = "", **more: Any) -> gr.HTML:
 
 def plain_html(value: str = "", **more: Any) -> gr.HTML:
     return gr.HTML(value, js_on_load=None, apply_default_css=False, **more)
+
+
+def on_act(blocks: list[Any], handler: Any, inputs: Any, outputs: Any, **more: Any) -> None:
+    """The same handler for the actions of several blocks; gr.on does not know custom events."""
+    for block in blocks:
+        block.act(handler, inputs, outputs, api_visibility="private", **{"show_progress": "hidden", **more})

@@ -6,6 +6,7 @@ page; two browsers see the same desk.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,15 @@ from zimage_gui.jobs.folder import RunFolder
 from zimage_gui.jobs.queue import Queue, QueueRunner
 from zimage_gui.jobs.reader import Readers
 from zimage_gui.jobs.readings import Meter
+from zimage_gui.jobs.launch import ask_to_stop, command_line, start
 from zimage_gui.jobs.reconcile import Reconciled, reconcile
+from zimage_gui.jobs.resident import COMMAND, ResidentWorker
 from zimage_gui.jobs.state import RunList, RunState
 from zimage_gui.ui.drafts import Drafts
 from zimage_gui.ui.folders import default_roots
 from zimage_gui.ui.pictures import PictureCache
 
+TEND_SECONDS = 1.0
 WINDOW_FOLDER = ".window"  # under the runs folder: drafts, thumbnails; the dot keeps it out of the list of runs
 
 
@@ -48,6 +52,9 @@ class Desk:
         self.pictures.sweep()
         self.queue = Queue(self.runs_dir)
         self.runner = QueueRunner(self.queue)
+        self.worker = ResidentWorker(self.runs_dir)
+        self._closing = threading.Event()
+        self._tender = threading.Thread(target=self._tend, name="generate-worker", daemon=True)
         self.readers = Readers()
         self.runs = RunList(self.runs_dir)
         self.meter = Meter(self.runs_dir)
@@ -55,11 +62,27 @@ class Desk:
         self.project: Project | None = None
 
     def start(self) -> None:
-        """Begin to start waiting runs."""
+        """Begin to start waiting runs, and to see that waiting pictures have a worker."""
+        self.worker.adopt()
         self.runner.start()
+        self._tender.start()
 
     def close(self) -> None:
-        self.runner.close()
+        self._closing.set()
+        if self._tender.is_alive():
+            self._tender.join()
+            self.runner.close()
+
+    def _tend(self) -> None:
+        said = ""
+        while not self._closing.wait(TEND_SECONDS):
+            try:
+                self.worker.tend()
+                said = ""
+            except OSError as error:
+                if str(error) != said:
+                    said = str(error)
+                    print(f"The generate worker cannot be started: {error}")
 
     def submit(self, config: Options, name: str) -> Path:
         """Make a run of a validated config and put it into the queue; it begins at once when the GPU is free."""
@@ -67,6 +90,29 @@ class Desk:
         self.queue.add(run.folder)
         self.queue.start_next()
         return run.folder
+
+    def run_beside(self, config: Options, name: str) -> Path:
+        """Start a run that needs no GPU at once, beside whatever else is running. Raises OSError."""
+        run = RunFolder.create(self.runs_dir, config.command, name, config)
+        start(run.folder, command_line(run.folder, config.command))
+        return run.folder
+
+    def generate(self, config: Options, *, beside_training: bool) -> Path:
+        """Ask the resident worker for pictures. Raises UserError while a training holds the GPU."""
+        return self.worker.submit(config, beside_training=beside_training)
+
+    def stop(self, folder: Path) -> None:
+        """Ask a run to save and stop; a picture that is being made is cancelled."""
+        state = next((one for one in self.states() if one.folder == folder), None)
+        if state is not None and state.status.command == COMMAND:
+            self.worker.cancel(folder)
+        else:
+            ask_to_stop(folder)
+
+    def dequeue(self, folder: Path) -> None:
+        """Take a waiting run out of the queue, or withdraw a waiting picture."""
+        if not self.queue.remove(folder):
+            self.stop(folder)
 
     def states(self, wanted: Callable[[RunState], bool] = lambda state: True) -> list[RunState]:
         """Runs, newest first."""

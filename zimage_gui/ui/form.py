@@ -31,16 +31,18 @@ LONG_TEXTS = frozenset({"prompt", "negative_prompt", "metadata_description"})
 class Form:
     """All fields of one command. Build it inside a `gr.Blocks`; `name` is the draft's file name.
 
-    `hidden` options get no widget (the window sets them); `lead` sections stand first and open.
+    `hidden` options get no widget (the window sets them); `extras` are widgets of a subclass that shows an option in
+    another way, and are then read and filled by its `raw` and `put`.
     """
 
     def __init__(self, config_class: type[Options], name: str, drafts: Drafts, hidden: Iterable[str] = ()) -> None:
         self.config_class = config_class
         self.name = name
         self.drafts = drafts
-        self.hidden = frozenset(hidden)
+        self.hidden = set(hidden)
         self.fields: dict[str, Component] = {}
         self.sections: dict[str, Component] = {}
+        self.extras: list[Component] = []
         self.problems: Component = None
         self.shown_errors: Component = None
 
@@ -55,7 +57,7 @@ class Form:
 
     def field(self, name: str, **changes: Any) -> Component:
         """One widget at the current place, outside any section; it then no longer appears in its section."""
-        self.hidden |= {name}
+        self.hidden.add(name)
         self.fields[name] = _widget(options_of(self.config_class)[name], self.name, changes)
         return self.fields[name]
 
@@ -78,11 +80,11 @@ class Form:
 
     def inputs(self) -> set[Component]:
         """What a handler needs as inputs to call `raw` and `read`."""
-        return {*self.fields.values(), self.shown_errors}
+        return {*self.fields.values(), *self.extras, self.shown_errors}
 
     def outputs(self) -> list[Component]:
         """What a handler may change through `put`, `complain` and `clear`."""
-        return [*self.fields.values(), *self.sections.values(), self.problems, self.shown_errors]
+        return [*self.fields.values(), *self.extras, *self.sections.values(), self.problems, self.shown_errors]
 
     def raw(self, data: Mapping[Component, Any]) -> dict[str, Raw]:
         """Field contents by option name from a handler's inputs."""
@@ -151,11 +153,12 @@ class Form:
 
     def wire(self, page: gr.Blocks) -> None:
         """Restore the fields when a page is opened, and keep them whenever one is changed."""
-        page.load(self.saved, outputs=list(self.fields.values()), show_progress="hidden", api_visibility="private")
+        kept = [*self.fields.values(), *self.extras]
+        page.load(self.saved, outputs=kept, show_progress="hidden", api_visibility="private")
         gr.on(
-            [field.input for field in self.fields.values()],
-            lambda data: self.drafts.save(self.name, self._kept(data)),
-            inputs=set(self.fields.values()),
+            [field.input for field in kept],
+            lambda data: self.drafts.save(self.name, self._unsecret(self.raw(data))),
+            inputs=set(kept),
             trigger_mode="always_last",
             show_progress="hidden",
             api_visibility="private",
@@ -165,9 +168,6 @@ class Form:
         """Save contents that were put into the form by the program."""
         shown = {**values.defaults(self.config_class), **contents} if rest else contents
         self.drafts.update(self.name, self._unsecret(shown))
-
-    def _kept(self, data: Mapping[Component, Any]) -> dict[str, Raw]:
-        return self._unsecret(self.raw(data))
 
     def _unsecret(self, contents: Mapping[str, Raw]) -> dict[str, Raw]:
         known = options_of(self.config_class)

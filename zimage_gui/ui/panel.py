@@ -6,13 +6,14 @@ so a reloaded page, a second browser and a restarted window show the same. Start
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from zimage_gui.jobs.launch import ask_to_stop, kill, terminate
+from zimage_gui.jobs.launch import kill, terminate
 from zimage_gui.jobs.reader import RunView
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui import run_html
@@ -123,7 +124,9 @@ def stop_action(desk: Desk, action: Action) -> bool:
     folder = desk.folder_of(action.get("run"))
     if folder is None:
         return False
-    grades = {"stop": ask_to_stop, "terminate": terminate, "kill": kill, "dequeue": desk.queue.remove}
+    grades: dict[str, Callable[[Path], object]] = {
+        "stop": desk.stop, "terminate": terminate, "kill": kill, "dequeue": desk.dequeue
+    }  # fmt: skip
     if action.name not in grades:
         return False
     grades[action.name](folder)

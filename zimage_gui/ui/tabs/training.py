@@ -24,6 +24,7 @@ from zimage_gui.ui.panel import NEWEST, JobPanel, run_config_file, stop_action
 from zimage_gui.ui.preset_bar import PresetBar
 from zimage_gui.ui.presets import Presets
 from zimage_gui.ui.summary import before_training
+from zimage_gui.ui.tabs.generate import GenerateTab
 from zimage_gui.ui.values import Raw
 
 OPEN = ("models", "dataset", "lora", "length", "optimizer", "saving", "previews")
@@ -70,6 +71,19 @@ class TrainingTab:
         self.check.click(guarded(form, self._check), inputs, answers, **hidden)
         self.command.click(guarded(form, self._command), inputs, [*answers, self.shown_command], **hidden)
         self.panel.status.act(self._act, inputs, [*answers, self.panel.choice], **hidden)
+
+    def wire_generate(self, generate: GenerateTab, tabs: gr.Tabs) -> None:
+        """`Use in Generate` puts a saved LoRA into the first LoRA row of the other tab and goes there."""
+
+        def use(event: gr.EventData) -> Updates:
+            action = action_of(event)
+            path = Path(action.get("path"))
+            if action.name != "generate" or path.suffix != ".safetensors" or not path.is_file():
+                return {tabs: gr.update()}
+            return {tabs: gr.update(selected=generate.name), **generate.take_lora(path)}
+
+        outputs = [tabs, *generate.form.outputs()]
+        self.panel.status.act(use, None, outputs, show_progress="hidden", api_visibility="private")
 
     # ---- handlers ---------------------------------------------------------------------------------------
 

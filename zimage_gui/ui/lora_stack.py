@@ -1,0 +1,105 @@
+"""The LoRA rows of the Generate form: one file and one strength per row, as many rows as are needed.
+
+Knows gradio and the two list options `lora_weight` and `lora_multiplier`, which the rows stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from zimage_gui.ui.desk import Desk
+from zimage_gui.ui.form import Form, Updates
+from zimage_gui.ui.values import Raw
+
+ROWS = 10
+FILES, STRENGTHS = "lora_weight", "lora_multiplier"
+
+
+class LoraForm(Form):
+    """A form whose LoRA lists are rows. A row shows itself when the one before it is filled."""
+
+    def build_rows(self, desk: Desk) -> None:
+        self.desk = desk
+        self.hidden |= {FILES, STRENGTHS}
+        self.rows: list[Any] = []
+        self.files: list[Any] = []
+        self.strengths: list[Any] = []
+        for number in range(ROWS):
+            with gr.Row(visible=number == 0, elem_classes=["zg-actions"]) as row:
+                file = gr.Dropdown(
+                    known_loras(desk) if number == 0 else [], label=f"LoRA {number + 1}", allow_custom_value=True, value=None,
+                    scale=5, min_width=200, interactive=True, elem_id=f"{self.name}-lora-{number}",
+                    info="A trained one from the list, or the path of any .safetensors file.",
+                )  # fmt: skip
+                strength = gr.Textbox("1", label="Strength", info="0 to 1 and more", scale=1, min_width=90, interactive=True, elem_id=f"{self.name}-strength-{number}")
+            self.rows.append(row)
+            self.files.append(file)
+            self.strengths.append(strength)
+        self.extras = [*self.files, *self.strengths]
+
+    def wire(self, page: gr.Blocks) -> None:
+        super().wire(page)
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        gr.on([file.change for file in self.files], self._grow, set(self.files), self.rows, **quiet)
+        page.load(self._choices, outputs=self.files, **quiet)
+
+    def _choices(self) -> list[Any]:
+        choices = known_loras(self.desk)
+        return [gr.update(choices=choices) for _ in self.files]
+
+    def _grow(self, data: Mapping[Any, Any]) -> Updates:
+        """Rows up to the first empty one after the last filled one."""
+        filled = [index for index, file in enumerate(self.files) if data[file]]
+        shown = (filled[-1] if filled else -1) + 1
+        return {row: gr.update(visible=index <= shown) for index, row in enumerate(self.rows)}
+
+    def raw(self, data: Mapping[Any, Any]) -> dict[str, Raw]:
+        contents = super().raw(data)
+        pairs = [
+            (str(data[file]).strip(), str(data[strength] or "1").strip())
+            for file, strength in zip(self.files, self.strengths, strict=True)
+            if data.get(file)
+        ]
+        return {**contents, FILES: "\n".join(path for path, _ in pairs), STRENGTHS: "\n".join(value for _, value in pairs)}
+
+    def put(self, contents: Mapping[str, Raw], *, rest: bool = False) -> Updates:
+        updates = super().put(contents, rest=rest)
+        if FILES not in contents and not rest:
+            return updates
+        paths = _lines(contents.get(FILES))
+        strengths = [*_lines(contents.get(STRENGTHS)), *["1"] * ROWS]
+        for index, (file, strength) in enumerate(zip(self.files, self.strengths, strict=True)):
+            given = index < len(paths)
+            updates[file] = gr.update(value=paths[index] if given else None)
+            updates[strength] = gr.update(value=strengths[index] if given else "1")
+        return updates
+
+
+def _lines(value: Raw) -> list[str]:
+    return [line.strip() for line in str(value or "").splitlines() if line.strip()][:ROWS]
+
+
+def known_loras(desk: Desk) -> list[tuple[str, str]]:
+    """LoRAs that runs of this window have made, newest first: (words, path)."""
+    found: dict[str, str] = {}
+    for state in desk.of_command("train-lora", "train"):
+        view = desk.readers.of(state.folder).poll()
+        made = [view.folder / point.path for point in reversed(view.checkpoints) if point.what == "lora"]
+        for path in [*map(Path, state.status.results), *made]:
+            if path.suffix == ".safetensors" and path.is_file():
+                found.setdefault(str(path), f"{path.stem}  ({path.parent.name})")
+    return [(words, path) for path, words in found.items()]
+
+
+def by_name(desk: Desk, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths of LoRAs that a picture names, and the names that are not known here."""
+    known = {Path(path).name: path for _, path in reversed(known_loras(desk))}
+    paths, missing = [], []
+    for name in names:
+        path = name if Path(name).is_file() else known.get(Path(name).name)
+        (paths if path else missing).append(path or name)
+    return paths, missing

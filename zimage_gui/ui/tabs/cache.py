@@ -1,0 +1,83 @@
+"""The Cache tab: how much of the dataset is encoded, and one button that encodes the rest.
+
+Knows gradio and the two cache commands' schemas. Training does this by itself; here it is seen and done ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
+from zimage_gui.config.common import PictureFolder
+from zimage_gui.config.schema import options_of
+from zimage_gui.ui.actions import action_of, plain_html
+from zimage_gui.ui.cache_state import as_html, look
+from zimage_gui.ui.desk import Desk
+from zimage_gui.ui.form import Form, Updates, guarded, merged
+from zimage_gui.ui.html import notice
+from zimage_gui.ui.panel import JobPanel, stop_action
+
+# Asked once, in the form of the latents; the texts' run takes the same values.
+COMMON = (*options_of(PictureFolder), "model_dir", "device", "num_workers", "skip_existing", "keep_cache", "overwrite")
+
+
+class CacheTab:
+    name = "cache"
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.form = Form(CacheLatentsConfig, "cache-latents", desk.drafts, hidden=("runs_dir",))
+        self.text = Form(CacheTextConfig, "cache-text", desk.drafts, hidden=("runs_dir", *COMMON))
+        empty = "Nothing has been encoded yet. Training encodes what is missing by itself; here you can do it ahead."
+        self.panel = JobPanel(desk, ("cache-latents", "cache-text"), (), empty)
+
+    def build(self, page: gr.Blocks) -> None:
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=440):
+                self.form.finish()
+                self.text.finish()
+                self.form.build(open_sections=("models", "dataset", "cache"))
+                with gr.Accordion("Captions", open=True, elem_classes=["zg-section"]):
+                    self.text.build(open_sections=("models", "cache"))
+            with gr.Column(scale=6, min_width=480, elem_classes=["zg-watch"]):
+                with gr.Row(elem_classes=["zg-actions"]):
+                    self.update = gr.Button("Update the caches", variant="primary", elem_id="cache-update", scale=2)
+                    self.check = gr.Button("Look", elem_id="cache-look")
+                self.answer = plain_html(elem_id="cache-answer")
+                self.panel.build(self.name)
+        self._wire(page)
+
+    def _wire(self, page: gr.Blocks) -> None:
+        self.form.wire(page)
+        self.text.wire(page)
+        inputs = {*self.form.inputs(), *self.text.inputs()}
+        outputs = [*self.form.outputs(), *self.text.outputs(), self.answer]
+        quiet: dict[str, Any] = {"api_visibility": "private"}
+        self.check.click(guarded(self.form, self._look), self.form.inputs(), [*self.form.outputs(), self.answer], show_progress_on=self.answer, **quiet)
+        self.update.click(guarded(self.text, self._update), inputs, outputs, show_progress="hidden", **quiet)
+        self.panel.status.act(self._act, None, self.answer, show_progress="hidden", **quiet)
+
+    def _look(self, data: Mapping[Any, Any]) -> Updates:
+        # The state of the caches is worth seeing before any model is named.
+        config = self.form.partial(data)
+        assert isinstance(config, CacheLatentsConfig)
+        return {self.answer: as_html(look(config))}
+
+    def _update(self, data: Mapping[Any, Any]) -> Updates:
+        return guarded(self.form, self._submit)(data)
+
+    def _submit(self, data: Mapping[Any, Any]) -> Updates:
+        latents = self.form.read(data, runs_dir=self.desk.runs_dir)
+        shared = {name: getattr(latents, name) for name in COMMON}
+        texts = self.text.read(data, runs_dir=self.desk.runs_dir, **shared)
+        for config in (latents, texts):
+            self.desk.submit(config, "")
+        words = "Both caches are being brought up to date: first the pictures, then the captions."
+        return merged(self.text.clear(data[self.text.shown_errors]), {self.answer: notice(words, "good")})
+
+    def _act(self, event: gr.EventData) -> Any:
+        stop_action(self.desk, action_of(event))
+        return gr.skip()
