@@ -1,0 +1,183 @@
+"""The command line as a whole, in this process and in its own."""
+
+import os
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from zimage_gui import cli
+from zimage_gui.config.registry import COMMANDS
+from zimage_gui.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER
+
+HEAVY = ("torch", "gradio", "transformers")
+
+
+def command(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "zimage_gui", *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train-lora", "--help"], ["generate", "--help_all"]])
+def test_help_imports_nothing_slow(words):
+    code = (
+        "import sys\nfrom zimage_gui.cli import main\n"
+        f"assert main({words!r}) == 0\n"
+        f"assert not set({HEAVY!r}) & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: zimage-gui" in done.stdout
+
+
+def test_help_answers_at_once():
+    """The best of several: a busy machine says nothing about the program."""
+    seconds = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        assert command("train-lora", "--help").returncode == EXIT_DONE
+        seconds.append(time.perf_counter() - begun)
+        if seconds[-1] < 0.4:
+            break
+    assert min(seconds) < 0.4
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_help(name, capsys):
+    assert cli.main([name, "--help"]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: zimage-gui {name} ")
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_overview_and_version(capsys):
+    assert cli.main([]) == EXIT_DONE and cli.main(["--version"]) == EXIT_DONE
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS) and "zimage-gui 0." in out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["trian"], "trian: is not a command. Did you mean train?"),
+        (["xyzzy"], "The commands are gui, demo"),
+        (["convert"], "is not built yet"),
+        (["train-lora", "--rank", "0", "--dit", "no such file"], "network_dim = 0"),
+        (["train_lora", "missing.toml"], "config_file = missing.toml: does not exist"),
+        (["inspect"], "input: is missing"),
+        (["inspect", "no/such/file"], "does not exist"),
+        (["cache-latents", "--vea", "x"], "Did you mean vae?"),
+    ],
+)
+def test_the_users_mistakes_end_with_two(words, text, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == EXIT_USER
+    assert text in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_all_mistakes_of_one_line_are_told_together(capsys):
+    assert cli.main(["train-lora", "--lr", "x", "--lora", "y", "--fp8_base", "--steps"]) == EXIT_USER
+    err = capsys.readouterr().err
+    for part in (
+        "learning_rate = x",
+        "--lora: is not an option",
+        "fp8_base: is not built yet",
+        "--steps: needs a value",
+        "dit: is",
+    ):
+        assert part in err
+
+
+def test_paths_in_any_language_pass_through_a_pipe(tmp_path):
+    name = "Bilder 画像 é"
+    done = command("inspect", str(tmp_path / name), env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == EXIT_USER and name in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_crash():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zimage_gui", "train-lora", "--help_all"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    process.wait()
+    assert b"Traceback" not in errors
+
+
+class Spec:
+    """A command whose work is a function of the test."""
+
+    gpu = False
+    name = "inspect"
+
+    def __init__(self, work):
+        self.work = work
+
+    def load(self):
+        return self.work
+
+
+def failing(error):
+    def work(config, run):
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "text"),
+    [
+        (lambda config, run: [], EXIT_DONE, ""),
+        (failing(cli.Interrupted()), EXIT_INTERRUPTED, ""),
+        (failing(RuntimeError("the disk melted")), EXIT_FAILED, "the disk melted"),
+    ],
+)
+def test_exit_codes_of_short_commands(work, code, text, capsys):
+    assert cli._run_short(Spec(work), COMMANDS["inspect"]()) == code
+    assert text in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_dispatch", lambda words: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main([]) == EXIT_INTERRUPTED
+
+
+def test_a_dry_run_prints_a_toml_that_means_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bilder").mkdir()
+    (tmp_path / "run.toml").write_text("[window]\nport = 8000\nlisten = true\n", encoding="utf-8")
+    words = ["gui", "run.toml", "--port", "9000", "--auth", "me:secret", "--runs-dir", "läufe"]
+    assert cli.main([*words, "--dry-run"]) == EXIT_DONE
+    printed = capsys.readouterr().out
+    table = tomllib.loads(printed)
+    assert table["window"]["port"] == 9000 and table["window"]["listen"] is True
+    assert table["run"]["runs_dir"] == str(tmp_path / "läufe") and "secret" not in printed
+    (tmp_path / "again.toml").write_text(printed, encoding="utf-8")
+    monkeypatch.setenv("ZIMAGE_GUI_AUTH", "me:secret")
+    assert cli.main(["gui", "again.toml", "--dry-run"]) == EXIT_DONE
+    assert capsys.readouterr().out == printed
+
+
+def test_the_name_of_a_run_is_its_result():
+    train = COMMANDS["train-lora"]
+    assert cli.run_name(train(output_name="cats")) == "cats"
+    assert cli.run_name(train(output=Path("x/dogs.safetensors"))) == "dogs"
+    assert cli.run_name(COMMANDS["cache-text"](dataset=Path("x/birds"))) == "birds"
+    assert cli.run_name(COMMANDS["cache-text"](dataset_config=Path("x/fish.toml"))) == "fish"
+    assert cli.run_name(COMMANDS["generate"]()) == ""
