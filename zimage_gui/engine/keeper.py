@@ -80,6 +80,8 @@ class RunKeeper:
         """The final file, and the state when it was asked for."""
         self.run.emit(Stage(name="save", text="Saving the result"))
         self.save(Mark(), progress, with_state)
+        if self.retention.due_after_step(progress.step):  # the final file takes the place of this step's
+            self._drop_outdated(Mark(step=progress.step))
 
     def save(self, mark: Mark, progress: Progress, with_state: bool) -> None:
         """Write the weights, then the state, then drop what is outdated. Raises `NonFiniteLoss` instead of
@@ -95,6 +97,9 @@ class RunKeeper:
         self._tell(path, progress.step, epoch, self.method.what)
         if with_state:
             self._save_state(mark, progress, epoch)
+        self._drop_outdated(mark)
+
+    def _drop_outdated(self, mark: Mark) -> None:
         for state in (False, True):
             if outdated := self.retention.outdated(mark, state):
                 self._forget(drop(self.names, outdated, state))

@@ -4,6 +4,7 @@ not know what is trained or how steps are counted.
 
 import ast
 import importlib
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -75,7 +76,13 @@ def optimizer_factory(
     return _bind(found, {"lr": learning_rate} | arguments)
 
 
+def quiet_bitsandbytes() -> None:
+    """transformers imports bitsandbytes, which then complains of optional kernels that nothing here uses."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def _adafactor(arguments: dict[str, Any], learning_rate: float) -> Callable[..., torch.optim.Optimizer]:
+    quiet_bitsandbytes()
     from transformers.optimization import Adafactor
 
     defaults: dict[str, Any] = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
@@ -85,6 +92,7 @@ def _adafactor(arguments: dict[str, Any], learning_rate: float) -> Callable[...,
 
 
 def _eight_bit(lowered: str) -> type:
+    quiet_bitsandbytes()
     import bitsandbytes.optim as optimizers
 
     found = next((known for known in dir(optimizers) if known.lower() == lowered), None)
@@ -112,25 +120,23 @@ def build_optimizer(
     return optimizer_factory(name, parse_assignments(argument_texts), learning_rate)(parameters)
 
 
-def check_optimizer(name: str, argument_texts: list[str], learning_rate: float) -> list[Problem]:
+def check_optimizer(
+    name: str, argument_texts: list[str], learning_rate: float
+) -> tuple[torch.optim.Optimizer | None, list[Problem]]:
     """Build it once on a dummy parameter, so that every mistake shows before any weights are loaded."""
+    shown = " ".join(argument_texts)
     try:
         arguments = parse_assignments(argument_texts)
     except OptimizerError as error:
-        return [
-            Problem("optimizer_args", " ".join(argument_texts), str(error), "for example weight_decay=0.01")
-        ]
+        return None, [Problem("optimizer_args", shown, str(error), "For example weight_decay=0.01")]
     try:
         factory = optimizer_factory(name, arguments, learning_rate)
     except OptimizerError as error:
-        return [Problem("optimizer_type", name, str(error), f"use {_PATH_EXAMPLES}")]
+        return None, [Problem("optimizer_type", name, str(error), f"Use {_PATH_EXAMPLES}")]
     try:
-        factory([nn.Parameter(torch.zeros(2, 2))])
+        return factory([nn.Parameter(torch.zeros(2, 2))]), []
     except OptimizerError as error:
-        return [
-            Problem("optimizer_args", " ".join(argument_texts), str(error), f"see the arguments of {name}")
-        ]
-    return []
+        return None, [Problem("optimizer_args", shown, str(error), f"See the arguments of {name}")]
 
 
 def describe(optimizer: torch.optim.Optimizer, argument_texts: Iterable[str]) -> str:

@@ -61,8 +61,7 @@ def check(config: Any) -> list[Problem]:
     found = [
         *_of(lambda: check_sources(sources_of(config))),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
-        *check_optimizer(config.optimizer_type, list(config.optimizer_args), config.learning_rate),
-        *check_schedule(schedule_spec(config)),
+        *_optimizer_problems(config),
         *_of(lambda: _nothing(pick_device(config.device))),
         *_of(lambda: _nothing(use_backend(config.attn_mode))),
         *_preview_problems(config),
@@ -77,6 +76,14 @@ def check(config: Any) -> list[Problem]:
         found += _of(lambda: _lora_problems(config))
     known = set(problems)
     return problems + [problem for problem in found if problem not in known]
+
+
+def _optimizer_problems(config: Any) -> list[Problem]:
+    optimizer, problems = check_optimizer(
+        config.optimizer_type, list(config.optimizer_args), config.learning_rate
+    )
+    stand_in = optimizer or torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    return problems + check_schedule(schedule_spec(config), stand_in)
 
 
 def _of(look: Any) -> list[Problem]:

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from zimage_gui.config.training_parts import steps_of
-from zimage_gui.engine.optimizers import OptimizerError, load_class, parse_assignments
+from zimage_gui.engine.optimizers import OptimizerError, load_class, parse_assignments, quiet_bitsandbytes
 from zimage_gui.errors import Problem
 
 NAMES = (
@@ -35,16 +35,15 @@ class ScheduleSpec:
 
 
 def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    """The scheduler, to be stepped once after each optimizer update. Raises `OptimizerError`."""
+    """The scheduler, to be stepped once after each optimizer update. Raises `OptimizerError`.
+
+    An Adafactor with relative steps works out its own rate: its schedule only reports that rate.
+    """
+    relative = optimizer.param_groups[0]["lr"] is None
+    if not spec.lr_scheduler_type and (relative or spec.lr_scheduler == "adafactor"):
+        return _adafactor(spec, optimizer, relative)
     if spec.lr_scheduler_type:
-        cls = load_class(spec.lr_scheduler_type, "torch.optim.lr_scheduler", LRScheduler)
-        arguments = parse_assignments(spec.lr_scheduler_args)
-        try:
-            scheduler = cls(optimizer, **arguments)
-        except (TypeError, ValueError, KeyError) as error:
-            raise OptimizerError(f"{cls.__name__} refuses its arguments {arguments}: {error}") from error
-        assert isinstance(scheduler, LRScheduler)
-        return scheduler
+        return _by_path(spec, optimizer)
     if spec.lr_scheduler == "constant":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, _one)
     return _named(spec, optimizer, total_steps)
@@ -54,72 +53,70 @@ def _one(step: int) -> float:
     return 1.0
 
 
-def _named(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
-    from transformers.optimization import AdafactorSchedule, get_scheduler
-
-    name = spec.lr_scheduler
-    if name == "adafactor":
-        scheduler: LRScheduler = AdafactorSchedule(optimizer, initial_lr=0.0)
-        return scheduler
-    warmup = steps_of(spec.lr_warmup_steps, total_steps)
-    extra: dict[str, Any] = {}
-    if name == "cosine_with_restarts":
-        extra["num_cycles"] = spec.lr_scheduler_num_cycles
-    elif name == "polynomial":
-        extra["power"] = spec.lr_scheduler_power
-    elif name == "inverse_sqrt":
-        extra["timescale"] = spec.lr_scheduler_timescale
-    elif name == "cosine_with_min_lr":
-        # half a cosine wave per cycle, as the first seed counts cycles
-        extra |= {
-            "num_cycles": spec.lr_scheduler_num_cycles / 2,
-            "min_lr_rate": spec.lr_scheduler_min_lr_ratio or 0.0,
-        }
-    elif name == "warmup_stable_decay":
-        extra |= {
-            "num_decay_steps": steps_of(spec.lr_decay_steps, total_steps),
-            "num_cycles": spec.lr_scheduler_num_cycles / 2,
-            "min_lr_ratio": spec.lr_scheduler_min_lr_ratio or 0.0,
-        }
-    scheduler = get_scheduler(name, optimizer, warmup, total_steps, scheduler_specific_kwargs=extra)
+def _by_path(spec: ScheduleSpec, optimizer: torch.optim.Optimizer) -> LRScheduler:
+    cls = load_class(spec.lr_scheduler_type, "torch.optim.lr_scheduler", LRScheduler)
+    arguments = parse_assignments(spec.lr_scheduler_args)
+    try:
+        scheduler = cls(optimizer, **arguments)
+    except (TypeError, ValueError, KeyError) as error:
+        raise OptimizerError(f"{cls.__name__} refuses its arguments {arguments}: {error}") from error
+    assert isinstance(scheduler, LRScheduler)
     return scheduler
 
 
-def check_schedule(spec: ScheduleSpec) -> list[Problem]:
-    """What is wrong with the options, found on a dummy optimizer."""
+def _adafactor(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, relative: bool) -> LRScheduler:
+    if not relative:
+        raise OptimizerError("needs optimizer_type Adafactor with optimizer_args relative_step=True")
+    if spec.lr_scheduler not in ("adafactor", "constant"):
+        raise OptimizerError("has no effect: Adafactor with relative_step=True works out its own rate")
+    quiet_bitsandbytes()
+    from transformers.optimization import AdafactorSchedule
+
+    scheduler: LRScheduler = AdafactorSchedule(optimizer, initial_lr=0.0)
+    return scheduler
+
+
+def _named(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
+    quiet_bitsandbytes()
+    from transformers.optimization import get_scheduler
+
+    lowest = spec.lr_scheduler_min_lr_ratio or 0.0
+    # half a cosine wave per cycle, as the first seed counts cycles
+    waves = spec.lr_scheduler_num_cycles / 2
+    extra: dict[str, dict[str, Any]] = {
+        "cosine_with_restarts": {"num_cycles": spec.lr_scheduler_num_cycles},
+        "polynomial": {"power": spec.lr_scheduler_power},
+        "inverse_sqrt": {"timescale": spec.lr_scheduler_timescale},
+        "cosine_with_min_lr": {"num_cycles": waves, "min_lr_rate": lowest},
+        "warmup_stable_decay": {
+            "num_decay_steps": steps_of(spec.lr_decay_steps, total_steps),
+            "num_cycles": waves,
+            "min_lr_ratio": lowest,
+        },
+    }
+    warmup = steps_of(spec.lr_warmup_steps, total_steps)
+    arguments = extra.get(spec.lr_scheduler, {})
+    scheduler: LRScheduler = get_scheduler(spec.lr_scheduler, optimizer, warmup, total_steps, arguments)
+    return scheduler
+
+
+def check_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer) -> list[Problem]:
+    """What is wrong with the options, found on a dummy `optimizer` of the kind that will be used."""
+    if not spec.lr_scheduler_type and spec.lr_scheduler not in NAMES:
+        remedy = f"Use one of {', '.join(NAMES)}, or a class given by lr_scheduler_type"
+        return [Problem("lr_scheduler", spec.lr_scheduler, "is not a known schedule", remedy)]
     problems: list[Problem] = []
     if spec.lr_scheduler_args and not spec.lr_scheduler_type:
-        problems.append(
-            Problem(
-                "lr_scheduler_args",
-                " ".join(spec.lr_scheduler_args),
-                "belongs to a scheduler given by lr_scheduler_type",
-                "give lr_scheduler_type or leave it out",
-            )
-        )
-    if not spec.lr_scheduler_type and spec.lr_scheduler not in NAMES:
-        return [
-            *problems,
-            Problem(
-                "lr_scheduler", spec.lr_scheduler, "is not a known schedule", f"use one of {', '.join(NAMES)}"
-            ),
-        ]
+        shown = " ".join(spec.lr_scheduler_args)
+        rule = "belongs to lr_scheduler_type, which is not set"
+        problems.append(Problem("lr_scheduler_args", shown, rule, "Leave it out"))
     if not spec.lr_scheduler_type and spec.lr_scheduler == "constant" and spec.lr_warmup_steps:
-        problems.append(
-            Problem(
-                "lr_warmup_steps",
-                str(spec.lr_warmup_steps),
-                "has no effect on the constant schedule",
-                "use lr_scheduler constant_with_warmup",
-            )
-        )
-    if spec.lr_scheduler == "adafactor" and not spec.lr_scheduler_type:
-        return problems  # needs a real Adafactor with relative_step
+        rule = "has no effect on the constant schedule"
+        remedy = "Use lr_scheduler constant_with_warmup"
+        problems.append(Problem("lr_warmup_steps", f"{spec.lr_warmup_steps:g}", rule, remedy))
     try:
-        build_schedule(spec, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), 100)
+        build_schedule(spec, optimizer, 100)
     except OptimizerError as error:
         option = "lr_scheduler_type" if spec.lr_scheduler_type else "lr_scheduler"
-        problems.append(
-            Problem(option, spec.lr_scheduler_type or spec.lr_scheduler, str(error), "see its documentation")
-        )
+        problems.append(Problem(option, getattr(spec, option), str(error), "See docs/options"))
     return problems
