@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import field_validator
 
 from zimage_gui.config.schema import Options, option
-from zimage_gui.errors import Problem
+from zimage_gui.config.toml_io import read_text
+from zimage_gui.errors import Problem, UserError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+AUTH_VARIABLE = "ZIMAGE_GUI_AUTH"
 
 
 class GuiConfig(Options):
@@ -83,10 +86,32 @@ class GuiConfig(Options):
     def address(self) -> str:
         return "0.0.0.0" if self.listen else self.host
 
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the window."""
+        return self.address in LOOPBACK
+
     def problems(self) -> list[Problem]:
+        found = []
         if self.listen and self.host not in ("0.0.0.0", "127.0.0.1"):
-            return [Problem("listen", "true", f"excludes host {self.host}", "Leave out one of the two")]
-        return []
+            found.append(Problem("listen", "true", f"excludes host {self.host}", "Leave out one of the two"))
+        if not self.is_local and not (self.auth or self.auth_file or os.environ.get(AUTH_VARIABLE)):
+            name, value = ("listen", "true") if self.listen else ("host", self.host)
+            rule = "lets other machines start programs here, so it needs a password"
+            remedy = f"Set {AUTH_VARIABLE}=user:password in the environment, or give auth_file or auth"
+            found.append(Problem(name, value, rule, remedy))
+        return found
+
+    def credentials(self) -> list[tuple[str, str]]:
+        """(user, password) pairs the window asks for; empty: it asks for none. Raises UserError."""
+        given = [self.auth or "", os.environ.get(AUTH_VARIABLE, "")]
+        if self.auth_file is not None:
+            given += read_text(self.auth_file, "auth_file").splitlines()
+        pairs = [text.strip().partition(":")[::2] for text in given if text.strip()]
+        if not all(user and password for user, password in pairs):
+            remedy = f"See {self.auth_file or AUTH_VARIABLE}"
+            raise UserError.one("auth", "", "must be user:password, one per line", remedy)
+        return pairs
 
 
 class DemoConfig(Options):

@@ -1,0 +1,131 @@
+"""Command lines printed by the two older programs, with only the program's name and the paths changed."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from zimage_gui.config.argv import parse
+from zimage_gui.config.build import finish, read
+from zimage_gui.config.registry import COMMANDS
+from zimage_gui.errors import UserError
+
+
+def config_of(line: str):
+    command, *words = shlex.split(line.replace("\\\n", " "))
+    cls = COMMANDS[command]
+    parsed = parse(cls, words)
+    assert not parsed.problems, [problem.sentence() for problem in parsed.problems]
+    found = read(cls, parsed.given, None)
+    return finish(cls, [found]), found.notes
+
+
+def test_latent_cache():
+    config, _ = config_of("cache-latents --dataset_config path/to/toml --vae path/to/vae_model")
+    assert config.vae == Path("path/to/vae_model").absolute()
+    config, notes = config_of(
+        "cache-latents --dataset_config d.toml --vae v --vae_dtype fp16 --device cuda --batch_size 4 --num_workers 2"
+        " --skip_existing --keep_cache --debug_mode console --console_width 80 --console_num_images 3 --disable_cudnn_backend"
+    )
+    assert config.skip_existing and config.keep_cache and config.debug_mode == "console" and len(notes) == 1
+
+
+def test_text_cache():
+    config, _ = config_of(
+        "cache-text --dataset_config path/to/toml --text_encoder path/to/text_encoder --batch_size 16"
+    )
+    assert config.batch_size == 16
+
+
+LORA = r"""
+train-lora --num_cpu_threads_per_process 1 --mixed_precision bf16 \
+    --dit path/to/dit_model \
+    --vae path/to/vae_model \
+    --text_encoder path/to/text_encoder \
+    --dataset_config path/to/toml \
+    --sdpa --mixed_precision bf16 \
+    --timestep_sampling shift --weighting_scheme none --discrete_flow_shift 2.0 \
+    --optimizer_type adamw8bit --learning_rate 1e-4 --gradient_checkpointing \
+    --max_data_loader_n_workers 2 --persistent_data_loader_workers \
+    --network_module networks.lora_zimage --network_dim 32 \
+    --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 \
+    --output_dir path/to/output_dir --output_name name-of-lora
+"""
+
+
+def test_lora_training():
+    config, notes = config_of(LORA)
+    assert (config.network_dim, config.max_train_epochs, config.seed) == (32, 16, 42)
+    assert (config.attn_mode, config.mixed_precision, config.optimizer_type) == ("torch", "bf16", "adamw8bit")
+    assert config.output_dir == Path("path/to/output_dir").absolute() and config.output_name == "name-of-lora"
+    assert [note.split()[0] for note in notes] == [
+        "num_cpu_threads_per_process",
+        "persistent_data_loader_workers",
+    ]
+
+
+def test_inference():
+    config, _ = config_of(
+        'generate --dit path/to/dit_model --vae path/to/vae_model --text_encoder path/to/text_encoder --prompt "A cat"'
+        " --image_size 1024 768 --infer_steps 25 --flow_shift 3.0 --guidance_scale 0.0 --attn_mode torch"
+        " --save_path path/to/save/dir --seed 1234 --lora_multiplier 1.0 --lora_weight path/to/lora.safetensors"
+    )
+    assert config.image_size == (1024, 768) and config.prompt == "A cat" and config.guidance_scale == 0
+    assert config.lora_weight == (
+        Path("path/to/lora.safetensors").absolute(),
+    ) and config.lora_multiplier == (1.0,)
+
+
+def test_conversion():
+    config, _ = config_of("convert-lora --input a.safetensors --output b.safetensors --target other")
+    assert config.target == "other"
+    config, _ = config_of("convert-lora a.safetensors b.safetensors --reverse")
+    assert config.reverse and config.output == Path("b.safetensors").absolute()
+
+
+FINETUNE = r"""
+finetune --dit path/to/dit_model --vae path/to/vae_model --text_encoder path/to/text_encoder \
+    --dataset_config path/to/toml \
+    --sdpa --mixed_precision bf16 --gradient_checkpointing \
+    --optimizer_type adafactor --learning_rate 1e-6 {fused} \
+    --optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False" \
+    --max_grad_norm 0 --lr_scheduler constant_with_warmup --lr_warmup_steps 10 \
+    --max_data_loader_n_workers 2 --persistent_data_loader_workers \
+    --max_train_epochs 16 --save_every_n_epochs 1 --seed 42 \
+    --output_dir path/to/output_dir --output_name name-of-model
+"""
+
+
+def test_finetuning_says_what_is_missing_and_runs_without_it():
+    with pytest.raises(UserError, match="fused_backward_pass: is not built yet") as error:
+        config_of(FINETUNE.format(fused="--fused_backward_pass"))
+    assert len(error.value.problems) == 1
+    config, _ = config_of(FINETUNE.format(fused=""))
+    assert config.optimizer_args == ("relative_step=False", "scale_parameter=False", "warmup_init=False")
+    assert (config.learning_rate, config.max_grad_norm, config.lr_warmup_steps) == (1e-6, 0, 10)
+
+
+def test_the_second_programs_training():
+    config, _ = config_of(
+        "train --model-dir /path/to/models --dataset /path/to/data --output lora.safetensors --rank 32 --alpha 32"
+        " --epochs 50 --lr 2e-4 --resolution 512 --save-every 100"
+    )
+    assert (config.network_dim, config.network_alpha, config.max_train_epochs) == (32, 32.0, 50)
+    assert (config.learning_rate, config.resolution, config.save_every_n_steps) == (2e-4, (512, 512), 100)
+    assert config.output == Path("lora.safetensors").absolute()
+
+
+def test_the_second_programs_pictures():
+    config, _ = config_of(
+        'generate --model-dir /path/to/models --lora lora.safetensors --prompt "a fluffy cat wearing sunglasses"'
+        " --output cat.png --width 768 --height 512 --steps 20"
+    )
+    assert config.image_size == (512, 768) and config.infer_steps == 20
+    assert config.output == Path("cat.png").absolute() and config.lora_weight == (
+        Path("lora.safetensors").absolute(),
+    )
+
+
+def test_the_second_programs_inspection():
+    config, _ = config_of("inspect --input model.safetensors --limit 0")
+    assert config.limit == 0
