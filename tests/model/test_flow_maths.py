@@ -1,5 +1,7 @@
 """The flow's formulas agree with each other: schedule, path, velocity and step."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +36,7 @@ def test_eight_steps_with_shift_three_are_the_published_ones() -> None:
 def test_a_perfect_model_brings_the_loop_to_the_picture(count: int, shift: float) -> None:
     x0, noise = torch.randn(1, 2, 2, 2), torch.randn(1, 2, 2, 2)
     sigmas, x = flow.shifted_sigmas(count, shift), noise
-    for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, after in pairwise(sigmas):
         x = flow.euler_step(x, -flow.velocity(x0, noise), sigma, after)
         assert torch.allclose(x, flow.noisy(x0, noise, after[None]), atol=1e-5)
     assert torch.allclose(x, x0, atol=1e-5)
