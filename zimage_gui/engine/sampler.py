@@ -40,26 +40,36 @@ def denoise(
     if guidance_scale > 0 and negative is None:
         raise ValueError("guidance needs the features of a negative prompt")
     latents = noise_BCHW.to(torch.float32)
+    guides = [_refined(transformer, positive)]
+    if guidance_scale > 0 and negative is not None:
+        guides.append(_refined(transformer, negative))
     steps = sigmas.shape[0] - 1
     levels = [float(sigma) for sigma in sigmas]
     for index in range(steps):
-        output = _output(transformer, latents, levels[index], positive)
-        if guidance_scale > 0 and negative is not None:
-            opposite = _output(transformer, latents, levels[index], negative)
-            output = flow.guided(output, opposite, guidance_scale)
+        output, *opposite = (_output(transformer, latents, levels[index], captions) for captions in guides)
+        if opposite:
+            output = flow.guided(output, opposite[0], guidance_scale)
         latents = flow.euler_step(latents, output, levels[index], levels[index + 1])
         if on_step is not None and on_step(index + 1, steps, latents):
             raise Cancelled
     return latents
 
 
+def _refined(transformer: ZImageTransformer, captions: Sequence[Tensor]) -> Sequence[Tensor] | Tensor:
+    """The captions' part of the network, which is the same in every step; lengths that differ stay as they
+    are."""
+    one_length = len({padded(len(caption)) for caption in captions}) == 1
+    return transformer.refine_captions(captions) if one_length else captions
+
+
 def _output(
-    transformer: ZImageTransformer, latents: Tensor, sigma: float, captions: Sequence[Tensor]
+    transformer: ZImageTransformer, latents: Tensor, sigma: float, captions: Sequence[Tensor] | Tensor
 ) -> Tensor:
     """The raw model output, about x0 - noise, in fp32."""
     sigma_B = torch.full((latents.shape[0],), sigma, dtype=torch.float32, device=latents.device)
     time_B = flow.time_of_sigma(sigma_B)
-    if len({padded(len(caption)) for caption in captions}) == 1:
+    if isinstance(captions, Tensor):
         output: Tensor = transformer(latents, time_B, captions)
-        return output.float()
-    return torch.stack(transformer.forward_any(list(latents), time_B, captions)).float()
+    else:
+        output = torch.stack(transformer.forward_any(list(latents), time_B, captions))
+    return output.float()

@@ -207,14 +207,15 @@ class ZImageTransformer(nn.Module):
         self,
         latents_BCHW: Tensor,
         time_B: Tensor,
-        captions: Sequence[Tensor],
+        captions: Sequence[Tensor] | Tensor,
         *,
         run_block: RunBlock = call_block,
     ) -> Tensor:
         """Model output (B, C, H, W) fp32 for latents (B, C, H, W) in model space, H and W even.
 
         `time_B` is 1 - sigma in fp32 (0 pure noise, 1 clean); `captions` are (L_i, cap_feat_dim) features
-        of real tokens only, whose lengths must be equal after padding to 32 (see `forward_any`).
+        of real tokens only, whose lengths must be equal after padding to 32 (see `forward_any`), or what
+        `refine_captions` made of them.
         """
         return self.decode(
             self.embed(latents_BCHW, time_B, captions, run_block=run_block), run_block=run_block
@@ -234,28 +235,34 @@ class ZImageTransformer(nn.Module):
             outputs.update(zip(members, out.unbind(), strict=True))
         return [outputs[i] for i in range(len(latents))]
 
+    def refine_captions(self, captions: Sequence[Tensor], *, run_block: RunBlock = call_block) -> Tensor:
+        """The caption part of `embed`, (B, L, D): it depends on neither picture nor time, so that a sampler
+        computes it once for all steps."""
+        caption_BLD = self._embed_captions(captions)
+        rope_L1C = self._rope(0, 0, 0, caption_BLD.shape[1])
+        for block in self.context_refiner:
+            caption_BLD = run_block(block, caption_BLD, rope_L1C, None)
+        return caption_BLD
+
     def embed(
         self,
         latents_BCHW: Tensor,
         time_B: Tensor,
-        captions: Sequence[Tensor],
+        captions: Sequence[Tensor] | Tensor,
         *,
         run_block: RunBlock = call_block,
     ) -> Hidden:
         """First half: embedders and refiners. Nothing here is trained by a LoRA on `layers`."""
-        config = self.config
-        rows, columns = (size // config.patch_size for size in latents_BCHW.shape[-2:])
-        time_BT = self.t_embedder(time_B.float() * config.t_scale, self.dtype)
+        rows, columns = (size // self.config.patch_size for size in latents_BCHW.shape[-2:])
+        time_BT = self.t_embedder(time_B.float() * self.config.t_scale, self.dtype)
         image_BLD = self._embed_image(latents_BCHW)
-        caption_BLD = self._embed_captions(captions)
-        image_length, caption_length = image_BLD.shape[1], caption_BLD.shape[1]
-        rope_L1C = rope_tables(
-            rows, columns, image_length, caption_length, config.axes_dims, config.rope_theta, self.device
-        )
+        image_length = image_BLD.shape[1]
+        refined = captions if isinstance(captions, Tensor) else None
+        caption_length = refined.shape[1] if refined is not None else padded(max(map(len, captions)))
+        rope_L1C = self._rope(rows, columns, image_length, caption_length)
         for block in self.noise_refiner:
             image_BLD = run_block(block, image_BLD, rope_L1C[:image_length], time_BT)
-        for block in self.context_refiner:
-            caption_BLD = run_block(block, caption_BLD, rope_L1C[image_length:], None)
+        caption_BLD = self.refine_captions(captions, run_block=run_block) if refined is None else refined
         sequence_BLD = torch.cat([image_BLD, caption_BLD], dim=1)
         return Hidden(sequence_BLD, time_BT, rope_L1C, rows * columns, (rows, columns))
 
@@ -269,6 +276,10 @@ class ZImageTransformer(nn.Module):
         patch, (rows, columns) = self.config.patch_size, hidden.grid
         pixels = patches_BNP.reshape(-1, rows, columns, patch, patch, self.config.in_channels)
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def _rope(self, rows: int, columns: int, image_length: int, caption_length: int) -> Tensor:
+        axes, theta = self.config.axes_dims, self.config.rope_theta
+        return rope_tables(rows, columns, image_length, caption_length, axes, theta, self.device)
 
     def _embed_image(self, latents_BCHW: Tensor) -> Tensor:
         """Patches in row-major order, channel fastest inside a patch, then the learned pad rows."""
