@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from zimage_gui.jobs.console import Tee, recorded, tail, visible
 from zimage_gui.jobs.hints import DISK_FULL, OUT_OF_RAM, OUT_OF_VRAM, explain
-from zimage_gui.jobs.readings import Meter, disk_free_gb
+from zimage_gui.jobs.readings import Gpu, Meter, disk_free_gb
 
 
 def test_progress_bars_colours_and_control_characters_are_shown_as_a_terminal_shows_them():
@@ -95,6 +97,59 @@ def test_readings_are_there_without_a_graphics_card_and_taken_once_a_second(tmp_
     assert first.disk_free_gb is not None and first.disk_free_gb > 0
     assert meter.read() is first
     assert all(card.total_gb > 0 for card in first.gpus)
+
+
+class Driver:
+    """NVIDIA's library: one card whose driver gives no temperature, and one that has fallen off the bus."""
+
+    NVML_TEMPERATURE_GPU = 0
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlDeviceGetCount(self):
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index == 1:
+            raise self.NVMLError("GPU is lost")
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(used=2 * 2**30, total=24 * 2**30)
+
+    def nvmlDeviceGetName(self, handle):
+        return b"Card of the test"
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=97)
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        raise self.NVMLError("Not supported")
+
+
+def test_a_card_that_gives_only_some_readings_is_shown_with_those(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    assert Meter(tmp_path).read().gpus == (Gpu(0, "Card of the test", 2.0, 24.0, 97, None),)
+
+
+def test_a_missing_driver_means_no_card(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Meter(tmp_path).read().gpus == ()
+
+
+def test_a_driver_that_is_updated_under_us_is_opened_anew(tmp_path, monkeypatch):
+    driver = Driver()
+    driver.nvmlDeviceGetCount = lambda: driver.nvmlDeviceGetHandleByIndex(1)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    meter = Meter(tmp_path)
+    assert meter.read().gpus == ()
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    time.sleep(1.05)
+    assert len(meter.read().gpus) == 1
 
 
 def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path):

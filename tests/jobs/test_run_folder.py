@@ -113,6 +113,7 @@ def test_secrets_of_the_environment_reach_no_file_of_a_run(new_run):
 def test_only_secret_values_are_hidden():
     secrets = secrets_of({"HF_TOKEN": "abcdefghijk", "TOKENIZERS_PARALLELISM": "false-false", "MY_API_KEY": "short"})
     assert secrets == ("abcdefghijk",)
+    assert secrets_of({"ZIMAGE_GUI_AUTH": "jane:correct horse"}) == ("jane:correct horse", "correct horse")
     assert redact("token abcdefghijk, https://me:pw@host/x, hf_" + "a" * 30, secrets) == "token ***, https://***@host/x, ***"
 
 

@@ -14,7 +14,7 @@ _LONGEST_MESSAGE = 2000
 
 OUT_OF_VRAM = (
     "The graphics card's memory is full. Close other programs that use the card, then lower the batch size "
-    "or the resolution, or switch gradient checkpointing on."
+    "or the resolution, and keep gradient checkpointing on."
 )
 OUT_OF_RAM = (
     "The computer's memory is full. Close other programs, lower the number of loader workers or the batch "

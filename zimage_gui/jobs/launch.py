@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 import zimage_gui
+from zimage_gui.config.app import AUTH_VARIABLE
 from zimage_gui.jobs.console import CONSOLE_FILE
 from zimage_gui.jobs.folder import CONFIG_FILE, STOP_FILE
 from zimage_gui.jobs.processes import Identity, created_of, host_name, identity_of, is_alive
@@ -76,10 +77,12 @@ def spawn(argv: Sequence[str], console: Path) -> subprocess.Popen[bytes]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of a detached process: ours, in UTF-8 and unbuffered, with this very package
-    importable.
+    """The environment of a detached process: ours, in UTF-8 and unbuffered, this very package importable.
+
+    The window's password stays with the window.
     """
-    changed = os.environ | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name != AUTH_VARIABLE}
+    changed = inherited | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
     root = Path(zimage_gui.__file__).parents[1]
     if (root / "pyproject.toml").is_file():
         # Run from a checkout, `python /else/where/app.py` finds the package; `python -m` from there would

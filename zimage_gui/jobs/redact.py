@@ -11,7 +11,7 @@ from functools import lru_cache
 
 # Whole words of an environment variable's name: HF_TOKEN is a secret, TOKENIZERS_PARALLELISM is not.
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)|_AUTH$",
     re.IGNORECASE,
 )
 _SECRET_SHAPE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
@@ -21,12 +21,13 @@ _MASK = "***"
 
 
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Values of the variables whose names say that they are secret, longest first."""
-    found = {
-        value.strip()
-        for name, value in environment.items()
-        if _SECRET_NAME.search(name) and len(value.strip()) >= _SHORTEST
-    }
+    """Values of the variables whose names say that they are secret, longest first.
+
+    Of a `user:password` the password counts alone, too.
+    """
+    values = [value.strip() for name, value in environment.items() if _SECRET_NAME.search(name)]
+    values += [value.partition(":")[2] for value in values]
+    found = {value for value in values if len(value) >= _SHORTEST}
     return tuple(sorted(found, key=len, reverse=True))
 
 
