@@ -18,7 +18,7 @@ element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-action]');
   if (!button || button.disabled) return;
   const data = {...button.dataset};
-  if (data.action === 'copy') { window.zgCopy(data.text, button); return; }
+  if (data.action === 'copy') { window.zgCopy(data.copy, button); return; }
   if (data.confirm && !window.confirm(data.confirm)) return;
   trigger('act', data);
 });

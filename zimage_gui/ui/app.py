@@ -7,11 +7,13 @@ unless the user opens it, then only with a password; no telemetry; nothing serve
 from __future__ import annotations
 
 import os
-import sys
+import socket
+import time
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zimage_gui.config.app import GuiConfig
+from zimage_gui.config.app import LOOPBACK, GuiConfig
 from zimage_gui.errors import UserError
 from zimage_gui.events import Note, Run
 
@@ -46,7 +48,7 @@ def build_app(desk: Desk) -> gr.Blocks:
         "Dataset": dataset, "Cache": cache, "LoRA Train": lora, "Finetune": finetune, "Generate": generate,
         "Convert": convert, "Runs": runs, "Models": models,
     }  # fmt: skip
-    with gr.Blocks(title="Z-Image studio", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title="Z-Image studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
         frame.build()
         with gr.Tabs(selected=lora.name) as tabs:
             for title, tab in titles.items():
@@ -59,3 +61,117 @@ def build_app(desk: Desk) -> gr.Blocks:
         lora.wire_generate(generate, tabs)
         frame.wire(page, [tab.panel for tab in (cache, lora, finetune, generate, convert, runs)])
     return page
+
+
+def run(config: GuiConfig, run: Run) -> list[Path]:
+    """Serve the window until the user stops it (Ctrl-C). Raises UserError before anything is served.
+
+    Runs that were started go on after the window is closed and are shown again by the next one.
+    """
+    logins = credentials(config)
+    from zimage_gui.ui.desk import Desk
+    from zimage_gui.ui.start import open_project
+
+    desk = Desk(config)
+    os.environ.update(ENVIRONMENT)
+    # Uploads land here; beside the drafts, so that they share the runs' disk and are cleared with it.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(desk.drafts.folder.parent / "uploads"))
+    for died in desk.found.died:
+        run.emit(Note(text=f"{died.folder.name} had ended without a word: {died.message or 'see its log'}"))
+    open_project(desk, run)
+    page = build_app(desk)
+    desk.start()
+    try:
+        address = serve(page, desk, config, logins)
+        run.emit(Note(text=f"The window is open at {address}  (Ctrl-C closes it; runs go on)"))
+        if not config.no_browser:
+            open_browser(address)
+        while not run.stop_requested():
+            time.sleep(0.3)
+    finally:
+        page.close(verbose=False)
+        desk.close()
+    return []
+
+
+def credentials(config: GuiConfig) -> list[tuple[str, str]]:
+    """Who may log in, from the option, the file or the environment; needed for any address but this machine's."""
+    lines = [config.auth or os.environ.get("ZIMAGE_GUI_AUTH", "")]
+    if config.auth_file is not None:
+        try:
+            lines += config.auth_file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError.one("auth_file", config.auth_file, f"cannot be read ({error})", "Check the path") from error
+    found: list[tuple[str, str]] = []
+    for line in lines:
+        user, _, password = line.strip().partition(":")
+        if user and password:
+            found.append((user, password))
+    if config.address not in LOOPBACK and not found:
+        rule = "opens the window to other machines, which needs a password"
+        remedy = "Set ZIMAGE_GUI_AUTH=user:password, or --auth_file FILE; or leave --listen out"
+        raise UserError.one("listen" if config.listen else "host", config.address, rule, remedy)
+    return found
+
+
+def serve(page: gr.Blocks, desk: Desk, config: GuiConfig, logins: list[tuple[str, str]]) -> str:
+    """Launch the page and return its address."""
+    import gradio as gr
+
+    from zimage_gui.ui.theme import CSS_FILE, SCRIPT_FILE, theme
+
+    gr.set_static_paths([desk.pictures.folder])
+    page.queue(default_concurrency_limit=8)
+    _, address, _ = page.launch(
+        server_name=config.address,
+        server_port=free_port(config.address, config.port),
+        auth=logins or None,
+        app_kwargs={"middleware": host_check(config)},
+        theme=theme(),
+        css_paths=[CSS_FILE],
+        head=f"<script>{SCRIPT_FILE.read_text(encoding='utf-8')}</script>",
+        footer_links=["settings"],
+        max_file_size="4gb",
+        run_history=False,
+        share=False,
+        ssr_mode=False,
+        pwa=False,
+        show_error=True,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return address
+
+
+def host_check(config: GuiConfig) -> list[Any]:
+    """On loopback only requests that name this machine are answered: a foreign page cannot reach the window through
+    a name of its own that it points here (DNS rebinding)."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    if config.address not in LOOPBACK:
+        return []
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "::1"])]
+
+
+def free_port(address: str, wanted: int, tries: int = 100) -> int:
+    """The wanted port or the next free one. Raises UserError when all are taken."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    for port in range(wanted, min(wanted + tries, 65536)):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if os.name != "nt":  # there this option would let two windows share a port
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise UserError.one("port", wanted, f"and the {tries} after it are taken or may not be used on {address}", "Choose another")
+
+
+def open_browser(address: str) -> None:
+    """Show the page; on a machine without a browser nothing happens, the address was printed."""
+    try:
+        webbrowser.open(address)
+    except webbrowser.Error:
+        return

@@ -50,6 +50,6 @@ def _card(made: Made, cache: PictureCache) -> str:
     actions = "".join([
         button("Settings", "picture", path=path, title="Put this picture's settings into the form"),
         button("Seed", "seed", path=path, title=f"Use seed {made.seed} again"),
-        button("Path", "copy", text=path, title=path),
+        button("Path", "copy", copy=path, title=path),
     ])  # fmt: skip
     return f'<div class="zg-card">{image}<span class="zg-name" title="{words}">{escape(made.prompt)}</span><div class="zg-chips">{actions}</div></div>'

@@ -175,7 +175,7 @@ def _result_row(path: Path, state: RunState) -> str:
     use = ""
     if state.status.command in ("train-lora", "train"):
         use = button("Use in Generate", "generate", run=state.folder.name, path=str(path))
-    copy = button("Copy path", "copy", text=str(path))
+    copy = button("Copy path", "copy", copy=str(path))
     return f'<tr><td title="{escape(str(path))}">{escape(path.name)}</td><td class="zg-num">{use} {copy}</td></tr>'
 
 

@@ -117,4 +117,4 @@ def _buttons(state: RunState, place: int | None, waiting: int) -> str:
         return up + down + button("Remove", "dequeue", run=run)
     if not state.ended:
         return run_html.stop_buttons(state) if state.state != "queued" else button("Remove", "dequeue", run=run)
-    return button("Copy folder path", "copy", text=str(state.folder))
+    return button("Copy folder path", "copy", copy=str(state.folder))
