@@ -110,7 +110,7 @@ def _run_command(spec: CommandSpec, words: Sequence[str]) -> int:
 def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     """The config from TOML and options, checked as far as it can be without the command's own code."""
     from zimage_gui.config.build import Source, finish, read
-    from zimage_gui.config.paths import path_problems
+    from zimage_gui.config.paths import look
     from zimage_gui.config.toml_io import read_text, source
 
     cls = spec.config_class
@@ -119,10 +119,15 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
         folder = parsed.config_file.absolute().parent
         sources.append(source(cls, read_text(parsed.config_file), folder, str(parsed.config_file)))
     sources.append(read(cls, parsed.given, None))
-    for note in dict.fromkeys(note for one in sources for note in one.notes):
-        print(note, file=sys.stderr)
-    config = finish(cls, sources)
-    raise_if_any(path_problems(config))
+    notes = [note for one in sources for note in one.notes]
+    try:
+        config = finish(cls, sources)
+        problems, more = look(config)
+        notes += more
+        raise_if_any(problems)
+    finally:
+        for note in dict.fromkeys(notes):
+            print(note, file=sys.stderr)
     return config
 
 

@@ -181,3 +181,32 @@ def test_the_name_of_a_run_is_its_result():
     assert cli.run_name(COMMANDS["cache-text"](dataset=Path("x/birds"))) == "birds"
     assert cli.run_name(COMMANDS["cache-text"](dataset_config=Path("x/fish.toml"))) == "fish"
     assert cli.run_name(COMMANDS["generate"]()) == ""
+
+
+def test_a_wrong_dataset_file_is_told_with_everything_else(tmp_path, capsys):
+    (tmp_path / "d.toml").write_text(
+        '[[datasets]]\nimage_dir = "x"\ncontrol_directory = "y"\n', encoding="utf-8"
+    )
+    words = [
+        "cache-latents",
+        "--dataset_config",
+        str(tmp_path / "d.toml"),
+        "--vae",
+        str(tmp_path / "missing.safetensors"),
+    ]
+    assert cli.main(words) == EXIT_USER
+    err = capsys.readouterr().err
+    assert "vae = " in err and "Did you mean image_directory?" in err
+
+
+def test_what_relative_paths_became_is_said(tmp_path, capsys):
+    (tmp_path / "bilder").mkdir()
+    (tmp_path / "d.toml").write_text(
+        '[[datasets]]\nimage_directory = "bilder"\ncontrol_directory = "y"\n', encoding="utf-8"
+    )
+    (tmp_path / "run.toml").write_text('dataset_config = "d.toml"\nvae = "missing"\n', encoding="utf-8")
+    assert cli.main(["cache-latents", str(tmp_path / "run.toml")]) == EXIT_USER
+    err = capsys.readouterr().err
+    assert f"dataset_config: {tmp_path / 'd.toml'}" in err
+    assert f"datasets 1: image_directory: {tmp_path / 'bilder'}" in err
+    assert "control_directory does nothing here: Z-Image has no control pictures." in err

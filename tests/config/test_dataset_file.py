@@ -52,7 +52,9 @@ def test_every_key_for_pictures_is_read(tmp_path, monkeypatch):
         first.cache_directory == tmp_path / "elsewhere" / "cache"
     )  # not there yet: counts from the working directory
     assert second.resolution == (512, 512) and second.image_directory is None
-    assert [note.split()[0] for note in found.notes] == [
+    notes = [note for note in found.notes if "does nothing" in note]
+    assert f"datasets 1: image_directory: {first.image_directory}" in found.notes
+    assert [note.split()[0] for note in notes] == [
         "control_directory",
         "fp_1f_no_post",
         "flux_kontext_no_resize_control",
@@ -82,6 +84,7 @@ def test_all_problems_are_told_with_their_place():
                 {"image_directory": "a", "batch_size": 0},
                 {"multiple_target": True},
                 {"image_directory": "b", "image_jsonl_file": "c"},
+                {"image_directory": "a\0b"},
             ],
         }
     )
@@ -97,6 +100,7 @@ def test_all_problems_are_told_with_their_place():
         "datasets 4: multiple_target",
         "datasets 4: image_directory: is missing",
         "datasets 5: image_directory = ",
+        "datasets 6: image_directory = 'a\\x00b': must not contain",
     ):
         assert part in text, part
 

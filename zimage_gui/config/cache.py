@@ -5,7 +5,7 @@ This module knows the two cache commands' options; it must not know cache files.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from zimage_gui.config.common import (
     PictureFolder,
@@ -59,33 +59,6 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PictureFolder, VaePath):
         unit="pictures",
         ge=1,
         le=4096,
-    )
-    debug_mode: Literal["image", "console"] | None = option(
-        None,
-        section="cache",
-        label="Show instead",
-        help="Show the resized and cropped pictures instead of encoding them: as files, or as text "
-        "in the terminal.",
-        advanced=True,
-    )
-    console_width: int = option(
-        80,
-        section="cache",
-        label="Text width",
-        help="Columns of a picture shown as text.",
-        advanced=True,
-        matters="debug_mode is console",
-        ge=8,
-        le=1000,
-    )
-    console_num_images: int | None = option(
-        None,
-        section="cache",
-        label="Pictures shown",
-        help="How many pictures of each dataset to show; empty: all.",
-        advanced=True,
-        matters="debug_mode is set",
-        ge=1,
     )
     disable_cudnn_backend: bool = option(
         False,

@@ -126,8 +126,10 @@ class DatasetEntry(GeneralTable):
 
 
 class DatasetFile(BaseModel):
-    """A dataset TOML or JSON. All paths are absolute. `notes`: keys that were accepted and do
-    nothing here."""
+    """A dataset TOML or JSON. All paths are absolute.
+
+    notes: what relative paths became, and keys that were accepted and do nothing here.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -209,10 +211,14 @@ def _table(
             continue
         elif known is None:
             wrong.append(_refused(cls, spelled, key))
+        elif known.kind == "path" and isinstance(value, str) and value:
+            values[key] = path = absolute(value, base)
+            if "\0" in value:
+                wrong.append(Problem(spelled, repr(value), "must not contain the character NUL", "Remove it"))
+            elif str(path) != value:
+                notes[f"{place}: {key}: {path}"] = None
         else:
-            values[key] = (
-                absolute(value, base) if known.kind == "path" and isinstance(value, str) and value else value
-            )
+            values[key] = value
     found, more = _valid(cls, values)
     problems += [
         Problem(f"{place}: {problem.option}", problem.value, problem.rule, problem.remedy)

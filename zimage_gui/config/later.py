@@ -61,6 +61,7 @@ INERT: tuple[Inert, ...] = (
     Inert("num_machines", "value", _TRAINING, "it belongs to accelerate launch"),
 )
 
+_SHOW = "showing resized pictures comes in a later version; the command dataset lists the buckets"
 _MEMORY = "memory-saving modes come in a later version"
 _COMPILE = "compiling comes in a later version"
 _LOGGING = "TensorBoard and Weights & Biases come in a later version; events and curves are in the run folder"
@@ -69,6 +70,10 @@ _DDP = "training on several GPUs comes in a later version"
 _NETWORK = "it comes in a later version"
 
 LATER: tuple[Later, ...] = (
+    Later("debug_mode", "value", ("cache-latents",), _SHOW),
+    Later("console_width", "value", ("cache-latents",), _SHOW, harmless=("80",)),
+    Later("console_back", "value", ("cache-latents",), _SHOW),
+    Later("console_num_images", "value", ("cache-latents",), _SHOW),
     Later("fp8_llm", "switch", ("cache-text", *_MODELS), _MEMORY),
     Later("fp8_base", "switch", _TRAINING, _MEMORY),
     Later("fp8", "switch", ("generate",), _MEMORY),

@@ -1,4 +1,6 @@
-"""Whether the paths a user gave are there. This module looks at the disk; it must not open any file."""
+"""Whether the files a user named are there. This module looks at the disk; of all files it opens only the dataset
+file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zimage_gui.config.schema import Option, Options, options_of
-from zimage_gui.errors import Problem
+from zimage_gui.errors import Problem, UserError
 
 
 def path_problems(config: Options) -> list[Problem]:
@@ -21,6 +23,20 @@ def path_problems(config: Options) -> list[Problem]:
         for path in _given(getattr(config, known.name))
         if (problem := _problem(known, path)) is not None
     ]
+
+
+def look(config: Options) -> tuple[list[Problem], list[str]]:
+    """What can be found wrong on the disk without reading pictures or weights, and notes of the dataset file."""
+    from zimage_gui.config.dataset import load_dataset
+
+    problems = path_problems(config)
+    path = getattr(config, "dataset_config", None)
+    if path is None or any(problem.option == "dataset_config" for problem in problems):
+        return problems, []
+    try:
+        return problems, list(load_dataset(path).notes)
+    except UserError as error:
+        return [*problems, *error.problems], []
 
 
 def _given(value: object) -> Iterator[Path]:
