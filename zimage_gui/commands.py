@@ -13,11 +13,14 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zimage_gui.config.registry import COMMANDS as CLASSES
 from zimage_gui.config.schema import Options
 from zimage_gui.errors import Problem
-from zimage_gui.events import Run
+
+if TYPE_CHECKING:
+    from zimage_gui.events import Run
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, find, settings
-from values import SPECIAL, value_of
+from values import SPECIAL
 
 from zimage_gui.commands import COMMANDS as SPECS
 from zimage_gui.config.argv import LAUNCHER, parse
@@ -68,14 +67,26 @@ def required(cls):
     return {name: value for name, value in stand_ins.items() if name in options_of(cls)}
 
 
+OTHER = {
+    "device": "cuda:3", "output": Path("other.safetensors").absolute(), "caption_extension": ".caption",
+    "resolution": (640, 320), "image_size": (640, 320), "optimizer_args": ("eps=1", "betas=0.9,0.99"),
+    "lr_scheduler_args": ("a=1",), "include_patterns": (".*q", ".*v"), "exclude_patterns": (".*q",),
+}  # fmt: skip
+
+
 def another(known):
     """A simple value that is not the default."""
-    default = known.default
-    value = find(
-        value_of(known), lambda value: value not in (default, (), None, "") and value != default,
-        settings=settings(database=None, suppress_health_check=list(HealthCheck)),
-    )  # fmt: skip
-    return absolute(value, None) if isinstance(value, Path) else value
+    if known.name in OTHER:
+        return OTHER[known.name]
+    values = {"bool": not known.default, "text": "another", "path": Path("another").absolute()}
+    if known.kind == "choice":
+        value = next(choice for choice in known.choices if choice != known.default)
+    elif known.kind in ("int", "float"):
+        value = known.default + 1 if known.default not in (None, ()) else 7
+        value = 0.5 if known.high and value >= known.high[0] else value
+    else:
+        value = values[known.kind]
+    return (value, value) if known.many else value
 
 
 @pytest.mark.parametrize(("command", "name"), WALKED)

@@ -1,5 +1,5 @@
-"""Whether the files a user named are there. This module looks at the disk; of all files it opens only the dataset
-file.
+"""Whether the files a user named are there. This module looks at the disk; it opens no file but the
+dataset file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def path_problems(config: Options) -> list[Problem]:
 
 
 def look(config: Options) -> tuple[list[Problem], list[str]]:
-    """What can be found wrong on the disk without reading pictures or weights, and notes of the dataset file."""
+    """What can be found wrong on the disk without pictures or weights, and the dataset file's notes."""
     from zimage_gui.config.dataset import load_dataset
 
     problems = path_problems(config)

@@ -199,7 +199,9 @@ class Options(BaseModel):
     applies both and reports everything at once; the engine's `check` begins with `problems()` too.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
     command: ClassVar[str] = ""
     positionals: ClassVar[tuple[str, ...]] = ()
