@@ -34,6 +34,10 @@ def padded(tokens: int) -> int:
     return -(-tokens // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
 
 
+def _padded_length(captions: Sequence[Tensor]) -> int:
+    return padded(max(map(len, captions)))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with per-head RMSNorm on queries and keys and rotary positions."""
 
@@ -238,8 +242,10 @@ class ZImageTransformer(nn.Module):
     def refine_captions(self, captions: Sequence[Tensor], *, run_block: RunBlock = call_block) -> Tensor:
         """The caption part of `embed`, (B, L, D): it depends on neither picture nor time, so that a sampler
         computes it once for all steps."""
+        return self._refined(captions, self._rope(0, 0, 0, _padded_length(captions)), run_block)
+
+    def _refined(self, captions: Sequence[Tensor], rope_L1C: Tensor, run_block: RunBlock) -> Tensor:
         caption_BLD = self._embed_captions(captions)
-        rope_L1C = self._rope(0, 0, 0, caption_BLD.shape[1])
         for block in self.context_refiner:
             caption_BLD = run_block(block, caption_BLD, rope_L1C, None)
         return caption_BLD
@@ -257,13 +263,13 @@ class ZImageTransformer(nn.Module):
         time_BT = self.t_embedder(time_B.float() * self.config.t_scale, self.dtype)
         image_BLD = self._embed_image(latents_BCHW)
         image_length = image_BLD.shape[1]
-        refined = captions if isinstance(captions, Tensor) else None
-        caption_length = refined.shape[1] if refined is not None else padded(max(map(len, captions)))
+        caption_length = captions.shape[1] if isinstance(captions, Tensor) else _padded_length(captions)
         rope_L1C = self._rope(rows, columns, image_length, caption_length)
         for block in self.noise_refiner:
             image_BLD = run_block(block, image_BLD, rope_L1C[:image_length], time_BT)
-        caption_BLD = self.refine_captions(captions, run_block=run_block) if refined is None else refined
-        sequence_BLD = torch.cat([image_BLD, caption_BLD], dim=1)
+        if not isinstance(captions, Tensor):
+            captions = self._refined(captions, rope_L1C[image_length:], run_block)
+        sequence_BLD = torch.cat([image_BLD, captions], dim=1)
         return Hidden(sequence_BLD, time_BT, rope_L1C, rows * columns, (rows, columns))
 
     def decode(self, hidden: Hidden, run_block: RunBlock = call_block) -> Tensor:
