@@ -46,7 +46,7 @@ class JobPanel:
 
     def build(self, name: str) -> None:
         self.choice = gr.Dropdown(
-            [("newest run", NEWEST)], value=NEWEST, label="Run", interactive=True, elem_id=f"{name}-run", filterable=True
+            [("newest run", NEWEST)], value=NEWEST, label="Watched run", interactive=True, elem_id=f"{name}-run", filterable=True
         )
         self.status = active_html(f'<p class="zg-empty">{self.empty}</p>', elem_id=f"{name}-status")
         self.bodies: dict[str, Any] = {}

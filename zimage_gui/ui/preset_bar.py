@@ -31,8 +31,8 @@ class PresetBar:
                 allow_custom_value=True, info="Choose to load; type a name and press Save to keep these settings.",
             )  # fmt: skip
             self.search = gr.Textbox(
-                label="Find a setting", placeholder="e.g. warmup or network_dim", scale=2, min_width=150,
-                info="Enter jumps to it.", elem_id=f"{name}-search",
+                label="Find a setting", placeholder="e.g. warm-up", scale=2, min_width=150,
+                info="By label or option name; Enter jumps to it.", elem_id=f"{name}-search",
             )  # fmt: skip
         with gr.Row(elem_classes=["zg-actions"], equal_height=True):
             self.save = gr.Button("Save preset", size="sm", elem_id=f"{name}-save-preset")

@@ -185,7 +185,7 @@ def curves(view: RunView) -> str:
     loss = [Line("each step", thinned.steps, thinned.loss, "raw"), Line("smoothed", thinned.steps, thinned.loss_average, "smooth")]
     rate = [Line("learning rate", thinned.steps, thinned.lr, "rate")]
     waiting = "Appears with the first step."
-    return line_chart("Loss", loss, waiting) + line_chart("Learning rate", rate, waiting)
+    return f'<div class="zg-charts">{line_chart("Loss", loss, waiting)}{line_chart("Learning rate", rate, waiting)}</div>'
 
 
 def samples(view: RunView, cache: PictureCache) -> str:
