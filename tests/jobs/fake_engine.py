@@ -86,8 +86,8 @@ class Maker:
                 raise Interrupted
             time.sleep(0.02)
             run.emit(Note(text=f"step {number}"))
-            if config.prompt == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+            if config.prompt in ("SIGKILL", "SIGSEGV"):
+                os.kill(os.getpid(), signal.Signals[config.prompt])
             if config.prompt == "crash":
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
         picture = run.folder / "samples" / "picture.png"

@@ -93,6 +93,13 @@ def test_a_folder_in_which_a_living_process_works_is_not_entered(new_run):
         RunFolder.open(run.folder)
 
 
+def test_a_run_that_has_ended_is_not_run_again(new_run):
+    folder = new_run().folder
+    assert run_here(Spec(), Config(steps=1), folder.parent, run_folder=folder) == 0
+    with pytest.raises(UserError, match="has ended"):
+        RunFolder.open(folder)
+
+
 def test_a_folder_that_is_no_run_is_not_entered(tmp_path):
     with pytest.raises(UserError, match="must be a run folder"):
         RunFolder.open(tmp_path)

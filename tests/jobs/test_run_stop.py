@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 
 import pytest
 from fake_engine import command_line, wait_for
@@ -74,6 +75,20 @@ def test_kill_ends_what_does_not_listen_and_is_shown_as_stopped(new_run):
     assert not launch.kill(run.folder)
 
 
+@POSIX
+def test_closing_the_terminal_saves_and_ends_even_though_nothing_can_be_printed(new_run):
+    run = new_run(steps=10000)
+    read, write = os.pipe()
+    process = subprocess.Popen(command_line(run.folder, ""), stdout=write, stderr=write, env=launch.environment())
+    os.close(write)
+    wait_for(lambda: (read_status(run.folder).step or 0) >= 1)
+    os.close(read)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(10) == 130
+    assert judge(run.folder).state == "stopped" and saved(run)
+
+
+@POSIX
 def test_the_process_does_not_share_the_windows_session(new_run):
     run = new_run(steps=10000)
     process = started(run)

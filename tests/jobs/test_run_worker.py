@@ -48,7 +48,7 @@ def test_the_second_picture_does_not_load_again_and_the_worker_idles_cheaply(wor
     loads = [sum(getattr(event, "name", "") == "load" for event in events_of(run)) for run in (first, second)]
     assert loads == [1, 0]
     assert judge(second).status.results == (str(second / "samples" / "picture.png"),)
-    assert wait_for(lambda: (now := worker.state()).loaded and now).busy == ""
+    wait_for(lambda: (now := worker.state()).loaded and not now.busy)
     import psutil
 
     process = psutil.Process(pid)
@@ -69,9 +69,11 @@ def test_a_picture_is_cancelled_within_a_step_and_a_waiting_one_before_it_begins
     assert ended(worker.submit(picture())).state == "finished"
 
 
-def test_a_killed_worker_is_shown_as_failed_and_the_next_request_gets_a_fresh_one(worker):
-    killed = worker.submit(picture("kill"))
+@pytest.mark.parametrize("way", ["SIGKILL", "SIGSEGV"])
+def test_a_killed_worker_is_shown_as_failed_and_the_next_request_gets_a_fresh_one(worker, way):
+    killed = worker.submit(picture(way))
     assert ended(killed).state == "failed"
+    assert any("Segmentation fault" in line for line in ended(killed).console) == (way == "SIGSEGV")
     fresh = worker.submit(picture())
     assert ended(fresh).state == "finished" and judge(fresh).pid != judge(killed).pid
 

@@ -19,6 +19,7 @@ from typing import TextIO
 from zimage_gui.jobs.redact import redact
 
 CONSOLE_FILE = "console.log"
+CRASH_VARIABLE = "PYTHONFAULTHANDLER"
 TAIL_BYTES = 64 * 1024
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\-_]")
@@ -26,9 +27,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class Tee(io.TextIOBase):
-    """A text stream that hides secrets, passes on to `screen`, and copies finished lines to `log` when
-    given.
-    """
+    """A text stream that hides secrets, passes on to `screen` and copies finished lines to `log`."""
 
     def __init__(self, screen: TextIO | None, log: TextIO | None) -> None:
         super().__init__()
@@ -44,8 +43,7 @@ class Tee(io.TextIOBase):
     def write(self, text: str) -> int:
         safe = redact(text)
         with self._guard:
-            if self._screen is not None:
-                self._screen.write(safe)
+            self._show(safe)
             if self._log is not None:
                 lines = (self._pending + safe).split("\n")
                 # Only what stands after the last return of an unfinished progress line can still matter.
@@ -53,14 +51,26 @@ class Tee(io.TextIOBase):
                 self._keep(lines)
         return len(text)
 
+    def _show(self, text: str) -> None:
+        if self._screen is None:
+            return
+        try:
+            self._screen.write(text)
+        except (OSError, ValueError):
+            # The terminal was closed, or a pipe's reader has left: no reason for the run to end.
+            self._screen = None
+
     def _keep(self, lines: list[str]) -> None:
         if lines and self._log is not None:
             self._log.write("".join(f"{visible(line)}\n" for line in lines))
             self._log.flush()
 
     def flush(self) -> None:
-        if self._screen is not None:
-            self._screen.flush()
+        try:
+            if self._screen is not None:
+                self._screen.flush()
+        except (OSError, ValueError):
+            self._screen = None
 
     def finish(self) -> None:
         """Write the unfinished last line to the log."""
@@ -83,8 +93,7 @@ class Tee(io.TextIOBase):
 
 @contextmanager
 def recorded(folder: Path, heading: str) -> Iterator[None]:
-    """Within it, everything printed stands in the folder's console.log, without secrets; crashes of C code
-    too.
+    """Within it, all that is printed stands in the folder's console.log, without secrets; C crashes too.
 
     `heading` becomes the log's first line and is not shown in a terminal.
     """
@@ -103,6 +112,10 @@ def recorded(folder: Path, heading: str) -> Iterator[None]:
         if crashes is not None and not faulthandler.is_enabled():
             faulthandler.enable(file=crashes)
             stack.callback(faulthandler.disable)
+        elif crashes is not None and os.environ.get(CRASH_VARIABLE):
+            # A detached process reports its crashes from its start on; within a run they belong to the run.
+            faulthandler.enable(file=crashes)
+            stack.callback(faulthandler.enable, sys.__stderr__ or crashes)
         try:
             yield
         finally:
@@ -120,9 +133,7 @@ def is_console(path: Path) -> bool:
 
 
 def visible(line: str) -> str:
-    """What a terminal would show of one line: the last state of a progress bar, no colours, no control
-    characters.
-    """
+    """What a terminal would show of one line: the last state of a progress bar, without colours."""
     states = [state for state in _ANSI.sub("", line).split("\r") if state.strip()]
     return _CONTROL.sub("", states[-1]) if states else ""
 

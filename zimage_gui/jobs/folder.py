@@ -96,9 +96,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, folder: Path) -> RunFolder:
-        """An existing run folder. Raises UserError when it is none, or when a living process is at work in
-        it.
-        """
+        """An existing run folder. Raises UserError when it is none, or when a living process works in it."""
         status = read_status(folder)
         if status is None or not (folder / CONFIG_FILE).is_file():
             raise UserError.one(
@@ -107,6 +105,8 @@ class RunFolder:
                 "must be a run folder (with config.toml and status.json)",
                 "Start a new run",
             )
+        if status.outcome is not None:
+            raise UserError.one("run_folder", folder, "is that of a run that has ended", "Start a new run")
         owner = status.process
         if owner is not None and owner.pid != os.getpid() and is_alive(owner, status.heartbeat):
             raise UserError.one(
@@ -169,9 +169,7 @@ class RunFolder:
                 log.close()
 
     def stop_requested(self) -> bool:
-        """Whether the run should finish its step, save and end: a `stop` file, a signal or another asked
-        for it.
-        """
+        """Whether to finish the step, save and end: a `stop` file, a signal or another asked for it."""
         asked = self._asked_elsewhere() or (self.folder / STOP_FILE).exists()
         if asked and not self._stop_said:
             self._stop_said = True
@@ -188,9 +186,7 @@ class RunFolder:
         (self.folder / STOP_FILE).touch()
 
     def end(self, outcome: Outcome, results: Sequence[Path] = (), failed: Failed | None = None) -> None:
-        """Write how it ended, durably: the last event, results.json (absolute paths), status.json. Only
-        once.
-        """
+        """Write how it ended, durably and once: the last event, results.json (absolute paths), status."""
         with self._guard:
             if self._closing.is_set():
                 return

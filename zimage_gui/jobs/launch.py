@@ -19,7 +19,7 @@ import psutil
 
 import zimage_gui
 from zimage_gui.config.app import AUTH_VARIABLE
-from zimage_gui.jobs.console import CONSOLE_FILE
+from zimage_gui.jobs.console import CONSOLE_FILE, CRASH_VARIABLE
 from zimage_gui.jobs.folder import CONFIG_FILE, STOP_FILE
 from zimage_gui.jobs.processes import Identity, created_of, host_name, identity_of, is_alive
 from zimage_gui.jobs.state import EXIT_FILE, KILL_FILE, LAUNCH_FILE, judge
@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
     The window's password stays with the window.
     """
     inherited = {name: value for name, value in os.environ.items() if name != AUTH_VARIABLE}
-    changed = inherited | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    changed = inherited | {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", CRASH_VARIABLE: "1"}
     root = Path(zimage_gui.__file__).parents[1]
     if (root / "pyproject.toml").is_file():
         # Run from a checkout, `python /else/where/app.py` finds the package; `python -m` from there would

@@ -108,8 +108,9 @@ class Queue:
             # Begun by hand in a terminal, or damaged: no longer ours to start.
             (folder / QUEUE_FILE).unlink(missing_ok=True)
             return None
-        (folder / QUEUE_FILE).unlink()
+        # In this order a death in between leaves a mark on a run that is no longer waiting: harmless.
         start(folder, self._argv_of(folder, state.status.command))
+        (folder / QUEUE_FILE).unlink()
         return folder
 
 

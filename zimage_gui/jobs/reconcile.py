@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zimage_gui.files import sweep_temp_files
 from zimage_gui.jobs.lock import Busy, exclusive
+from zimage_gui.jobs.processes import host_name
 from zimage_gui.jobs.queue import LOCK_FILE
 from zimage_gui.jobs.state import RunList, RunState, judge
 from zimage_gui.jobs.status import write_status
@@ -51,6 +52,9 @@ def _record(state: RunState) -> bool:
     its own.
     """
     latest = judge(state.folder)
+    if state.status.host not in ("", host_name()):
+        # Another machine's run may only have slept; that machine's window will know.
+        return False
     if latest is None or not latest.ended or latest.status.outcome is not None:
         return False
     sweep_temp_files(state.folder)

@@ -34,9 +34,9 @@ LOCK_FILE = "lock"
 COMMAND = "generate"
 
 IDLE_SECONDS = 600.0
-LOCK_WAIT = 5.0
+LOCK_WAIT = 15.0
 _OLD_ONE_LEAVES = 10.0
-_LONGEST_WAIT = 600.0
+_REST_BEFORE_LEAVING = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class ResidentWorker:
                 "holds the graphics card",
                 "Wait for that run or stop it first; with memory to spare, choose to generate beside it",
             )
-        run = RunFolder.create(self.runs_dir, COMMAND, name, config, gpu=True)
+        # Not marked as holding the GPU: a training run need not wait for it, the worker makes room.
+        run = RunFolder.create(self.runs_dir, COMMAND, name, config)
         self.folder.mkdir(exist_ok=True)
         with exclusive(self.folder / LOCK_FILE, LOCK_WAIT):
             write_json(run.folder / REQUEST_FILE, {"time": time.time(), "beside": beside_training})
@@ -137,10 +138,8 @@ class ResidentWorker:
         return WorkerState(True, str(record.get("busy") or ""), bool(record.get("loaded")), worker.pid)
 
     def _holder(self) -> str | None:
-        """Name of a run that holds the GPU and is not the worker's own."""
-        worker = living_worker(self.folder)
-        others = (state for state in self._queue.running() if worker is None or state.pid != worker.pid)
-        return next((state.folder.name for state in others), None)
+        """Name of a run that holds the GPU."""
+        return next((state.folder.name for state in self._queue.running()), None)
 
     def _wait_for_the_old_one(self) -> None:
         end = time.monotonic() + _OLD_ONE_LEAVES
@@ -160,18 +159,20 @@ def pending(runs_dir: Path) -> list[Path]:
 def free_the_gpu(runs_dir: Path, run: RunFolder) -> None:
     """Have the resident worker give the GPU back before a run that needs it, and wait for that.
 
-    Raises Interrupted when the run is asked to stop meanwhile. A worker that does not leave in ten minutes is
-    reported as a warning and no longer waited for.
+    The worker finishes the request in hand. Raises Interrupted when the run is asked to stop meanwhile. A
+    worker that rests for a minute without leaving hangs: that is a warning, and it is no longer waited for.
     """
     worker = ResidentWorker(runs_dir)
     if living_worker(worker.folder) is None:
         return
     worker.release()
     run.emit(Stage(name="waiting", text="Waiting for the generate worker to give the graphics card back"))
-    end = time.monotonic() + _LONGEST_WAIT
+    end = time.monotonic() + _REST_BEFORE_LEAVING
     while living_worker(worker.folder) is not None:
         if run.stop_requested():
             raise Interrupted("stopped before it began")
+        if worker.state().busy:
+            end = time.monotonic() + _REST_BEFORE_LEAVING
         if time.monotonic() > end:
             run.emit(Warning(text="The generate worker still holds the graphics card; memory may run short."))
             return

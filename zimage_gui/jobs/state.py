@@ -33,7 +33,7 @@ ENDED: frozenset[State] = frozenset({"stopped", "finished", "failed"})
 # A starter that dies between "I start it" and the child's first status leaves no process number behind.
 START_GRACE = 15.0
 SILENT_AFTER = 30.0
-LAST_LINES = 20
+LAST_LINES = 40
 _LAST_EVENT_BYTES = 16 * 1024
 # Below this part of free memory at the last sign of life, the system's out-of-memory killer is the likely
 # cause.

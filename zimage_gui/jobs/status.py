@@ -28,7 +28,10 @@ Outcome = Literal["done", "stopped", "failed"]
 
 
 class Status(BaseModel):
-    """What a run says of itself. Times are seconds since 1970, memory is in GB of 2**30 bytes."""
+    """What a run says of itself. Times are seconds since 1970, memory is in GB of 2**30 bytes.
+
+    `gpu` marks a run that needs the graphics card for itself: one at a time.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 

@@ -1,8 +1,8 @@
 """Knows the signals that ask a process to stop. Knows nothing of what is being stopped or of how it is saved.
 
-The first Ctrl-C (or SIGTERM, or Ctrl-Break on Windows) asks for "finish the step and save". The next one
-leaves at once: KeyboardInterrupt, so that temporary files are removed, and a hard exit when that takes too
-long.
+The first Ctrl-C (or SIGTERM, a closed terminal, Ctrl-Break on Windows) asks for "finish the step and save".
+The next one leaves at once: KeyboardInterrupt, so that temporary files are removed, and a hard exit when that
+takes too long.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class StopSignals:
 
     def __init__(self, stopping: Callable[[], bool], last_words: Callable[[], None]) -> None:
         self.asked = False
+        self._going = False
         self._stopping = stopping
         self._last_words = last_words
         self._process = os.getpid()
@@ -38,9 +39,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+            for name in ("SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP"):
                 number = getattr(signal, name, None)
-                if number is not None:
+                # A run under nohup is meant to outlive its terminal.
+                if number is not None and (name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN):
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -61,7 +63,10 @@ class StopSignals:
             self.asked = True
             _say(_FIRST)
             return
-        self.asked = True
+        if self._going:
+            # A second interrupt would break into the clearing up; the watchdog sees to the rest.
+            return
+        self.asked = self._going = True
         _say(_SECOND)
         watchdog = threading.Timer(HARD_EXIT_AFTER, self._leave)
         watchdog.daemon = True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any, Protocol
 
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.toml_io import load
-from zimage_gui.errors import EXIT_FAILED, UserError
+from zimage_gui.errors import EXIT_DONE, EXIT_FAILED
 from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import CONFIG_FILE, RunFolder
 from zimage_gui.jobs.here import execute, heading
@@ -108,12 +107,10 @@ class Worker:
                 if run is not None:
                     run.begin()
                 withdraw(folder, REQUEST_FILE, "Stopped before it began.")
-        except (UserError, Busy) as error:
-            print(error, file=sys.stderr, flush=True)
-            time.sleep(LOOK_EVERY)
-            return 0
+        except Busy:
+            return EXIT_DONE
         if run is None:
-            return 0
+            return EXIT_DONE
         self._say(busy=folder.name)
         with recorded(folder, heading(COMMAND)):
             return execute(run, lambda: self._make(run))
