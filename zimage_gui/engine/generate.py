@@ -34,11 +34,13 @@ from zimage_gui.model.weights import model_problems, transformer_config_of
 
 _PARTS = ("transformer", "vae", "text_encoder")
 _PART_FOLDERS = {"transformer", "vae", "text_encoder"}
+_WORTH_TELLING = 100 << 20
+"""Bytes of a model from which its loading is shown as progress."""
 
 
 def check(config: GenerateConfig) -> list[Problem]:
     """Everything that can be found wrong before a byte of weights is loaded."""
-    return _problems(config, models_are_loaded=False)
+    return _problems(config)
 
 
 def run(config: GenerateConfig, run: Run) -> list[Path]:
@@ -63,7 +65,10 @@ class Resident:
         finished by then is saved.
         """
         holds = self._generator is not None and _holds(self._generator, config)
-        raise_if_any(_problems(config, models_are_loaded=holds))
+        loras_are_on = (
+            self._generator is not None and holds and self._generator.has_loras(lora_choices(config))
+        )
+        raise_if_any(_problems(config, holds, loras_are_on))
         if self._generator is None or not holds:
             self.close()
             self._generator = Generator(_key(config))
@@ -98,7 +103,9 @@ def _holds(generator: Generator, config: GenerateConfig) -> bool:
         return False
 
 
-def _problems(config: GenerateConfig, models_are_loaded: bool) -> list[Problem]:
+def _problems(
+    config: GenerateConfig, models_are_loaded: bool = False, loras_are_on: bool = False
+) -> list[Problem]:
     problems = config.problems()
     files, absent = find_models(config, *_needed(config))
     problems += absent
@@ -116,7 +123,7 @@ def _problems(config: GenerateConfig, models_are_loaded: bool) -> list[Problem]:
         wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
         problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder)
     problems += latent_problems(config.latent_path)
-    return problems + _lora_problems(config, files.dit)
+    return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
 
 
 def _lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
@@ -198,7 +205,7 @@ class _Loading:
         if part != self.part:
             self.part, self.megabytes = part, 0
             self.run.emit(Stage(name="load", text=f"Loading the {part}"))
-            self.meter = Meter(self.run, total >> 20, "MB")
+            self.meter = Meter(self.run, total >> 20, "MB") if total > _WORTH_TELLING else None
         if self.meter is not None and done >> 20 > self.megabytes:
             self.megabytes = done >> 20
             self.meter.at(self.megabytes)
@@ -260,6 +267,12 @@ class _Job:
                 " …" if len(requests) > 8 else ""
             )
             self.run.emit(Note(text=f"Seed: {seeds}"))
+        guidance = sorted({request.guidance_scale for request in requests} - {0.0})
+        if guidance:
+            pairs = ", ".join(f"{g:g} (CFG {g + 1:g} in other programs)" for g in guidance)
+            self.run.emit(Note(text=f"Guidance {pairs}"))
+        elif self.config.negative_prompt:
+            self.run.emit(Note(text="The negative prompt has no effect: guidance_scale is 0"))
         if self.config.mixed_precision == "fp16":
             self.run.emit(Warning(text="fp16 can overflow into black pictures; bf16 does not"))
 
@@ -288,9 +301,14 @@ class _Job:
         if self.run.stop_requested():
             raise Interrupted("stopped between two pictures")
         try:
-            return self.generator.latents(request, on_step)
+            latents = self.generator.latents(request, on_step)
         except Cancelled:
             raise Interrupted("stopped within a picture") from None
+        if not bool(torch.isfinite(latents).all()):
+            rule = "gave infinite or undefined numbers instead of a picture"
+            remedy = "Use bf16; if that gives none either, the model or a LoRA is damaged"
+            raise UserError.one("mixed_precision", self.config.mixed_precision, rule, remedy)
+        return latents
 
     def _save(self, request: PictureRequest, latents: Tensor) -> None:
         base = f"{_stamp()}_{request.seed}"

@@ -131,8 +131,7 @@ class Generator:
 
         Raises UserError, with the LoRAs of before still on, when one does not fit.
         """
-        wanted = tuple((choice, _stamps([choice.path])) for choice in choices)
-        if wanted == self._loras:
+        if self.has_loras(choices):
             return self._counts
         files: dict[Path, LoraFile] = {choice.path: read_lora(choice.path) for choice in choices}
         if self._stack is None:
@@ -143,8 +142,12 @@ class Generator:
                 for choice in choices
             ]
         )
-        self._loras = wanted
+        self._loras = _stamped(choices)
         return self._counts
+
+    def has_loras(self, choices: Sequence[LoraChoice]) -> bool:
+        """Whether exactly these LoRAs are on, from files that have not changed since."""
+        return self._loras == _stamped(choices)
 
     def latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:
         """Samples one picture: fp32 latents (1, 16, H/8, W/8) in model space, on the device."""
@@ -269,6 +272,12 @@ def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
             stat = file.stat() if file.exists() else None
             found.append((str(file), stat.st_mtime_ns if stat else 0, stat.st_size if stat else -1))
     return tuple(found)
+
+
+def _stamped(
+    choices: Sequence[LoraChoice],
+) -> tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...]:
+    return tuple((choice, _stamps([choice.path])) for choice in choices)
 
 
 def _size(path: Path, part: str, dtype: torch.dtype) -> int:

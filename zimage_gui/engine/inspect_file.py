@@ -214,11 +214,16 @@ def _lora_sentence(lora: LoraSummary) -> str:
 
 
 def _lora_lines(lora: LoraSummary) -> list[str]:
-    lines = ["Targets: " + ", ".join(f"{name} ({count})" for name, count in lora.targets.items())]
+    """One line per part of the network: `layers: attention.to_q ×30, …`."""
+    by_part: dict[str, list[str]] = {}
+    for name, count in lora.targets.items():
+        part, _, inner = name.partition(" ")
+        by_part.setdefault(part if inner else "outside the blocks", []).append(f"{inner or name} ×{count}")
+    lines = [f"  {part}: {', '.join(names)}" for part, names in by_part.items()]
     if lora.unknown:
         shown = ", ".join(lora.unknown[:6]) + (" …" if len(lora.unknown) > 6 else "")
-        lines.append(f"Unknown: {shown}")
-    return lines if lora.targets else lines[1:]
+        lines.append(f"  unknown: {shown}")
+    return lines
 
 
 def _tensor_lines(tensors: Mapping[str, TensorInfo], limit: int) -> list[str]:
