@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 from variants import FUSED, HUB, LDM, QWEN, renamed, tensors, write
 
@@ -177,7 +178,7 @@ def hostile(header: object, data: int = 0) -> bytes:
 
 
 def test_a_header_that_claims_endless_layers_is_refused_quickly(tmp_path: Path) -> None:
-    names = ["cap_embedder.1.weight", "cap_pad_token", *(f"layers.{i}.attention.norm_q.weight" for i in range(50_000))]
+    names = ["cap_embedder.1.weight", "cap_pad_token", *(f"layers.{i}.attention.norm_q.weight" for i in range(5_000))]
     entries = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}
     entries["cap_embedder.1.weight"] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     entries["layers.0.attention.norm_q.weight"] = {"dtype": "F32", "shape": [2], "data_offsets": [16, 24]}
@@ -188,7 +189,7 @@ def test_a_header_that_claims_endless_layers_is_refused_quickly(tmp_path: Path) 
         load_transformer(file)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@limits(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_header_never_gives_anything_but_a_user_error(data: st.DataObject, tmp_path: Path) -> None:
     whole = bytearray(data.draw(st.sampled_from([FUSED, LDM, QWEN])).read_bytes())
@@ -217,3 +218,19 @@ def test_prefix_variants_are_recognised_with_their_layout(tmp_path: Path) -> Non
     found = recognise(file)
     assert (found.kind, found.layout, found.prefix) == ("transformer", "comfy", "model.diffusion_model.")
     assert recognise(HUB / "transformer").layout == "diffusers" and recognise(LDM).layout == "ldm"
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "stretched"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6}}, "stretched"),
+        ({"use_sliding_window": True}, "sliding window"),
+        ({"num_attention_heads": 8}, "num_attention_heads = 8"),
+    ],
+)
+def test_a_text_encoder_we_would_run_wrongly_is_refused(settings: dict[str, object], word: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"} | settings), encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(QWEN.read_bytes())
+    with pytest.raises(UserError, match=word):
+        load_text_encoder(tmp_path)

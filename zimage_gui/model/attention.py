@@ -22,16 +22,19 @@ _INSTALL = {"flash": "flash-attn", "xformers": "xformers", "sage": "sageattentio
 
 
 def _torch_kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    if q_BLHD.device.type == "cpu" and q_BLHD.dtype is not torch.float32:
-        # The CPU's backward kernel is over ten times slower in half precision; autocast would cast right back.
+    if q_BLHD.device.type == "cpu" and q_BLHD.dtype in (torch.bfloat16, torch.float16):
+        # The CPU's backward kernel is ten times slower in half precision; autocast would cast right back.
         with torch.autocast("cpu", enabled=False):
             return _torch_kernel(q_BLHD.float(), k_BLHD.float(), v_BLHD.float()).to(v_BLHD.dtype)
-    out = F.scaled_dot_product_attention(q_BLHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2))
+    out = F.scaled_dot_product_attention(
+        q_BLHD.transpose(1, 2), k_BLHD.transpose(1, 2), v_BLHD.transpose(1, 2)
+    )
     return out.transpose(1, 2)
 
 
 def _flash_kernel(library: Any) -> Kernel:
     def kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+        _refuse_fp32("flash", q_BLHD)
         out: Tensor = library.flash_attn_func(q_BLHD, k_BLHD, v_BLHD)
         return out
 
@@ -48,6 +51,7 @@ def _xformers_kernel(library: Any) -> Kernel:
 
 def _sage_kernel(library: Any) -> Kernel:
     def kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
+        _refuse_fp32("sage", q_BLHD)
         if q_BLHD.requires_grad or k_BLHD.requires_grad or v_BLHD.requires_grad:
             raise UserError.one(
                 "attn_mode",
@@ -59,6 +63,14 @@ def _sage_kernel(library: Any) -> Kernel:
         return out
 
     return kernel
+
+
+def _refuse_fp32(name: str, q_BLHD: Tensor) -> None:
+    if q_BLHD.dtype is torch.float32:
+        remedy = "set mixed_precision bf16, or attn_mode torch"
+        raise UserError.one(
+            "attn_mode", name, "computes in bf16 or fp16 only, and the model is in fp32", remedy
+        )
 
 
 _kernel: Kernel = _torch_kernel

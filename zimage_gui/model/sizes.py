@@ -97,8 +97,7 @@ def transformer_config_from(shapes: Shapes, settings: Mapping[str, Any]) -> Tran
         "in_channels": token_dim // 4,
     }
     _refuse_contradictions(found, settings)
-    if settings.get("n_kv_heads", found["n_heads"]) != found["n_heads"]:
-        raise SizeError("has fewer key heads than query heads in config.json; Z-Image has none of that")
+    _refuse_contradictions({"n_kv_heads": found["n_heads"]}, settings)
     return TransformerConfig(
         **found,
         axes_dims=_axes(head_dim, settings),
@@ -141,8 +140,13 @@ def text_encoder_config_from(shapes: Shapes, settings: Mapping[str, Any]) -> Tex
     if found["num_hidden_layers"] < 2:
         raise SizeError("has fewer than two layers; the features are those before the last one")
     _refuse_contradictions(found, settings)
-    rope = settings.get("rope_parameters")
-    theta_source = rope if isinstance(rope, dict) else settings
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
+    stretched = isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default"
+    if stretched or settings.get("use_sliding_window"):
+        raise SizeError(
+            "has a config.json with stretched positions or a sliding window, which Z-Image never has"
+        )
+    theta_source = rope if isinstance(rope, dict) and "rope_theta" in rope else settings
     return TextEncoderConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -203,7 +207,7 @@ def _refuse_contradictions(found: Mapping[str, int], settings: Mapping[str, Any]
     wrong = [
         f"{key} = {settings[key]} (tensors: {size})"
         for key, size in found.items()
-        if settings.get(key, size) != size
+        if settings.get(key) not in (None, size)
     ]
     if wrong:
         raise SizeError(f"disagrees with the config.json beside it, which says {', '.join(wrong)}")
