@@ -26,6 +26,7 @@ from zimage_gui.events import (
 _EVERY_ON_SCREEN = 0.1
 _EVERY_IN_FILE = 15.0
 """Seconds between two lines of progress."""
+_MOST_RESULTS = 20
 
 
 class TerminalView:
@@ -36,6 +37,7 @@ class TerminalView:
         self._in_place = out.isatty()
         self._shown = 0
         self._last = -_EVERY_IN_FILE
+        self._seconds = 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Progress | Step):
@@ -49,12 +51,16 @@ class TerminalView:
             self._line(sentence(event), self._out)
 
     def _progress(self, event: Progress | Step) -> None:
-        text, last = (
-            (_step(event), _is_last(event)) if isinstance(event, Step) else (_share(event), _is_last(event))
-        )
+        if isinstance(event, Step):
+            # One slow step (a save, a picture) must not make the time left jump.
+            self._seconds = 0.9 * self._seconds + 0.1 * event.seconds if self._seconds else event.seconds
+            text, last = _step(event, self._seconds), event.step >= event.total_steps
+        else:
+            text, last = _share(event), 0 < event.total <= event.done
         now = time.monotonic()
         wait = _EVERY_ON_SCREEN if self._in_place else _EVERY_IN_FILE
-        if not last and now - self._last < wait:
+        begun = isinstance(event, Step) or event.done or self._in_place
+        if not last and (now - self._last < wait or not begun):
             return
         self._last = now
         if not self._in_place:
@@ -78,29 +84,26 @@ class TerminalView:
         to.flush()
 
 
-def _is_last(event: Progress | Step) -> bool:
-    if isinstance(event, Step):
-        return event.step >= event.total_steps
-    return event.total > 0 and event.done >= event.total
-
-
 def sentence(event: Event) -> str:
     """One line for a person."""
     if isinstance(event, Stage | Note | Warning):
         return event.text
     if isinstance(event, Sample):
         adapter = f" (training adapter {event.adapter})" if event.adapter else ""
-        return f"Picture at step {event.step}: {event.path}{adapter}"
+        step = f" at step {event.step}" if event.step else ""
+        return f"Picture{step}: {event.path}{adapter}"
     if isinstance(event, Checkpoint):
         return f"Saved {event.what} at step {event.step}: {event.path}"
     if isinstance(event, Finished):
         words = {"done": "Done.", "stopped": "Stopped; everything is saved."}
-        return "\n".join([words[event.outcome], *(f"  {result}" for result in event.results)])
+        shown, more = event.results[:_MOST_RESULTS], len(event.results) - _MOST_RESULTS
+        lines = [words[event.outcome], *(f"  {result}" for result in shown)]
+        return "\n".join([*lines, f"  … and {more} more"] if more > 0 else lines)
     if isinstance(event, Failed):
         return f"{event.message} {event.hint}".strip()
     if isinstance(event, Started):
         return f"{event.command} started"
-    return _step(event) if isinstance(event, Step) else _share(event)
+    return _step(event, event.seconds) if isinstance(event, Step) else _share(event)
 
 
 def _share(event: Progress) -> str:
@@ -114,17 +117,18 @@ def _share(event: Progress) -> str:
     return "  ".join(parts)
 
 
-def _step(event: Step) -> str:
-    left = (event.total_steps - event.step) * event.seconds
-    parts = [
-        f"step {event.step}/{event.total_steps}",
-        f"epoch {event.epoch}/{event.total_epochs}",
-        f"loss {event.loss:.4f} (average {event.loss_average:.4f})",
-        f"lr {event.lr:.2e}",
-        f"{event.seconds:.2f} s/it" if event.seconds >= 1 else f"{1 / max(event.seconds, 1e-9):.2f} it/s",
-    ]
+def _step(event: Step, seconds: float) -> str:
+    """seconds: of a usual step."""
+    left = (event.total_steps - event.step) * seconds
+    parts = [f"step {event.step}/{event.total_steps}"]  # what matters most comes first: terminals are narrow
     if event.step < event.total_steps:
         parts.append(f"{duration(left)} left")
+    parts += [
+        f"{seconds:.2f} s/it" if seconds >= 1 else f"{1 / max(seconds, 1e-9):.2f} it/s",
+        f"loss {event.loss:.4f} (average {event.loss_average:.4f})",
+        f"epoch {event.epoch}/{event.total_epochs}",
+        f"lr {event.lr:.2e}",
+    ]
     if event.vram_gb is not None:
         parts.append(f"VRAM {event.vram_gb:.1f} GB")
     return "  ".join(parts)

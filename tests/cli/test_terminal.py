@@ -113,5 +113,22 @@ def test_durations(seconds, text):
     assert duration(seconds) == text
 
 
+def test_pictures_before_training_and_long_lists_are_short():
+    assert sentence(Sample(path="a.png", step=0, prompt="p", seed=1)) == "Picture: a.png"
+    lines = sentence(Finished(outcome="done", results=[str(number) for number in range(50)])).splitlines()
+    assert len(lines) == 22 and lines[-1] == "  … and 30 more"
+
+
+def test_one_slow_step_does_not_make_the_time_left_jump(monkeypatch):
+    monkeypatch.setattr("zimage_gui.terminal._EVERY_ON_SCREEN", 0.0)
+    lines, _ = shown(step(1), step(2, 20.0), out=Terminal())
+    assert lines.count("left") == 2 and "20 s left" in lines  # 8 steps of 0.9 x 0.5 + 0.1 x 20 s
+
+
+def test_a_file_is_spared_the_beginning_of_nothing():
+    out, _ = shown(Progress(done=0, total=5), Progress(done=1, total=5))
+    assert out.splitlines() == [" 20%  1/5 items"]
+
+
 def test_speed_turns_round_when_slow():
     assert speed(12.34, "pictures") == "12.3 pictures/s" and speed(0.5, "pictures") == "2.0 s each"
