@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,8 +179,9 @@ def hostile(header: object, data: int = 0) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(data)
 
 
-def test_a_header_that_claims_endless_layers_is_refused_quickly(tmp_path: Path) -> None:
-    names = ["cap_embedder.1.weight", "cap_pad_token", *(f"layers.{i}.attention.norm_q.weight" for i in range(5_000))]
+@pytest.mark.parametrize("layers", [5_000, 50_000])
+def test_a_header_that_claims_endless_layers_is_refused_quickly(layers: int, tmp_path: Path) -> None:
+    names = ["cap_embedder.1.weight", "cap_pad_token", *(f"layers.{i}.attention.norm_q.weight" for i in range(layers))]
     entries = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}
     entries["cap_embedder.1.weight"] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     entries["layers.0.attention.norm_q.weight"] = {"dtype": "F32", "shape": [2], "data_offsets": [16, 24]}
@@ -211,6 +214,11 @@ def test_a_broken_config_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(FUSED.read_bytes())
     with pytest.raises(UserError, match=r"config\.json|rope axes"):
         load_transformer(tmp_path)
+
+
+def test_recognising_needs_no_torch() -> None:
+    code = "import sys, zimage_gui.model.recognise, zimage_gui.model.sizes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_prefix_variants_are_recognised_with_their_layout(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from zimage_gui.files import TensorInfo, expand_shards, read_header
 
 # Bytes; a real config.json has about one thousand.
 LONGEST_CONFIG = 1_000_000
+# The largest model of the family has about one thousand; every question to a header costs time per name.
+MOST_TENSORS = 20_000
 
 PART_CLASSES = {
     "transformer": ("ZImageTransformer2DModel",),
@@ -80,6 +82,9 @@ def open_checkpoint(path: Path, option: str = "file") -> Checkpoint:
     for file in files:
         header = read_header(file, option)
         metadata.update(header.metadata)
+        if len(header.tensors) > MOST_TENSORS:
+            rule = f"holds {len(header.tensors)} tensors, more than any model this program knows"
+            raise UserError.one(option, file, rule, "Choose another file")
         for name, info in header.tensors.items():
             if name in places:
                 rule = f"holds {name} twice, in {places[name].file.name} and {file.name}"
