@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -375,3 +378,37 @@ def test_words_beyond_512_tokens_are_named(project):
     project.texts()
     assert "a.png" in project.told and "unseen" in project.told
     assert load_file(project.cache / "a_zi_te.safetensors")["varlen_llm_embed_bfloat16"].shape[0] == 512
+
+
+def test_a_killed_run_leaves_only_whole_files_and_the_next_one_does_the_rest(project):
+    for number in range(30):
+        project.picture(f"{number:02d}.png", size=(120, 120))
+    words = [
+        "cache-latents",
+        "--dataset",
+        project.folder,
+        "--cache_directory",
+        project.cache,
+        "--resolution",
+        "256",
+    ]
+    words += ["--vae", VAE, "--device", "cpu", "--runs_dir", project.folder.parent / "runs"]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "zimage_gui", *map(str, words)], stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(project.cache.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
+            assert killed.poll() is None, "the command ended by itself"
+            time.sleep(0.01)
+    finally:
+        killed.kill()
+        killed.wait()
+    whole = [path.name for path in project.cache.glob("*.safetensors")]
+    assert 3 <= len(whole) < 30 and all(len(load_file(project.cache / name)) == 1 for name in whole)
+    left = project.cache / ".torn.safetensors.999999999-0a0b0c0d.zimage-tmp"
+    left.write_bytes(b"half")
+    project.options |= {"resolution": 256}
+    made = project.latents()
+    assert len(made) == 30 - len(whole) and not set(made) & set(whole)
+    assert len(list(project.cache.iterdir())) == 30

@@ -1,4 +1,6 @@
-"""From a folder to batches: what the trainer gets is right, and does not depend on threads or on where it starts."""
+"""From a folder to batches: what the trainer gets is right, and does not depend on threads or on where it
+starts.
+"""
 
 import shutil
 import threading
@@ -16,11 +18,22 @@ from zimage_gui.errors import UserError
 from zimage_gui.events import NullRun
 
 MUSUBI = Path(__file__).parents[1] / "data" / "musubi"
-MODELS = {"dit": Path("unused.safetensors"), "vae": MUSUBI / "models/vae.safetensors", "text_encoder": MUSUBI / "models/text_encoder.safetensors"}
+MODELS = {
+    "dit": Path("unused.safetensors"),
+    "vae": MUSUBI / "models/vae.safetensors",
+    "text_encoder": MUSUBI / "models/text_encoder.safetensors",
+}
 
 
 def config_of(folder, **changes):
-    options = {"dataset": folder, "resolution": 128, "device": "cpu", "tokenizer": MUSUBI / "tokenizer", **MODELS, **changes}
+    options = {
+        "dataset": folder,
+        "resolution": 128,
+        "device": "cpu",
+        "tokenizer": MUSUBI / "tokenizer",
+        **MODELS,
+        **changes,
+    }
     return TrainLoraConfig(**{name: value for name, value in options.items() if value is not None})
 
 
@@ -34,7 +47,9 @@ def cached(tmp_path_factory):
 
 def test_the_index_lists_every_picture_with_its_shape_and_length(cached):
     folder, _, index = cached
-    assert [item.picture.name for item in index.items] == sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".jpg", ".webp"))
+    assert [item.picture.name for item in index.items] == sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".png", ".jpg", ".webp")
+    )
     by_name = {item.key: item for item in index.items}
     assert by_name["banner.v2"].latent_shape == (16, 8, 32) and by_name["banner.v2"].tokens == 131
     assert by_name["banner.v2"].padded_tokens == 160 and by_name["tiny64"].padded_tokens == 32
@@ -45,7 +60,9 @@ def test_batches_hold_latents_in_model_space_and_captions_as_stored(cached):
     folder, _, index = cached
     for plan in epoch_batches(index, 1, 0):
         batch = load_batch(plan)
-        for row, (latent, caption, key) in enumerate(zip(batch.latents, batch.captions, batch.keys, strict=True)):
+        for row, (latent, caption, key) in enumerate(
+            zip(batch.latents, batch.captions, batch.keys, strict=True)
+        ):
             (stored,) = load_file(next(folder.glob(f"{key}_????x????_zi.safetensors"))).values()
             torch.testing.assert_close(latent, (stored - 0.1159) * 0.3611, rtol=0, atol=1e-6)
             (features,) = load_file(folder / f"{key}_zi_te.safetensors").values()
@@ -56,7 +73,10 @@ def test_batches_hold_latents_in_model_space_and_captions_as_stored(cached):
 
 def same(first, second):
     pairs = list(zip(first, second, strict=True))
-    return all(one.keys == two.keys and one.indices == two.indices and torch.equal(one.latents, two.latents) for one, two in pairs)
+    return all(
+        one.keys == two.keys and one.indices == two.indices and torch.equal(one.latents, two.latents)
+        for one, two in pairs
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -95,14 +115,19 @@ def test_threads_stay_between_epochs_only_when_asked_to(cached):
 
 def test_complete_caches_need_no_encoder_at_all(cached):
     folder, _, index = cached
-    again = ensure_caches(config_of(folder, batch_size=2, num_repeats=3, vae=None, text_encoder=None, tokenizer=None), NullRun(folder.parent))
+    again = ensure_caches(
+        config_of(folder, batch_size=2, num_repeats=3, vae=None, text_encoder=None, tokenizer=None),
+        NullRun(folder.parent),
+    )
     assert again == index
 
 
 def test_musubis_caches_train_as_they_are(tmp_path):
     shutil.copytree(MUSUBI / "images", tmp_path / "images")
     shutil.copytree(MUSUBI / "cache", tmp_path / "images", dirs_exist_ok=True)
-    index = ensure_caches(config_of(tmp_path / "images", vae=None, text_encoder=None, tokenizer=None), NullRun(tmp_path))
+    index = ensure_caches(
+        config_of(tmp_path / "images", vae=None, text_encoder=None, tokenizer=None), NullRun(tmp_path)
+    )
     assert len(index.items) == 9
     assert torch.isfinite(load_batch(epoch_batches(index, 0, 0)[0]).latents).all()
 
@@ -110,7 +135,9 @@ def test_musubis_caches_train_as_they_are(tmp_path):
 def test_both_missing_encoders_are_told_at_once(tmp_path):
     shutil.copytree(MUSUBI / "images", tmp_path / "images")
     with pytest.raises(UserError) as raised:
-        ensure_caches(config_of(tmp_path / "images", vae=None, text_encoder=None, tokenizer=None), NullRun(tmp_path))
+        ensure_caches(
+            config_of(tmp_path / "images", vae=None, text_encoder=None, tokenizer=None), NullRun(tmp_path)
+        )
     assert [problem.option for problem in raised.value.problems] == ["vae", "text_encoder"]
 
 

@@ -37,6 +37,7 @@ from zimage_gui.engine.cache_run import (
     stop_if_asked,
     worker_count,
 )
+from zimage_gui.engine.dataset.buckets import Size
 from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing
@@ -146,7 +147,7 @@ def _encode_all(
     )
     failed: dict[CacheItem, str] = {}
     meter, done = Meter(run, len(todo), "pictures"), 0
-    for batch, results in _decoded(_batches(todo, encoding.batch), encoding.workers):
+    for batch, results in _decoded(_batches(todo, encoding.batch, encoder.device), encoding.workers):
         good = []
         for item, result in zip(batch, results, strict=True):
             if isinstance(result, str):
@@ -166,16 +167,28 @@ def _encode_all(
     return failed
 
 
-def _batches(todo: list[CacheItem], size: int | None) -> list[list[CacheItem]]:
+def _batches(todo: list[CacheItem], size: int | None, device: torch.device) -> list[list[CacheItem]]:
     """Batches of one bucket, largest bucket first so that too little memory shows at once."""
-    groups: dict[tuple[int, int], list[CacheItem]] = {}
+    groups: dict[Size, list[CacheItem]] = {}
     for item in todo:
         groups.setdefault(item.picture.bucket, []).append(item)
     batches = []
-    for _, items in sorted(groups.items(), key=lambda group: -group[0][0] * group[0][1]):
-        step = size or items[0].picture.source.batch_size
+    for bucket, items in sorted(groups.items(), key=lambda group: -group[0][0] * group[0][1]):
+        step = size or _fitting(bucket, device)
         batches += [items[start : start + step] for start in range(0, len(items), step)]
     return batches
+
+
+_BYTES_PER_PIXEL = 128 * 4 * 6
+"""Memory of the real encoder: about six fp32 feature maps of 128 channels live at once."""
+
+
+def _fitting(bucket: Size, device: torch.device) -> int:
+    """Pictures of a size to encode at once: 1 on a CPU, where more gains nothing, up to 8 on a GPU."""
+    if device.type != "cuda":
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(min(8, max(1, free // (2 * bucket[0] * bucket[1] * _BYTES_PER_PIXEL))))
 
 
 def _decoded(
@@ -240,6 +253,11 @@ def _little_endian(latent: Tensor) -> bytes:
     return latent.contiguous().numpy().astype("<f4", copy=False).tobytes()
 
 
+_CHANNELS_LAST_PIXELS = 512 * 512
+"""Up to this size the CPU convolves pixels as they come, channels last: 10 to 20 % faster, at most 1e-4 off.
+Above it torch's group norm sums such an array too carelessly (7e-4 off at 1024x1024)."""
+
+
 @torch.inference_mode()
 def encode_pixels(vae: AutoencoderKL, pictures: list[Pixels], device: torch.device) -> Tensor:
     """Pictures (H, W, 3) uint8 of one size -> posterior means (B, 16, H/8, W/8) fp32 on the CPU, VAE space.
@@ -247,5 +265,7 @@ def encode_pixels(vae: AutoencoderKL, pictures: list[Pixels], device: torch.devi
     The VAE sees value / 127.5 - 1.
     """
     pixels_BHWC = torch.from_numpy(np.stack(pictures)).to(device, non_blocking=True)
-    images_BCHW = pixels_BHWC.permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+    images_BCHW = (pixels_BHWC.float() / 127.5 - 1).permute(0, 3, 1, 2)
+    if device.type != "cpu" or pictures[0].shape[0] * pictures[0].shape[1] > _CHANNELS_LAST_PIXELS:
+        images_BCHW = images_BCHW.contiguous()
     return vae.encode_mode(images_BCHW).float().cpu()

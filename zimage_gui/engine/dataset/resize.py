@@ -44,8 +44,8 @@ def area_average(pixels: Pixels, size: Size) -> Pixels:
     across, down = 1 / (size[0] / width), 1 / (size[1] / height)
     if across == int(across) and down == int(down):
         return _whole_blocks(pixels, int(across), int(down), size)
-    rows = _shrink_rows(pixels.astype(np.float32), size[1], down)
-    columns = _shrink_rows(rows.transpose(1, 0, 2), size[0], across)
+    rows = _shrink_rows(pixels, size[1], down)
+    columns = _shrink_rows(np.ascontiguousarray(rows.transpose(1, 0, 2)), size[0], across)
     return np.clip(np.rint(columns.transpose(1, 0, 2)), 0, 255).astype(np.uint8)
 
 
@@ -62,7 +62,7 @@ def _whole_blocks(pixels: Pixels, across: int, down: int, size: Size) -> Pixels:
 
 
 def _shrink_rows(rows: Any, count: int, scale: float) -> Floats:
-    """Area average along the first axis of a float array, from len(rows) to `count` rows."""
+    """Area average along the first axis of an array of numbers, from len(rows) to `count` rows."""
     length = len(rows)
     start = np.arange(count) * scale
     end = start + scale
