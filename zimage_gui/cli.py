@@ -104,7 +104,9 @@ def _run_command(spec: CommandSpec, words: Sequence[str]) -> int:
     config = _config(spec, parsed)
     if parsed.dry_run:
         return _dry_run(spec, config)
-    return _run_long(spec, config, parsed.run_folder) if spec.gpu else _run_short(spec, config)
+    if spec.gpu or parsed.run_folder is not None:
+        return _run_long(spec, config, parsed.run_folder)
+    return _run_short(spec, config)
 
 
 def _config(spec: CommandSpec, parsed: Parsed) -> Options:
@@ -149,7 +151,8 @@ def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> in
         # Made at the first event: from then on console.log gets what these streams print.
         return TerminalView(sys.stdout, sys.stderr)
 
-    runs_dir: Path = config.runs_dir  # type: ignore[attr-defined]  # every command with gpu has RunOptions
+    # Every command with gpu has the option; another one is run here only in a folder that exists.
+    runs_dir = Path(getattr(config, "runs_dir", "runs"))
     listeners = (lambda event: view()(event),)
     code = run_here(spec, config, runs_dir, run_name(config), listeners, run_folder)
     if getattr(config, "bell", False):

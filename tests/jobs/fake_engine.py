@@ -99,7 +99,7 @@ def command_line(folder: Path, command: str) -> list[str]:
     return [sys.executable, __file__, "--run_folder", str(folder)]
 
 
-def wait_for(condition, seconds: float = 20.0):
+def wait_for(condition, seconds: float = 60.0):
     """The first true value of `condition()`; fails after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

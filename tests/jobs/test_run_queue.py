@@ -77,7 +77,7 @@ def test_a_run_started_in_a_terminal_is_waited_for(new_run, runs):
     queue.add(queued.folder)
     assert queue.start_next() is None
     launch.ask_to_stop(terminal.folder)
-    process.wait(10)
+    process.wait(30)
     assert queue.start_next() == queued.folder
     wait_for(lambda: judge(queued.folder).ended)
 
@@ -89,7 +89,7 @@ def test_a_job_that_needs_no_gpu_holds_nothing_up(new_run, runs):
     wait_for(lambda: judge(light.folder).state == "running")
     assert queue.running() == []
     launch.kill(light.folder)
-    process.wait(10)
+    process.wait(30)
 
 
 def test_a_removed_job_is_never_started(new_run, runs):

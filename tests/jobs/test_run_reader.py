@@ -77,7 +77,7 @@ def test_polling_a_run_of_a_hundred_thousand_steps_costs_nothing_when_nothing_is
     began = time.process_time()
     for _ in range(20):
         view = reader.poll()
-    assert (time.process_time() - began) / 20 < 0.01
+    assert (time.process_time() - began) / 20 < 0.02
     assert view.curves.steps[-1] == 100_001
     assert 100 < len(view.curves.thinned(1000).steps) <= 1001
 

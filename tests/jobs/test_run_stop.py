@@ -30,7 +30,7 @@ def test_a_stop_file_finishes_the_step_saves_and_ends_with_0(new_run):
     process = started(run)
     launch.ask_to_stop(run.folder)
     assert judge(run.folder).state in ("stopping", "stopped")
-    assert process.wait(10) == 0
+    assert process.wait(30) == 0
     assert judge(run.folder).state == "stopped" and saved(run)
 
 
@@ -40,7 +40,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_130(new_run, number):
     run = new_run(steps=10000)
     process = started(run)
     process.send_signal(number)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert judge(run.folder).state == "stopped" and saved(run)
 
 
@@ -51,7 +51,7 @@ def test_a_second_ctrl_c_leaves_at_once_without_saving(new_run):
     process.send_signal(signal.SIGINT)
     wait_for(lambda: "the step is finished" in (run.folder / "console.log").read_text(encoding="utf-8"))
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     state = judge(run.folder)
     assert (state.state, state.error_kind, saved(run)) == ("stopped", "interrupted", False)
 
@@ -61,7 +61,7 @@ def test_terminate_leaves_now_even_in_the_middle_of_a_step(new_run):
     run = new_run(steps=10000, fail="hang")
     process = started(run)
     assert launch.terminate(run.folder)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert judge(run.folder).state == "stopped"
 
 
@@ -69,7 +69,7 @@ def test_kill_ends_what_does_not_listen_and_is_shown_as_stopped(new_run):
     run = new_run(steps=10000, fail="hang")
     process = started(run)
     assert launch.kill(run.folder)
-    assert process.wait(10) != 0
+    assert process.wait(30) != 0
     state = judge(run.folder)
     assert (state.state, "without saving" in state.message) == ("stopped", True)
     assert not launch.kill(run.folder)
@@ -84,7 +84,7 @@ def test_closing_the_terminal_saves_and_ends_even_though_nothing_can_be_printed(
     wait_for(lambda: (read_status(run.folder).step or 0) >= 1)
     os.close(read)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     assert judge(run.folder).state == "stopped" and saved(run)
 
 
@@ -94,4 +94,4 @@ def test_the_process_does_not_share_the_windows_session(new_run):
     process = started(run)
     assert os.getsid(process.pid) != os.getsid(0)
     launch.kill(run.folder)
-    process.wait(10)
+    process.wait(30)
