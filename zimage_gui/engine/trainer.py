@@ -148,11 +148,12 @@ class Trainer:
         grad_norm = self._clip()
         if self.device.type == "cpu":  # reading it costs nothing here, and the weights stay good
             self._check(grad_norm)
-        rates = self.schedule.get_last_lr()
+        rate = self.optimizer.param_groups[0]["lr"]  # None where Adafactor works it out itself
+        rate = self.schedule.get_last_lr()[0] if rate is None else rate
         if self._stepped():
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(value, grad_norm, float(rates[0]), samples)
+        self._count(value, grad_norm, float(rate), samples)
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
         """The weighted flow-matching loss of one batch, fp32."""
@@ -257,7 +258,7 @@ class Trainer:
 
     def restore(self, values: dict[str, Any]) -> None:
         """Continue from what `state` gave."""
-        self.optimizer.load_state_dict(values["optimizer"])
+        _load_optimizer(self.optimizer, values["optimizer"])
         self.schedule.load_state_dict(values["schedule"])
         if self.scaler.is_enabled() and values["scaler"]:
             self.scaler.load_state_dict(values["scaler"])
@@ -268,6 +269,18 @@ class Trainer:
             saved["position"],
         )
         self.progress.losses.extend(saved["losses"])
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """`load_state_dict` that keeps each tensor's type: torch casts fp32 averages of bf16 weights down to bf16."""
+    optimizer.load_state_dict(saved)
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        state = optimizer.state.get(parameter, {})
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and name in state and state[name].dtype != value.dtype:
+                state[name] = value.to(state[name].device)
 
 
 def _recomputed(block: Any, x: Tensor, rope: Tensor, modulation: Tensor | None, keeps_rng: bool) -> Tensor:
