@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from zimage_gui.engine.generate import Resident, check, requests_of
+from zimage_gui.engine.generate import Resident, check
 from zimage_gui.engine.generate import run as generate
+from zimage_gui.engine.generate_plan import requests_of
 from zimage_gui.engine.generator import Generator
 from zimage_gui.engine.png_settings import read_settings
 from zimage_gui.engine.prompt_lines import PromptLine
@@ -278,3 +279,20 @@ def test_cpu_noise_is_the_noise_of_the_cpu_generator(options):
     (request,) = requests_of(options(cpu_noise=True), [PromptLine("a")])
     expected = torch.randn(1, 16, 6, 8, generator=torch.Generator().manual_seed(7))
     assert torch.equal(starting_noise(request, torch.device("cpu")), expected)
+
+
+def test_a_long_prompt_file_is_encoded_in_groups(options, run, tmp_path, monkeypatch):
+    from zimage_gui.engine import generate as module
+
+    monkeypatch.setattr(module, "_AT_ONCE", 2)
+    path = tmp_path / "p.txt"
+    path.write_text("a\nb\nc\n", encoding="utf-8")
+    pictures = generate(options(prompt=None, from_file=path, infer_steps=1, image_size=(32, 32)), run)
+    assert [read_settings(picture)["prompt"] for picture in pictures] == ["a", "b", "c"]
+    steps = [
+        (event.done, event.total)
+        for event in run.events
+        if event.kind == "progress" and event.unit == "steps"
+    ]
+    assert steps[-1] == (3, 3)
+    assert _texts(run, "stage").count("Loading the text encoder") == 1

@@ -190,3 +190,15 @@ def test_dora_over_input_columns_sets_the_column_norms():
     weight = torch.randn(6, 4)
     entry = Dora(LowRank(torch.randn(2, 4), torch.randn(6, 2), 2.0), torch.full((1, 4), 3.0), "dora_scale")
     torch.testing.assert_close((weight + entry.delta(weight)).norm(dim=0), torch.full((4,), 3.0))
+
+
+def test_a_dora_scale_means_the_norms_of_the_changed_rows(tmp_path, base):
+    """The same DoRA as `dora_plain`, in LyCORIS' spelling."""
+    tensors = {}
+    for name, tensor in load_file(DIALECTS / "dora_plain.safetensors").items():
+        if "magnitude" in name:
+            name, tensor = name.replace("lora_magnitude_vector.weight", "dora_scale"), tensor[:, None].clone()
+        tensors[name.replace("transformer.", "diffusion_model.")] = tensor
+    file = read_lora(_save(tmp_path, tensors))
+    for name, wanted in load_file(DIALECTS / "expected" / "dora.safetensors").items():
+        torch.testing.assert_close(merged_weights(base, file)[name], wanted, atol=2e-6, rtol=0)

@@ -3,11 +3,9 @@
 Knows options, prompts, file names and the run's events. It must not know how sampling works.
 """
 
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +16,28 @@ from torch import Tensor
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.devices import pick_device
-from zimage_gui.engine.generator import Generator, LoraChoice, ModelKey, PictureRequest
-from zimage_gui.engine.latent_files import latent_metadata, latent_problems, read_latent, settings_of_latent
-from zimage_gui.engine.model_files import ModelFiles, find_models
+from zimage_gui.engine.generate_plan import lora_choices, needed_parts, problems_of, prompts_of, requests_of
+from zimage_gui.engine.generator import Generator, ModelKey, PictureRequest
+from zimage_gui.engine.latent_files import latent_metadata, read_latent, settings_of_latent
+from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.png_settings import png_bytes
-from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
+from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.engine.sampler import Cancelled
 from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write, free_name, sweep_temp_files
-from zimage_gui.model.attention import use_backend
-from zimage_gui.model.lora_files import fit_problems, linear_shapes, read_lora
-from zimage_gui.model.transformer import ZImageTransformer
-from zimage_gui.model.weights import model_problems, transformer_config_of
 
-_PARTS = ("transformer", "vae", "text_encoder")
 _PART_FOLDERS = {"transformer", "vae", "text_encoder"}
+_AT_ONCE = 256
+"""Pictures whose prompts are encoded together; their features wait in memory."""
+_MANY_TEXTS = 8
 _WORTH_TELLING = 100 << 20
 """Bytes of a model from which its loading is shown as progress."""
 
 
 def check(config: GenerateConfig) -> list[Problem]:
     """Everything that can be found wrong before a byte of weights is loaded."""
-    return _problems(config)
+    return problems_of(config)
 
 
 def run(config: GenerateConfig, run: Run) -> list[Path]:
@@ -68,7 +65,7 @@ class Resident:
         loras_are_on = (
             self._generator is not None and holds and self._generator.has_loras(lora_choices(config))
         )
-        raise_if_any(_problems(config, holds, loras_are_on))
+        raise_if_any(problems_of(config, holds, loras_are_on))
         if self._generator is None or not holds:
             self.close()
             self._generator = Generator(_key(config))
@@ -85,12 +82,8 @@ class Resident:
         self._generator = None
 
 
-def _needed(config: GenerateConfig) -> tuple[str, ...]:
-    return ("vae",) if config.latent_path else _PARTS
-
-
 def _key(config: GenerateConfig) -> ModelKey:
-    files, problems = find_models(config, *_needed(config))
+    files, problems = find_models(config, *needed_parts(config))
     raise_if_any(problems)
     return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision)
 
@@ -101,92 +94,6 @@ def _holds(generator: Generator, config: GenerateConfig) -> bool:
         return generator.key == _key(config)
     except UserError:
         return False
-
-
-def _problems(
-    config: GenerateConfig, models_are_loaded: bool = False, loras_are_on: bool = False
-) -> list[Problem]:
-    problems = config.problems()
-    files, absent = find_models(config, *_needed(config))
-    problems += absent
-    looks: list[Callable[[], object]] = [
-        partial(pick_device, config.device),
-        partial(use_backend, config.attn_mode),
-        partial(prompts_of, config),
-    ]
-    for look in looks:
-        try:
-            look()
-        except UserError as error:
-            problems += error.problems
-    if not models_are_loaded:
-        wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
-        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder)
-    problems += latent_problems(config.latent_path)
-    return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
-
-
-def _lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
-    """Reads the LoRAs and compares them with the transformer's sizes, which cost a header."""
-    problems: list[Problem] = []
-    shapes = None
-    for choice in lora_choices(config):
-        try:
-            file = read_lora(choice.path)
-            if shapes is None and dit is not None:
-                with torch.device("meta"):
-                    shapes = linear_shapes(ZImageTransformer(transformer_config_of(dit)))
-            problems += fit_problems(file.select(choice.include, choice.exclude), shapes or {})
-        except UserError as error:
-            problems += [problem for problem in error.problems if problem.option != "dit"]
-    return problems
-
-
-def lora_choices(config: GenerateConfig) -> list[LoraChoice]:
-    """The LoRAs with their strengths; a strength that is not given is 1."""
-    multipliers = (*config.lora_multiplier, *[1.0] * len(config.lora_weight))
-    return [
-        LoraChoice(path, multiplier, config.include_patterns, config.exclude_patterns)
-        for path, multiplier in zip(config.lora_weight, multipliers, strict=False)
-    ]
-
-
-def prompts_of(config: GenerateConfig) -> list[PromptLine]:
-    """The prompt of the options, or those of the prompt file."""
-    if config.latent_path:
-        return []
-    if config.from_file is not None:
-        return read_prompt_file(config.from_file)
-    return [PromptLine(config.prompt or "")]
-
-
-def requests_of(config: GenerateConfig, lines: Sequence[PromptLine]) -> list[PictureRequest]:
-    """One request per picture: what a line leaves open comes from the options. Without any seed each line
-    gets a random one of 32 bits; further pictures of a line take the next seeds."""
-    height, width = config.image_size
-    requests = []
-    for line in lines:
-        given = line.seed if line.seed is not None else config.seed
-        seed = secrets.randbits(32) if given is None else given
-        for index in range(config.batch_count):
-            requests.append(
-                PictureRequest(
-                    prompt=line.prompt,
-                    negative_prompt=_first(line.negative_prompt, config.negative_prompt),
-                    height=_first(line.height, height),
-                    width=_first(line.width, width),
-                    steps=_first(line.steps, config.infer_steps),
-                    guidance_scale=_first(line.guidance_scale, config.guidance_scale),
-                    flow_shift=_first(line.flow_shift, config.flow_shift),
-                    seed=(seed + index) % 2**63,
-                    cpu_noise=config.cpu_noise,
-                )
-            )
-    return requests
-
-
-def _first(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is None else value
 
 
 @dataclass
@@ -228,19 +135,36 @@ class _Job:
         requests = requests_of(self.config, lines)
         self._tell_choices(lines, requests)
         self._prepare_folder()
-        texts = [text for request in requests for text in request.texts]
-        for warning in self.generator.encode(texts):
-            self.run.emit(Warning(text=warning))
-        self._set_loras()
-        self.generator.load(vae=self.config.output_type != "latent")
-        self.run.emit(Stage(name="generate", text=_sentence(requests, self.generator.device)))
-        meter = Meter(self.run, sum(request.steps for request in requests), "steps")
+        meter: Meter | None = None
         done = 0
-        for request in requests:
-            latents = self._sample(request, meter, done)
-            done += request.steps
-            self._save(request, latents)
+        for start in range(0, len(requests), _AT_ONCE):
+            group = requests[start : start + _AT_ONCE]
+            self._encode(group)
+            if meter is None:
+                self._set_loras()
+                self.generator.load(vae=self.config.output_type != "latent")
+                self.run.emit(Stage(name="generate", text=_sentence(requests, self.generator.device)))
+                meter = Meter(self.run, sum(request.steps for request in requests), "steps")
+            for request in group:
+                latents = self._sample(request, meter, done)
+                done += request.steps
+                self._save(request, latents)
         return self.written
+
+    def _encode(self, requests: Sequence[PictureRequest]) -> None:
+        meter: Meter | None = None
+
+        def on_text(done: int, total: int) -> None:
+            nonlocal meter
+            if self.run.stop_requested():
+                raise Interrupted("stopped while reading prompts")
+            if total >= _MANY_TEXTS:
+                meter = meter or Meter(self.run, total, "prompts")
+                meter.at(done)
+
+        texts = [text for request in requests for text in request.texts]
+        for warning in self.generator.encode(texts, on_text):
+            self.run.emit(Warning(text=warning))
 
     def decode_latents(self) -> list[Path]:
         """Pictures of latent files written earlier."""

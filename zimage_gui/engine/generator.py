@@ -107,22 +107,30 @@ class Generator:
         self._loras: tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...] = ()
         self._counts: list[int] = []
 
-    def encode(self, texts: Iterable[str]) -> list[str]:
+    def encode(self, texts: Iterable[str], on_text: Callable[[int, int], None] | None = None) -> list[str]:
         """Encodes the texts that are new, and returns one warning for each that is longer than 512 tokens.
 
         The text encoder is loaded for it and afterwards kept, moved to the CPU or freed, as memory allows.
+        `on_text(done, total)` is called after each; it may raise to stop.
         """
-        new = [text for text in dict.fromkeys(texts) if text not in self._features]
+        wanted = dict.fromkeys(texts)
+        new = [text for text in wanted if text not in self._features]
         warnings = []
         if new:
             encoder, tokenizer = self._ready_text_encoder()
-            for text in new:
+            for number, text in enumerate(new, 1):
                 # One by one: padding to the longest would change nothing but the rounding.
                 (features,) = encode_prompts(encoder, tokenizer, [text])
                 self._features[text] = features.to("cpu")
                 if warning := tokenizer.encode_prompt(text).warning:
                     warnings.append(warning)
+                if on_text is not None:
+                    on_text(number, len(new))
             self._put_text_encoder_away()
+        for text in wanted:
+            self._features.move_to_end(text)
+        while len(self._features) > max(_PROMPTS_KEPT, len(wanted)):
+            self._features.popitem(last=False)
         return warnings
 
     def set_loras(self, choices: Sequence[LoraChoice]) -> list[int]:
@@ -210,9 +218,6 @@ class Generator:
         return lambda done, total: self.on_load(part, done, total)
 
     def _feature(self, text: str) -> Tensor:
-        self._features.move_to_end(text)
-        while len(self._features) > _PROMPTS_KEPT:
-            self._features.popitem(last=False)
         return self._features[text].to(self.device, self.dtype)
 
     def _ready_text_encoder(self) -> tuple[Qwen3TextEncoder, Tokenizer]:

@@ -1,0 +1,118 @@
+"""What `generate` will make: the options turned into requests, and everything wrong with them found first.
+
+Knows options, prompts and what must fit together. It must not know how pictures are made or saved.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.generator import LoraChoice, PictureRequest
+from zimage_gui.engine.latent_files import latent_problems
+from zimage_gui.engine.model_files import ModelFiles, find_models
+from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
+from zimage_gui.errors import Problem, UserError
+from zimage_gui.model.attention import use_backend
+from zimage_gui.model.lora_files import fit_problems, linear_shapes, read_lora
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.weights import model_problems, transformer_config_of
+
+_PARTS = ("transformer", "vae", "text_encoder")
+
+
+def needed_parts(config: GenerateConfig) -> tuple[str, ...]:
+    """The models this needs, by part."""
+    return ("vae",) if config.latent_path else _PARTS
+
+
+def problems_of(
+    config: GenerateConfig, models_are_loaded: bool = False, loras_are_on: bool = False
+) -> list[Problem]:
+    """Everything wrong with the options, without what costs time where models or LoRAs are known to be on."""
+    problems = config.problems()
+    files, absent = find_models(config, *needed_parts(config))
+    problems += absent
+    looks: list[Callable[[], object]] = [
+        partial(pick_device, config.device),
+        partial(use_backend, config.attn_mode),
+        partial(prompts_of, config),
+    ]
+    for look in looks:
+        try:
+            look()
+        except UserError as error:
+            problems += error.problems
+    if not models_are_loaded:
+        wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
+        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder)
+    problems += latent_problems(config.latent_path)
+    return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
+
+
+def _lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
+    """Reads the LoRAs and compares them with the transformer's sizes, which cost a header."""
+    problems: list[Problem] = []
+    shapes = None
+    for choice in lora_choices(config):
+        try:
+            file = read_lora(choice.path)
+            if shapes is None and dit is not None:
+                with torch.device("meta"):
+                    shapes = linear_shapes(ZImageTransformer(transformer_config_of(dit)))
+            problems += fit_problems(file.select(choice.include, choice.exclude), shapes or {})
+        except UserError as error:
+            problems += [problem for problem in error.problems if problem.option != "dit"]
+    return problems
+
+
+def lora_choices(config: GenerateConfig) -> list[LoraChoice]:
+    """The LoRAs with their strengths; a strength that is not given is 1."""
+    multipliers = (*config.lora_multiplier, *[1.0] * len(config.lora_weight))
+    return [
+        LoraChoice(path, multiplier, config.include_patterns, config.exclude_patterns)
+        for path, multiplier in zip(config.lora_weight, multipliers, strict=False)
+    ]
+
+
+def prompts_of(config: GenerateConfig) -> list[PromptLine]:
+    """The prompt of the options, or those of the prompt file."""
+    if config.latent_path:
+        return []
+    if config.from_file is not None:
+        return read_prompt_file(config.from_file)
+    return [PromptLine(config.prompt or "")]
+
+
+def requests_of(config: GenerateConfig, lines: Sequence[PromptLine]) -> list[PictureRequest]:
+    """One request per picture: what a line leaves open comes from the options. Without any seed each line
+    gets a random one of 32 bits; further pictures of a line take the next seeds."""
+    height, width = config.image_size
+    requests = []
+    for line in lines:
+        given = line.seed if line.seed is not None else config.seed
+        seed = secrets.randbits(32) if given is None else given
+        for index in range(config.batch_count):
+            requests.append(
+                PictureRequest(
+                    prompt=line.prompt,
+                    negative_prompt=_first(line.negative_prompt, config.negative_prompt),
+                    height=_first(line.height, height),
+                    width=_first(line.width, width),
+                    steps=_first(line.steps, config.infer_steps),
+                    guidance_scale=_first(line.guidance_scale, config.guidance_scale),
+                    flow_shift=_first(line.flow_shift, config.flow_shift),
+                    seed=(seed + index) % 2**63,
+                    cpu_noise=config.cpu_noise,
+                )
+            )
+    return requests
+
+
+def _first(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
