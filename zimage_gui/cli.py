@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import functools
 import io
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -145,6 +146,10 @@ def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> in
     """A command with a run folder, so that the window shows it too."""
     from zimage_gui.jobs.here import run_here
     from zimage_gui.terminal import TerminalView
+
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        rule = "asks for several processes, and training on several GPUs comes in a later version"
+        raise UserError.one("WORLD_SIZE", os.environ["WORLD_SIZE"], rule, "Start one process")
 
     @functools.cache
     def view() -> TerminalView:

@@ -155,6 +155,14 @@ def test_exit_codes_of_short_commands(work, code, text, capsys):
     assert text in capsys.readouterr().err
 
 
+def test_several_processes_are_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "v.safetensors").touch()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["cache-latents", "--vae", str(tmp_path / "v.safetensors"), "--dataset", str(tmp_path)]
+    assert cli.main(words) == EXIT_USER
+    assert "several GPUs comes in a later version" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_dispatch", lambda words: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main([]) == EXIT_INTERRUPTED
