@@ -126,13 +126,14 @@ def test_a_restarted_window_adopts_the_living_and_records_the_dead(new_run, runs
     pretend(alive)
     pretend(dead, pid=2**22 + 1)
     (waiting.folder / "queue.json").write_text('{"order": 1}', encoding="utf-8")
-    (dead.folder / f".status.json.{2**22 + 1}-00000000.zimage-tmp").write_bytes(b"half")
+    for place in (dead.folder, dead.folder / "checkpoints", alive.folder):
+        (place / f".cats.safetensors.{2**22 + 1}-00000000.zimage-tmp").write_bytes(b"half")
     found = reconcile(runs)
     assert [state.folder for state in found.alive] == [alive.folder]
     assert [state.folder for state in found.queued] == [waiting.folder]
     assert [state.folder for state in found.died] == [dead.folder]
     assert read_status(dead.folder).outcome == "failed" and read_status(alive.folder).outcome is None
-    assert not list(dead.folder.glob("*.zimage-tmp"))
+    assert not list(dead.folder.rglob("*.zimage-tmp")) and list(alive.folder.glob("*.zimage-tmp"))
     assert reconcile(runs).died == ()
 
 

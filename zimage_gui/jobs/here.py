@@ -5,6 +5,7 @@ Both the command line and the detached processes that the window starts come thr
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 import time
@@ -21,6 +22,7 @@ from zimage_gui.events import Failed
 from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import Listener, RunFolder
 from zimage_gui.jobs.hints import RESUME, explain
+from zimage_gui.jobs.reconcile import reconcile
 from zimage_gui.jobs.resident import free_the_gpu
 from zimage_gui.jobs.stopping import StopSignals
 
@@ -55,6 +57,9 @@ def run_here(
     """
     if run_folder is None:
         run = RunFolder.create(runs_dir, spec.name, name, config, gpu=spec.gpu)
+        # Putting other runs in order must not keep this one from starting.
+        with contextlib.suppress(OSError):
+            reconcile(runs_dir)
     else:
         run = RunFolder.open(run_folder)
     with recorded(run.folder, heading(spec.name)):

@@ -1,4 +1,4 @@
-"""Knows how to put the run folders in order when a window starts: nothing stays "running" that is not.
+"""Knows how to put the run folders in order when a window or a run starts: none stays "running" that is not.
 
 Living runs, whoever started them, are left alone and shown. Knows nothing of the window.
 """
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.files import sweep_temp_files
+from zimage_gui.jobs.folder import SUBFOLDERS
 from zimage_gui.jobs.lock import Busy, exclusive
 from zimage_gui.jobs.processes import host_name
 from zimage_gui.jobs.queue import LOCK_FILE
+from zimage_gui.jobs.resident import WORKER_FOLDER
 from zimage_gui.jobs.state import RunList, RunState, judge
 from zimage_gui.jobs.status import write_status
 
@@ -27,10 +29,9 @@ class Reconciled:
 
 
 def reconcile(runs_dir: Path) -> Reconciled:
-    """Judge every run of a folder, record the end of the dead ones, sweep what killed processes left
-    behind.
-    """
-    sweep_temp_files(runs_dir)
+    """Judge every run, record the end of the dead ones, sweep what killed processes left behind."""
+    for place in (runs_dir, runs_dir / WORKER_FOLDER):
+        sweep_temp_files(place)
     states = RunList(runs_dir).states()
     died = [state for state in states if state.ended and state.status.outcome is None]
     if died:
@@ -57,7 +58,8 @@ def _record(state: RunState) -> bool:
         return False
     if latest is None or not latest.ended or latest.status.outcome is not None:
         return False
-    sweep_temp_files(state.folder)
+    for place in (state.folder, *(state.folder / name for name in SUBFOLDERS)):
+        sweep_temp_files(place)
     outcomes = {"stopped": "stopped", "failed": "failed", "finished": "done"}
     changes = {
         "outcome": outcomes[latest.state],
