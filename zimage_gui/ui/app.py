@@ -1,7 +1,8 @@
 """Starts the window: builds the page and serves it on this machine.
 
-Knows gradio, the desk and who may connect. Knows nothing of what the tabs do. The network rules are here: loopback
-unless the user opens it, then only with a password; no telemetry; nothing served but the window's own pictures.
+Knows gradio, the desk and who may connect. Knows nothing of what the tabs do. The network rules are here:
+loopback unless the user opens it, then only with a password; no telemetry; nothing served but the window's
+own pictures.
 """
 
 from __future__ import annotations
@@ -44,11 +45,14 @@ def build_app(desk: Desk) -> gr.Blocks:
     frame = Frame(desk)
     dataset, cache, lora, finetune = DatasetTab(desk), CacheTab(desk), lora_tab(desk), finetune_tab(desk)
     generate, convert, runs, models = GenerateTab(desk), ConvertTab(desk), RunsTab(desk), ModelsTab(desk)
-    titles = {
+    titles: dict[str, Any] = {
         "Dataset": dataset, "Cache": cache, "LoRA Train": lora, "Finetune": finetune, "Generate": generate,
         "Convert": convert, "Runs": runs, "Models": models,
     }  # fmt: skip
-    with gr.Blocks(title="Z-Image studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(
+        title="Z-Image studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
+    ) as blocks:
+        page: gr.Blocks = blocks
         frame.build()
         with gr.Tabs(selected=lora.name) as tabs:
             for title, tab in titles.items():
@@ -95,13 +99,16 @@ def run(config: GuiConfig, run: Run) -> list[Path]:
 
 
 def credentials(config: GuiConfig) -> list[tuple[str, str]]:
-    """Who may log in, from the option, the file or the environment; needed for any address but this machine's."""
+    """Who may log in, from the option, the file or the environment; needed for any address but this
+    machine's."""
     lines = [config.auth or os.environ.get("ZIMAGE_GUI_AUTH", "")]
     if config.auth_file is not None:
         try:
             lines += config.auth_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
-            raise UserError.one("auth_file", config.auth_file, f"cannot be read ({error})", "Check the path") from error
+            raise UserError.one(
+                "auth_file", config.auth_file, f"cannot be read ({error})", "Check the path"
+            ) from error
     found: list[tuple[str, str]] = []
     for line in lines:
         user, _, password = line.strip().partition(":")
@@ -144,8 +151,8 @@ def serve(page: gr.Blocks, desk: Desk, config: GuiConfig, logins: list[tuple[str
 
 
 def host_check(config: GuiConfig) -> list[Any]:
-    """On loopback only requests that name this machine are answered: a foreign page cannot reach the window through
-    a name of its own that it points here (DNS rebinding)."""
+    """On loopback only requests that name this machine are answered: a foreign page cannot reach the window
+    through a name of its own that it points here (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -166,7 +173,12 @@ def free_port(address: str, wanted: int, tries: int = 100) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise UserError.one("port", wanted, f"and the {tries} after it are taken or may not be used on {address}", "Choose another")
+    raise UserError.one(
+        "port",
+        wanted,
+        f"and the {tries} after it are taken or may not be used on {address}",
+        "Choose another",
+    )
 
 
 def open_browser(address: str) -> None:

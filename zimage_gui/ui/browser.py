@@ -1,7 +1,7 @@
 """The folder browser: a dialog of our own that lists the server's folders and fills a path field.
 
-Knows gradio's HTML component and `folders`. The listing never leaves the roots; the chosen path is put into the
-field by the browser, as if it had been typed.
+Knows gradio's HTML component and `folders`. The listing never leaves the roots; the chosen path is put into
+the field by the browser, as if it had been typed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from zimage_gui.ui.actions import script
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.folders import list_folder
 
@@ -30,45 +31,6 @@ DIALOG = """
 </div>
 """
 
-SCRIPT = """
-const part = (name) => element.querySelector(`[data-part="${name}"]`);
-const veil = element.querySelector('.zg-veil');
-let target = null, here = '';
-const close = () => { veil.classList.remove('zg-open'); if (target) target.focus(); };
-const take = (path) => { if (target) window.zgSet(target, path); close(); };
-const line = (words, note, action) => {
-  const button = document.createElement('button');
-  button.type = 'button'; button.className = 'zg-line'; button.textContent = words;
-  const side = document.createElement('span'); side.textContent = note; button.append(side);
-  button.addEventListener('click', action);
-  return button;
-};
-const open = async (path) => {
-  const found = await server.list_folders(path);
-  here = found.path;
-  part('path').textContent = found.problem || here;
-  part('roots').replaceChildren(...found.roots.map((root) => {
-    const chip = document.createElement('button');
-    chip.type = 'button'; chip.className = 'zg-chip'; chip.textContent = root;
-    chip.addEventListener('click', () => open(root)); return chip;
-  }));
-  const lines = found.folders.map((one) => line(one.name + '/', one.note, () => open(one.path)));
-  if (found.parent) lines.unshift(line('.. (up)', '', () => open(found.parent)));
-  lines.push(...found.files.map((one) => line(one.name, '', () => take(one.path))));
-  part('list').replaceChildren(...lines);
-  part('list').scrollTop = 0;
-};
-part('cancel').addEventListener('click', close);
-part('take').addEventListener('click', () => take(here));
-veil.addEventListener('click', (event) => { if (event.target === veil) close(); });
-element.addEventListener('keydown', (event) => { if (event.key === 'Escape') close(); });
-window.zgBrowse = (id) => {
-  target = document.querySelector(`#${CSS.escape(id)} textarea, #${CSS.escape(id)} input`);
-  veil.classList.add('zg-open');
-  open(target ? target.value : '').then(() => part('take').focus());
-};
-"""
-
 
 def folder_browser(desk: Desk) -> gr.HTML:
     """Build the dialog once per page; a path field opens it with `window.zgBrowse(elem_id)`."""
@@ -87,12 +49,20 @@ def folder_browser(desk: Desk) -> gr.HTML:
             "problem": found.problem,
             "roots": [str(root) for root in desk.roots],
             "folders": [
-                {"name": one.path.name, "path": str(one.path), "note": f"{one.pictures} pictures" if one.pictures else ""}
+                {
+                    "name": one.path.name,
+                    "path": str(one.path),
+                    "note": f"{one.pictures} pictures" if one.pictures else "",
+                }
                 for one in found.folders
             ],
             "files": [{"name": one.name, "path": str(one)} for one in found.files],
         }
 
     return gr.HTML(
-        DIALOG, js_on_load=SCRIPT, server_functions=[list_folders], apply_default_css=False, elem_id="zg-browser"
+        DIALOG,
+        js_on_load=script("browser.js"),
+        server_functions=[list_folders],
+        apply_default_css=False,
+        elem_id="zg-browser",
     )

@@ -10,7 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from zimage_gui.config.cache import CacheLatentsConfig
-from zimage_gui.engine.cache_files import CacheItem, Kind, Maker, State, Verdict, cache_items, judge_latent, judge_text, model_identity
+from zimage_gui.engine.cache_files import (
+    CacheItem,
+    Kind,
+    Maker,
+    State,
+    Verdict,
+    cache_items,
+    judge_latent,
+    judge_text,
+    model_identity,
+)
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check_or_raise, sources_of
 from zimage_gui.engine.model_files import find_part
@@ -18,7 +28,13 @@ from zimage_gui.errors import UserError
 from zimage_gui.ui.html import badge, escape, facts, notice, plural
 
 NAMED = 6
-TONES = {State.READY: "good", State.UNVERIFIED: "warn", State.MISSING: "plain", State.STALE: "warn", State.CORRUPT: "bad"}
+TONES = {
+    State.READY: "good",
+    State.UNVERIFIED: "warn",
+    State.MISSING: "plain",
+    State.STALE: "warn",
+    State.CORRUPT: "bad",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,9 @@ def as_html(state: CacheState) -> str:
     if left_out:
         names = ", ".join(entry.sentence() for entry in left_out[:NAMED])
         more = " …" if len(left_out) > NAMED else ""
-        cards += notice(f"{plural(len(left_out), 'picture is', 'pictures are')} left out: {names}{more}", "warn")
+        cards += notice(
+            f"{plural(len(left_out), 'picture is', 'pictures are')} left out: {names}{more}", "warn"
+        )
     return cards
 
 
@@ -74,7 +92,9 @@ def _card(title: str, state: CacheState, kind: Kind) -> str:
     counts = Counter(verdict.state for verdict in verdicts)
     to_do = state.to_do(kind)
     word = badge("up to date", "good") if not to_do else badge(f"{to_do:,} to do", "warn")
-    numbers = facts([(one.value.capitalize(), f"{counts[one]:,}") for one in State if counts[one] or one is State.READY])
+    numbers = facts(
+        [(one.value.capitalize(), f"{counts[one]:,}") for one in State if counts[one] or one is State.READY]
+    )
     reasons = [
         f"{item.picture.path.name}: {verdict.reason or verdict.state.value}"
         for item, verdict in zip(state.items, verdicts, strict=True)
@@ -84,4 +104,6 @@ def _card(title: str, state: CacheState, kind: Kind) -> str:
     rest = f"<li>and {len(reasons) - NAMED:,} more</li>" if len(reasons) > NAMED else ""
     listed = f"<ul>{shown}{rest}</ul>" if reasons else ""
     tone = "good" if not to_do else "warn"
-    return notice(f"<div class='zg-chips'><b>{escape(title)}</b>{word}</div>{numbers}{listed}", tone, raw=True)
+    return notice(
+        f"<div class='zg-chips'><b>{escape(title)}</b>{word}</div>{numbers}{listed}", tone, raw=True
+    )

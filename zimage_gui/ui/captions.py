@@ -1,7 +1,8 @@
 """Captions edited in the window: which files a page may write, and how they are saved.
 
 Knows caption files. A page names a picture by a token that was given out with its card, never by a path; only
-pictures of a scan that someone asked for have tokens. A caption that changed on disk meanwhile is not overwritten.
+pictures of a scan that someone asked for have tokens. A caption that changed on disk meanwhile is not
+overwritten.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class CaptionFiles:
             return Saved(False, "Longer than 1 MB, which is no caption.", before)
         now = read_caption(file).text if file.exists() else ""
         if now not in (before.strip(), wanted):
-            return Saved(False, "Changed on disk meanwhile. The text here was not saved; the file's text is shown.", now)
+            return Saved(
+                False,
+                "Changed on disk meanwhile. The text here was not saved; the file's text is shown.",
+                now,
+            )
         try:
             atomic_write(file, wanted.encode("utf-8", "replace"))
         except OSError as error:

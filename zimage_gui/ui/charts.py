@@ -1,7 +1,8 @@
 """Line charts as plain SVG text: loss (raw and smoothed) and learning rate.
 
-Knows points and axes. Knows nothing of gradio or of runs; the caller thins long curves. SVG of our own because it needs no network,
-costs the same for ten steps and for a hundred thousand, and keeps NaN steps visible as marks.
+Knows points and axes. Knows nothing of gradio or of runs; the caller thins long curves. SVG of our own
+because it needs no network, costs the same for ten steps and for a hundred thousand, and keeps NaN steps
+visible as marks.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
     first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, int(math.floor(high / step + 1e-9)) + 1)]
+    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def line_chart(title: str, lines: Sequence[Line], empty: str) -> str:
@@ -46,7 +47,9 @@ def line_chart(title: str, lines: Sequence[Line], empty: str) -> str:
     positions = [x for line in lines for x in line.xs]
     scale = _Scale(min(positions), max(positions), *_y_limits(lines, values))
     body = _grid(scale) + "".join(_curve(line, scale) for line in lines)
-    legend = "".join(f'<span class="zg-key zg-line-{line.style}">{escape(line.name)}</span>' for line in lines)
+    legend = "".join(
+        f'<span class="zg-key zg-line-{line.style}">{escape(line.name)}</span>' for line in lines
+    )
     return (
         f'<figure class="zg-chart"><figcaption>{escape(title)}{legend}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{body}</svg></figure>'
@@ -89,7 +92,9 @@ def _grid(scale: _Scale) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in nice_ticks(scale.x_low, scale.x_high, 6):
         if float(tick).is_integer():
-            parts.append(f'<text x="{scale.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(tick):,}</text>')
+            parts.append(
+                f'<text x="{scale.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(tick):,}</text>'
+            )
     return "".join(parts)
 
 
@@ -100,12 +105,14 @@ def _curve(line: Line, scale: _Scale) -> str:
     for x, y in zip(line.xs, line.ys, strict=True):
         if not math.isfinite(y):
             pen_down = False
-            marks.append(f'<text class="zg-nan" x="{scale.x(x):.1f}" y="{TOP + 10}">{"NaN" if math.isnan(y) else "∞"}</text>')
+            marks.append(
+                f'<text class="zg-nan" x="{scale.x(x):.1f}" y="{TOP + 10}">{"NaN" if math.isnan(y) else "∞"}</text>'
+            )
             continue
         pieces.append(f"{'L' if pen_down else 'M'}{scale.x(x):.1f} {scale.y(y):.1f}")
         pen_down = True
     dot = ""
     if len(pieces) == 1:  # a path of one point draws nothing
-        x, y = pieces[0][1:].split()
-        dot = f'<circle class="zg-dot-{line.style}" cx="{x}" cy="{y}" r="2.5"/>'
+        left, down = pieces[0][1:].split()
+        dot = f'<circle class="zg-dot-{line.style}" cx="{left}" cy="{down}" r="2.5"/>'
     return f'<path class="zg-line-{line.style}" d="{"".join(pieces)}"/>{dot}{"".join(marks[:3])}'

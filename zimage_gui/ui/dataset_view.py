@@ -1,6 +1,7 @@
 """A scanned dataset as HTML: what is wrong, the buckets, and a page of picture cards with their captions.
 
-Knows the scan report and HTML. Knows nothing of gradio; pictures go through the picture cache, captions get tokens.
+Knows the scan report and HTML. Knows nothing of gradio; pictures go through the picture cache, captions get
+tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Filter:
 
 def filters(report: ScanReport) -> list[Filter]:
     """All chips, with counts; those that would show nothing are left out, except the first."""
-    everything: tuple[Entry, ...] = tuple(sorted((*report.pictures, *report.refused), key=lambda entry: str(entry.path)))
+    everything: tuple[Entry, ...] = tuple(
+        sorted((*report.pictures, *report.refused), key=lambda entry: str(entry.path))
+    )
     by_kind = {
         kind: tuple(entry for entry in report.refused if entry.kind == kind)
         for kind in ("missing_caption", "picture", "caption", "entry")

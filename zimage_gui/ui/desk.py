@@ -1,7 +1,8 @@
-"""What all tabs of one window share: the runs folder, the queue, the readers, the drafts and the picture cache.
+"""What all tabs of one window share: the runs folder, the queue, the readers, the drafts and the picture
+cache.
 
-Knows jobs and folders. Knows nothing of gradio: a tab asks the desk, a test can ask it too. Holds no state of a
-page; two browsers see the same desk.
+Knows jobs and folders. Knows nothing of gradio: a tab asks the desk, a test can ask it too. Holds no state of
+a page; two browsers see the same desk.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 from zimage_gui.config.app import GuiConfig
 from zimage_gui.config.schema import Options
 from zimage_gui.jobs.folder import RunFolder
+from zimage_gui.jobs.launch import ask_to_stop, command_line, start
 from zimage_gui.jobs.queue import Queue, QueueRunner
 from zimage_gui.jobs.reader import Readers
 from zimage_gui.jobs.readings import Meter
-from zimage_gui.jobs.launch import ask_to_stop, command_line, start
 from zimage_gui.jobs.reconcile import Reconciled, reconcile
 from zimage_gui.jobs.resident import COMMAND, ResidentWorker
 from zimage_gui.jobs.state import RunList, RunState
@@ -26,7 +27,9 @@ from zimage_gui.ui.folders import default_roots
 from zimage_gui.ui.pictures import PictureCache
 
 TEND_SECONDS = 1.0
-WINDOW_FOLDER = ".window"  # under the runs folder: drafts, thumbnails; the dot keeps it out of the list of runs
+WINDOW_FOLDER = (
+    ".window"  # under the runs folder: drafts, thumbnails; the dot keeps it out of the list of runs
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Desk:
         return self.states(lambda state: state.status.command in commands)
 
     def folder_of(self, name: str) -> Path | None:
-        """The run folder of a name that came from a page; None unless it is a direct child of the runs folder."""
+        """The run folder of a name that came from a page; None unless it is a direct child of the runs
+        folder."""
         if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
             return None
         folder = self.runs_dir / name

@@ -1,7 +1,8 @@
-"""What stands in the forms now, kept in small TOML files so that a refresh, a crash or a restart loses nothing.
+"""What stands in the forms now, kept in small TOML files so that a refresh, a crash or a restart loses
+nothing.
 
-Knows raw field contents and one folder (`runs/.window`). Knows nothing of gradio, nor whether a value is right: a
-half-typed number is kept as it is.
+Knows raw field contents and one folder (`runs/.window`). Knows nothing of gradio, nor whether a value is
+right: a half-typed number is kept as it is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Drafts:
         return {key: value for key, value in found.items() if isinstance(value, str | bool)}
 
     def save(self, name: str, fields: Mapping[str, Raw]) -> None:
-        """Replace what is kept of a form. A full disk must not stop a person from typing: it is silently not kept."""
+        """Replace what is kept of a form. A full disk must not stop a person from typing: it is silently not
+        kept."""
         document = tomlkit.document()
         for key, value in fields.items():
             if value is not None:

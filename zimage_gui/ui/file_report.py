@@ -1,7 +1,7 @@
 """What a model, LoRA or cache file is, as HTML, from its header alone.
 
-Knows headers and HTML. Reads no tensor, so a 12 GB file answers as fast as a LoRA; corrupt files are refused with a
-sentence.
+Knows headers and HTML. Reads no tensor, so a 12 GB file answers as fast as a LoRA; corrupt files are refused
+with a sentence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def report(path: Path) -> str:
     """The whole report. Raises UserError for a file that is missing, cut off or malformed."""
     found = recognise(path)
     tone = "good" if found.kind in USABLE_KINDS else "warn"
-    head = notice(f"<b>{escape(path.name)}</b>: {escape(found.sentence)} {badge(found.kind.replace('_', ' '), tone)}", tone, raw=True)
+    head = notice(
+        f"<b>{escape(path.name)}</b>: {escape(found.sentence)} {badge(found.kind.replace('_', ' '), tone)}",
+        tone,
+        raw=True,
+    )
     files = _headers(path)
     if not files:
         return head
@@ -54,17 +58,33 @@ def _numbers(files: list[tuple[Path, Header]]) -> str:
 def _lora(files: list[tuple[Path, Header]]) -> str:
     """Rank and names of a LoRA: what decides whether another program reads it."""
     shapes = {name: info.shape for _, header in files for name, info in header.tensors.items()}
-    down = [shape for name, shape in shapes.items() if name.endswith((".lora_down.weight", ".lora_A.weight")) and len(shape) == 2]
+    down = [
+        shape
+        for name, shape in shapes.items()
+        if name.endswith((".lora_down.weight", ".lora_A.weight")) and len(shape) == 2
+    ]
     if not down:
         return ""
     ranks = Counter(min(shape) for shape in down)
     first = next(name for name in shapes if ".lora_" in name)
-    form = "lora_unet_ names (musubi, sd-scripts)" if first.startswith("lora_unet_") else f"{first.split('.')[0]}. names"
+    form = (
+        "lora_unet_ names (musubi, sd-scripts)"
+        if first.startswith("lora_unet_")
+        else f"{first.split('.')[0]}. names"
+    )
     pairs = [
-        ("Rank", ", ".join(f"{rank} ({count}x)" if len(ranks) > 1 else str(rank) for rank, count in ranks.most_common(4))),
+        (
+            "Rank",
+            ", ".join(
+                f"{rank} ({count}x)" if len(ranks) > 1 else str(rank) for rank, count in ranks.most_common(4)
+            ),
+        ),
         ("Layers", f"{len(down):,}"),
         ("Names", form),
-        ("Alpha", "stored" if any(name.endswith(".alpha") for name in shapes) else "not stored: equals the rank"),
+        (
+            "Alpha",
+            "stored" if any(name.endswith(".alpha") for name in shapes) else "not stored: equals the rank",
+        ),
     ]
     return facts(pairs)
 
@@ -86,7 +106,9 @@ def _tensors(files: list[tuple[Path, Header]]) -> str:
         f'<tr><td class="zg-code">{escape(name)}</td><td>{" x ".join(map(str, info.shape))}</td><td>{escape(info.dtype)}</td></tr>'
         for name, info in named[:MOST_TENSORS]
     )
-    more = f'<p class="zg-muted">and {len(named) - MOST_TENSORS:,} more</p>' if len(named) > MOST_TENSORS else ""
+    more = (
+        f'<p class="zg-muted">and {len(named) - MOST_TENSORS:,} more</p>' if len(named) > MOST_TENSORS else ""
+    )
     return f'<details><summary>Tensors ({len(named):,})</summary><div class="zg-scroll"><table class="zg-table">{rows}</table></div>{more}</details>'
 
 

@@ -1,8 +1,8 @@
 """The server-side folder browser: which folders there are, and how many pictures each holds.
 
-Knows directories. A native file dialog would open on the machine of the server, which is another one over SSH or
-in a container, so the window lists folders itself. Browsing starts from a few roots and never leaves them; a
-path typed by hand is the user's own choice and is not limited.
+Knows directories. A native file dialog would open on the machine of the server, which is another one over SSH
+or in a container, so the window lists folders itself. Browsing starts from a few roots and never leaves them;
+a path typed by hand is the user's own choice and is not limited.
 """
 
 from __future__ import annotations

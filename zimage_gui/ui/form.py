@@ -1,7 +1,8 @@
 """A form made from a command's schema: one widget per option, grouped in sections, errors beside the field.
 
-Knows gradio and the schema. Declares no option of its own. Bounds are not given to gradio (it would refuse a value
-with a message that names no field): the schema answers for every field, in the words of the command line.
+Knows gradio and the schema. Declares no option of its own. Bounds are not given to gradio (it would refuse a
+value with a message that names no field): the schema answers for every field, in the words of the command
+line.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
-
 from pydantic import ValidationError
 
 from zimage_gui.config.build import build, field_problems
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.ui import values
+from zimage_gui.ui.actions import QUIET
 from zimage_gui.ui.drafts import Drafts
 from zimage_gui.ui.html import bullet_list, notice
 from zimage_gui.ui.values import Raw
@@ -31,11 +32,13 @@ LONG_TEXTS = frozenset({"prompt", "negative_prompt", "metadata_description"})
 class Form:
     """All fields of one command. Build it inside a `gr.Blocks`; `name` is the draft's file name.
 
-    `hidden` options get no widget (the window sets them); `extras` are widgets of a subclass that shows an option in
-    another way, and are then read and filled by its `raw` and `put`.
+    `hidden` options get no widget (the window sets them); `extras` are widgets of a subclass that shows an
+    option in another way, and are then read and filled by its `raw` and `put`.
     """
 
-    def __init__(self, config_class: type[Options], name: str, drafts: Drafts, hidden: Iterable[str] = ()) -> None:
+    def __init__(
+        self, config_class: type[Options], name: str, drafts: Drafts, hidden: Iterable[str] = ()
+    ) -> None:
         self.config_class = config_class
         self.name = name
         self.drafts = drafts
@@ -70,7 +73,9 @@ class Form:
         classes = ["zg-section"]
         if all(option.advanced for option in options):
             classes.append("zg-all-advanced")
-        with gr.Accordion(SECTIONS[key], open=opened, elem_classes=classes, elem_id=f"{self.name}-{key}") as box:
+        with gr.Accordion(
+            SECTIONS[key], open=opened, elem_classes=classes, elem_id=f"{self.name}-{key}"
+        ) as box:
             self.sections[key] = box
             with gr.Row(elem_classes=["zg-fields"]):
                 for option in options:
@@ -84,7 +89,13 @@ class Form:
 
     def outputs(self) -> list[Component]:
         """What a handler may change through `put`, `complain` and `clear`."""
-        return [*self.fields.values(), *self.extras, *self.sections.values(), self.problems, self.shown_errors]
+        return [
+            *self.fields.values(),
+            *self.extras,
+            *self.sections.values(),
+            self.problems,
+            self.shown_errors,
+        ]
 
     def raw(self, data: Mapping[Component, Any]) -> dict[str, Raw]:
         """Field contents by option name from a handler's inputs."""
@@ -109,7 +120,9 @@ class Form:
     def put(self, contents: Mapping[str, Raw], *, rest: bool = False) -> Updates:
         """Show these contents; with `rest`, every other field returns to its default."""
         shown = {**values.defaults(self.config_class), **contents} if rest else dict(contents)
-        return {self.fields[name]: gr.update(value=value) for name, value in shown.items() if name in self.fields}
+        return {
+            self.fields[name]: gr.update(value=value) for name, value in shown.items() if name in self.fields
+        }
 
     def saved(self) -> Updates:
         """What stood in the form last time."""
@@ -127,13 +140,23 @@ class Form:
             if name in self.fields:
                 option = options_of(self.config_class)[name]
                 words = " ".join(_beside(one) for one in found)
-                updates[self.fields[name]] = gr.update(info=words, elem_classes=[*_classes(option), "zg-invalid"])
+                updates[self.fields[name]] = gr.update(
+                    info=words, elem_classes=[*_classes(option), "zg-invalid"]
+                )
                 if option.section in self.sections:
                     updates[self.sections[option.section]] = gr.update(open=True)
         sentences = [self._labelled(problem) for problem in error.problems]
-        head = "Please put this right first:" if len(sentences) == 1 else f"Please put these {len(sentences)} things right first:"
+        head = (
+            "Please put this right first:"
+            if len(sentences) == 1
+            else f"Please put these {len(sentences)} things right first:"
+        )
         text = notice(f"<b>{head}</b>{bullet_list(sentences)}", "bad", raw=True)
-        return {**updates, self.problems: gr.update(value=text, visible=True), self.shown_errors: frozenset(named)}
+        return {
+            **updates,
+            self.problems: gr.update(value=text, visible=True),
+            self.shown_errors: frozenset(named),
+        }
 
     def clear(self, before: Iterable[str]) -> Updates:
         """Take back the errors shown by an earlier `complain`."""
@@ -154,14 +177,13 @@ class Form:
     def wire(self, page: gr.Blocks) -> None:
         """Restore the fields when a page is opened, and keep them whenever one is changed."""
         kept = [*self.fields.values(), *self.extras]
-        page.load(self.saved, outputs=kept, show_progress="hidden", api_visibility="private")
+        page.load(self.saved, outputs=kept, **QUIET)
         gr.on(
             [field.input for field in kept],
             lambda data: self.drafts.save(self.name, self._unsecret(self.raw(data))),
             inputs=set(kept),
             trigger_mode="always_last",
-            show_progress="hidden",
-            api_visibility="private",
+            **QUIET,
         )
 
     def keep(self, contents: Mapping[str, Raw], *, rest: bool = False) -> None:
@@ -171,7 +193,9 @@ class Form:
 
     def _unsecret(self, contents: Mapping[str, Raw]) -> dict[str, Raw]:
         known = options_of(self.config_class)
-        return {name: value for name, value in contents.items() if name in known and not known[name].extra.secret}
+        return {
+            name: value for name, value in contents.items() if name in known and not known[name].extra.secret
+        }
 
     # ---- command line -----------------------------------------------------------------------------------
 
@@ -185,7 +209,9 @@ class Form:
         return shlex.join(words)
 
 
-def guarded(form: Form, action: Callable[[Mapping[Component, Any]], Updates]) -> Callable[[Mapping[Component, Any]], Updates]:
+def guarded(
+    form: Form, action: Callable[[Mapping[Component, Any]], Updates]
+) -> Callable[[Mapping[Component, Any]], Updates]:
     """A handler whose UserError appears beside the fields, and whose success removes earlier errors."""
 
     def handle(data: Mapping[Component, Any]) -> Updates:
@@ -200,13 +226,14 @@ def guarded(form: Form, action: Callable[[Mapping[Component, Any]], Updates]) ->
 
 
 def merged(*parts: Updates) -> Updates:
-    """Updates of several sources; two updates of one component become one, the later value of a property winning."""
+    """Updates of several sources; two updates of one component become one, the later value of a property
+    winning."""
     whole: Updates = {}
     for part in parts:
         for component, update in part.items():
             known = whole.get(component)
             both = isinstance(known, dict) and isinstance(update, dict)
-            whole[component] = {**known, **update} if both else update
+            whole[component] = {**(known or {}), **update} if both else update
     return whole
 
 
@@ -239,12 +266,13 @@ def _classes(option: Option) -> list[str]:
 def browse_button(elem_id: str) -> gr.Button:
     """A small button inside a path field that opens the folder browser for it."""
     button = gr.Button("Browse", size="sm", render=False)
-    button.click(None, js=f"() => window.zgBrowse({elem_id!r})", show_progress="hidden", api_visibility="private")
+    button.click(None, js=f"() => window.zgBrowse({elem_id!r})", **QUIET)
     return button
 
 
 def _widget(option: Option, form: str, changes: Mapping[str, Any]) -> Component:
-    """The gradio component of one option. Its elem_id carries the option's name for the tooltip and the search."""
+    """The gradio component of one option. Its elem_id carries the option's name for the tooltip and the
+    search."""
     common: dict[str, Any] = {
         "label": _label(option),
         "info": _help(option),
@@ -267,4 +295,6 @@ def _widget(option: Option, form: str, changes: Mapping[str, Any]) -> Component:
         size |= {"type": "password"}
     if option.kind == "path" and not option.many:
         size |= {"buttons": [browse_button(common["elem_id"])]}
-    return gr.Textbox(**{**size, **common}, html_attributes=gr.InputHTMLAttributes(spellcheck=option.name in LONG_TEXTS))
+    return gr.Textbox(
+        **{**size, **common}, html_attributes=gr.InputHTMLAttributes(spellcheck=option.name in LONG_TEXTS)
+    )

@@ -1,7 +1,8 @@
-"""The frame around all tabs: the line of readings, the running job with Stop, and the clock that refreshes everything.
+"""The frame around all tabs: the line of readings, the running job with Stop, and the clock that refreshes
+everything.
 
-Knows gradio, the desk and the tabs. One timer per page asks every panel for what has changed; nothing here waits for
-a run.
+Knows gradio, the desk and the tabs. One timer per page asks every panel for what has changed; nothing here
+waits for a run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gradio as gr
 from zimage_gui.jobs.readings import Readings
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui import run_html
-from zimage_gui.ui.actions import action_of, active_html
+from zimage_gui.ui.actions import QUIET, action_of, active_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.html import badge, escape, meter
 from zimage_gui.ui.panel import stop_action
@@ -50,14 +51,13 @@ class Frame:
                 updates |= panel.refresh(dict(data))
             return updates
 
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        gr.on([page.load, self.timer.tick], tick, inputs, outputs, concurrency_limit=None, **quiet)
+        gr.on([page.load, self.timer.tick], tick, inputs, outputs, concurrency_limit=None, **QUIET)
 
         def act(event: gr.EventData) -> str:
             stop_action(self.desk, action_of(event))
             return head(self.desk)
 
-        self.head.act(act, None, self.head, **quiet)
+        self.head.act(act, None, self.head, **QUIET)
 
 
 def head(desk: Desk) -> str:
@@ -65,7 +65,9 @@ def head(desk: Desk) -> str:
     running = desk.states(lambda state: state.state in ("running", "stopping"))
     waiting = desk.queue.waiting()
     title = '<span class="zg-title">Z-Image <i>studio</i></span>'
-    return f'<div class="zg-head">{title}{readings(desk.meter.read())}{job(desk, running, len(waiting))}</div>'
+    return (
+        f'<div class="zg-head">{title}{readings(desk.meter.read())}{job(desk, running, len(waiting))}</div>'
+    )
 
 
 def readings(now: Readings) -> str:
@@ -82,10 +84,14 @@ def readings(now: Readings) -> str:
         parts.append(meter(f"{name} VRAM", words, gpu.used_gb / gpu.total_gb, " · ".join(details)))
     if not now.gpus:
         parts.append(meter("GPU", "none: computing on the CPU", None, "No NVIDIA card or driver was found"))
-    parts.append(meter("RAM", f"{now.ram_used_gb:.1f} / {now.ram_total_gb:.0f} GB", now.ram_used_gb / now.ram_total_gb))
+    parts.append(
+        meter("RAM", f"{now.ram_used_gb:.1f} / {now.ram_total_gb:.0f} GB", now.ram_used_gb / now.ram_total_gb)
+    )
     parts.append(meter("CPU", f"{now.cpu_percent:.0f} %", now.cpu_percent / 100))
     if now.disk_free_gb is not None:
-        parts.append(meter("Disk", f"{now.disk_free_gb:.0f} GB free", None, "Free space where the runs are kept"))
+        parts.append(
+            meter("Disk", f"{now.disk_free_gb:.0f} GB free", None, "Free space where the runs are kept")
+        )
     return f'<span class="zg-readings">{"".join(parts)}</span>'
 
 
@@ -100,7 +106,9 @@ def job(desk: Desk, running: list[RunState], waiting: int) -> str:
         words = run_html.progress(view, state)[1]
         name = f"<b>{escape(state.status.name or state.status.command)}</b>"
         tone = "warn" if state.state == "stopping" else "busy"
-        stopping = badge("stopping", "warn") if state.state == "stopping" else badge(state.status.command, tone)
+        stopping = (
+            badge("stopping", "warn") if state.state == "stopping" else badge(state.status.command, tone)
+        )
         parts.append(f"{stopping}{name}<span>{escape(words)}</span>{run_html.stop_buttons(state)}")
     return f'<span class="zg-job">{"".join(parts)}{_waiting(waiting)}</span>'
 

@@ -48,8 +48,8 @@ def _card(made: Made, cache: PictureCache) -> str:
     image = f'<img class="zg-thumb" loading="lazy" src="{url(small)}" data-full="{url(whole)}" alt="{words}" title="{words}">'
     path = str(made.path)
     actions = "".join([
-        button("Settings", "picture", path=path, title="Put this picture's settings into the form"),
-        button("Seed", "seed", path=path, title=f"Use seed {made.seed} again"),
+        button("Settings", "picture", place=path, title="Put this picture's settings into the form"),
+        button("Seed", "seed", place=path, title=f"Use seed {made.seed} again"),
         button("Path", "copy", copy=path, title=path),
     ])  # fmt: skip
     return f'<div class="zg-card">{image}<span class="zg-name" title="{words}">{escape(made.prompt)}</span><div class="zg-chips">{actions}</div></div>'

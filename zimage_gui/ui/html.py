@@ -27,7 +27,9 @@ def badge(text: str, tone: str = "plain") -> str:
     return tag("span", escape(text), class_=f"zg-badge zg-{tone}")
 
 
-def button(text: str, action: str, *, confirm: str = "", tone: str = "plain", title: str = "", **data: str) -> str:
+def button(
+    text: str, action: str, *, confirm: str = "", tone: str = "plain", title: str = "", **data: str
+) -> str:
     """A button that the script in `window.js` turns into a gradio event named `act` with these data."""
     attributes = {f"data_{key}": value for key, value in data.items()}
     return tag(
@@ -61,7 +63,8 @@ def progress_bar(share: float | None, text: str) -> str:
 def facts(pairs: list[tuple[str, str]]) -> str:
     """A row of small label/value tiles."""
     cells = "".join(
-        f'<div class="zg-fact"><span>{escape(name)}</span><b>{escape(value)}</b></div>' for name, value in pairs
+        f'<div class="zg-fact"><span>{escape(name)}</span><b>{escape(value)}</b></div>'
+        for name, value in pairs
     )
     return f'<div class="zg-facts">{cells}</div>'
 
@@ -93,7 +96,9 @@ def pace(seconds_per_step: float | None) -> str:
     """Trainers' habit: seconds per step when slower than one a second, steps per second otherwise."""
     if seconds_per_step is None or not math.isfinite(seconds_per_step) or seconds_per_step <= 0:
         return "–"
-    return f"{seconds_per_step:.2f} s/step" if seconds_per_step >= 1 else f"{1 / seconds_per_step:.1f} steps/s"
+    return (
+        f"{seconds_per_step:.2f} s/step" if seconds_per_step >= 1 else f"{1 / seconds_per_step:.1f} steps/s"
+    )
 
 
 def file_size(count: float) -> str:

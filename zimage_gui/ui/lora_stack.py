@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from zimage_gui.ui.actions import QUIET
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates
 from zimage_gui.ui.values import Raw
@@ -35,7 +36,15 @@ class LoraForm(Form):
                     scale=5, min_width=200, interactive=True, elem_id=f"{self.name}-lora-{number}",
                     info="A trained one from the list, or the path of any .safetensors file.",
                 )  # fmt: skip
-                strength = gr.Textbox("1", label="Strength", info="0 to 1 and more", scale=1, min_width=90, interactive=True, elem_id=f"{self.name}-strength-{number}")
+                strength = gr.Textbox(
+                    "1",
+                    label="Strength",
+                    info="0 to 1 and more",
+                    scale=1,
+                    min_width=90,
+                    interactive=True,
+                    elem_id=f"{self.name}-strength-{number}",
+                )
             self.rows.append(row)
             self.files.append(file)
             self.strengths.append(strength)
@@ -43,9 +52,8 @@ class LoraForm(Form):
 
     def wire(self, page: gr.Blocks) -> None:
         super().wire(page)
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        gr.on([file.change for file in self.files], self._grow, set(self.files), self.rows, **quiet)
-        page.load(self._choices, outputs=self.files, **quiet)
+        gr.on([file.change for file in self.files], self._grow, set(self.files), self.rows, **QUIET)
+        page.load(self._choices, outputs=self.files, **QUIET)
 
     def _choices(self) -> list[Any]:
         choices = known_loras(self.desk)
@@ -64,7 +72,11 @@ class LoraForm(Form):
             for file, strength in zip(self.files, self.strengths, strict=True)
             if data.get(file)
         ]
-        return {**contents, FILES: "\n".join(path for path, _ in pairs), STRENGTHS: "\n".join(value for _, value in pairs)}
+        return {
+            **contents,
+            FILES: "\n".join(path for path, _ in pairs),
+            STRENGTHS: "\n".join(value for _, value in pairs),
+        }
 
     def put(self, contents: Mapping[str, Raw], *, rest: bool = False) -> Updates:
         updates = super().put(contents, rest=rest)
@@ -98,7 +110,8 @@ def known_loras(desk: Desk) -> list[tuple[str, str]]:
 def by_name(desk: Desk, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Paths of LoRAs that a picture names, and the names that are not known here."""
     known = {Path(path).name: path for _, path in reversed(known_loras(desk))}
-    paths, missing = [], []
+    paths: list[str] = []
+    missing: list[str] = []
     for name in names:
         path = name if Path(name).is_file() else known.get(Path(name).name)
         (paths if path else missing).append(path or name)

@@ -1,7 +1,9 @@
-"""The panel that watches one run of a tab: which run, its state, curves, pictures and log, and what can be done.
+"""The panel that watches one run of a tab: which run, its state, curves, pictures and log, and what can be
+done.
 
-Knows gradio and `run_html`. Reads run folders through the desk and never waits: everything shown comes from files,
-so a reloaded page, a second browser and a restarted window show the same. Starts nothing itself but stops and resumes.
+Knows gradio and `run_html`. Reads run folders through the desk and never waits: everything shown comes from
+files, so a reloaded page, a second browser and a restarted window show the same. Starts nothing itself but
+stops and resumes.
 """
 
 from __future__ import annotations
@@ -46,7 +48,12 @@ class JobPanel:
 
     def build(self, name: str) -> None:
         self.choice = gr.Dropdown(
-            [("newest run", NEWEST)], value=NEWEST, label="Watched run", interactive=True, elem_id=f"{name}-run", filterable=True
+            [("newest run", NEWEST)],
+            value=NEWEST,
+            label="Watched run",
+            interactive=True,
+            elem_id=f"{name}-run",
+            filterable=True,
         )
         self.status = active_html(f'<p class="zg-empty">{self.empty}</p>', elem_id=f"{name}-status")
         self.bodies: dict[str, Any] = {}
@@ -90,9 +97,15 @@ class JobPanel:
         if newest == seen.choices:
             return {}
         seen.choices = newest
-        words = [(f"{run_html.title(state)} ({run_html.WORDS[state.state][0].split(':')[0]})", state.folder.name) for state in states]
+        words = [
+            (f"{run_html.title(state)} ({run_html.WORDS[state.state][0].split(':')[0]})", state.folder.name)
+            for state in states
+        ]
         kept = chosen if any(state.folder.name == chosen for state in states) else NEWEST
-        return {self.choice: gr.update(choices=[("newest run", NEWEST), *words[:MOST_CHOICES]], value=kept), self.seen: seen}
+        return {
+            self.choice: gr.update(choices=[("newest run", NEWEST), *words[:MOST_CHOICES]], value=kept),
+            self.seen: seen,
+        }
 
     def _marks(self, view: RunView) -> dict[str, object]:
         """Per part, a value that differs exactly when the part must be drawn again."""
@@ -100,7 +113,9 @@ class JobPanel:
         if state is None:
             return {"status": None}
         alive = None if state.ended else round(state.status.heartbeat or 0)
-        marks: dict[str, object] = {"status": (view.version, state.state, alive, len(view.warnings), bool(state.silent))}
+        marks: dict[str, object] = {
+            "status": (view.version, state.state, alive, len(view.warnings), bool(state.silent))
+        }
         if "curves" in self.bodies:
             marks["curves"] = len(view.curves.steps)
         if "samples" in self.bodies:

@@ -1,8 +1,8 @@
 """Thumbnails and published pictures: the only files the window serves to a browser.
 
 Knows Pillow and one cache folder. A picture of a dataset, a sample or a result is never served from where it
-lies: a small WebP of it (or, on a click, a copy of it) is put under a name made from its contents into the cache
-folder, and that folder is the only one gradio may read. Knows nothing of runs, forms or models.
+lies: a small WebP of it (or, on a click, a copy of it) is put under a name made from its contents into the
+cache folder, and that folder is the only one gradio may read. Knows nothing of runs, forms or models.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The row above a form: presets to load and save, a settings file to import, the search and the advanced switch.
+"""The row above a form: presets to load and save, a settings file to import, the search and the advanced
+switch.
 
 Knows gradio, the form and the preset files.
 """
@@ -12,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from zimage_gui.errors import UserError
+from zimage_gui.ui.actions import QUIET
 from zimage_gui.ui.form import Form, Updates, guarded
 from zimage_gui.ui.presets import Presets
 
@@ -38,22 +40,38 @@ class PresetBar:
             self.save = gr.Button("Save preset", size="sm", elem_id=f"{name}-save-preset")
             self.upload = gr.UploadButton("Import TOML", size="sm", file_types=[".toml"], type="filepath")
             self.reset = gr.Button("Reset to defaults", size="sm", elem_id=f"{name}-reset")
-            self.advanced = gr.Checkbox(label="All settings", value=False, container=False, elem_id=f"{name}-advanced", interactive=True, min_width=110)
+            self.advanced = gr.Checkbox(
+                label="All settings",
+                value=False,
+                container=False,
+                elem_id=f"{name}-advanced",
+                interactive=True,
+                min_width=110,
+            )
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(preset.name.replace("_", " "), preset.name) for preset in self.presets.list()]
 
     def wire(self, page: gr.Blocks) -> None:
         form = self.form
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.choice.select(guarded(form, self._load), {self.choice, form.shown_errors}, form.outputs(), **quiet)
-        self.save.click(guarded(form, self._save), {*form.inputs(), self.choice}, [*form.outputs(), self.choice], **quiet)
-        self.upload.upload(guarded(form, self._import), {self.upload, form.shown_errors}, form.outputs(), **quiet)
-        self.reset.click(guarded(form, self._reset), form.inputs(), form.outputs(), **quiet)
-        page.load(lambda: gr.update(choices=self._choices()), outputs=self.choice, **quiet)
-        page.load(None, outputs=self.advanced, js="() => localStorage.getItem('zg-advanced') === '1'", **quiet)
-        self.advanced.input(None, self.advanced, None, js="(on) => { window.zgAdvanced(on); }", **quiet)
-        self.search.submit(None, self.search, None, js=f"(text) => {{ window.zgSearch(text, '{form.name}'); }}", **quiet)
+        self.choice.select(
+            guarded(form, self._load), {self.choice, form.shown_errors}, form.outputs(), **QUIET
+        )
+        self.save.click(
+            guarded(form, self._save), {*form.inputs(), self.choice}, [*form.outputs(), self.choice], **QUIET
+        )
+        self.upload.upload(
+            guarded(form, self._import), {self.upload, form.shown_errors}, form.outputs(), **QUIET
+        )
+        self.reset.click(guarded(form, self._reset), form.inputs(), form.outputs(), **QUIET)
+        page.load(lambda: gr.update(choices=self._choices()), outputs=self.choice, **QUIET)
+        page.load(
+            None, outputs=self.advanced, js="() => localStorage.getItem('zg-advanced') === '1'", **QUIET
+        )
+        self.advanced.input(None, self.advanced, None, js="(on) => { window.zgAdvanced(on); }", **QUIET)
+        self.search.submit(
+            None, self.search, None, js=f"(text) => {{ window.zgSearch(text, '{form.name}'); }}", **QUIET
+        )
 
     def _load(self, data: Mapping[Any, Any]) -> Updates:
         name = data[self.choice]

@@ -1,15 +1,16 @@
 """Named settings in TOML files: one folder per command, shipped ones beside those a person saves.
 
-Knows TOML files, names and the schema. Knows nothing of gradio. A name from a page is made a harmless file name
-before it touches the disk; a preset holds only what differs from the defaults, so it can be laid over any form.
+Knows TOML files, names and the schema. Knows nothing of gradio. A name from a page is made a harmless file
+name before it touches the disk; a preset holds only what differs from the defaults, so it can be laid over
+any form.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomlkit
 
@@ -77,7 +78,8 @@ class Presets:
 
 
 def clean_name(name: str) -> str:
-    """A file name of letters (any script), digits, spaces and `-_.`; never hidden, reserved or outside its folder."""
+    """A file name of letters (any script), digits, spaces and `-_.`; never hidden, reserved or outside its
+    folder."""
     return slug(re.sub(r"\s+", "\x20", name.strip()).replace("\x20", "_")).strip("_")
 
 
@@ -98,7 +100,7 @@ def _about(file: Path) -> str:
 def _text(config: Options) -> str:
     document = tomlkit.document()
     for key, group in by_section(type(config)).items():
-        changed: Mapping[str, object] = {
+        changed: dict[str, Any] = {
             known.name: plain(value)
             for known in group
             if not known.extra.secret

@@ -13,7 +13,18 @@ from zimage_gui.events import Sample
 from zimage_gui.jobs.reader import RunView
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui.charts import Line, line_chart
-from zimage_gui.ui.html import badge, button, bullet_list, duration, escape, facts, notice, number, pace, progress_bar
+from zimage_gui.ui.html import (
+    badge,
+    bullet_list,
+    button,
+    duration,
+    escape,
+    facts,
+    notice,
+    number,
+    pace,
+    progress_bar,
+)
 from zimage_gui.ui.pictures import PictureCache, url
 
 WORDS = {
@@ -47,13 +58,20 @@ def status(view: RunView) -> str:
     state = view.state
     if state is None:
         return notice("This run's folder is gone.", "warn")
-    parts = [f'<div class="zg-chips">{state_badge(state)}<b>{escape(title(state))}</b>{_actions(view, state)}</div>']
+    parts = [
+        f'<div class="zg-chips">{state_badge(state)}<b>{escape(title(state))}</b>{_actions(view, state)}</div>'
+    ]
     if not state.ended:
         parts.append(progress_bar(*progress(view, state)))
     parts.append(_numbers(view, state))
     parts += [notice(text, "warn") for text in view.warnings[-4:]]
     if state.silent is not None:
-        parts.append(notice(f"No sign of life for {duration(state.silent)}. A large step or a full disk can do this.", "warn"))
+        parts.append(
+            notice(
+                f"No sign of life for {duration(state.silent)}. A large step or a full disk can do this.",
+                "warn",
+            )
+        )
     if state.state == "failed":
         parts.append(failure(state))
     elif state.message:
@@ -77,7 +95,9 @@ def progress(view: RunView, state: RunState) -> tuple[float | None, str]:
     if state.state == "queued":
         return 0.0, "Waiting for the GPU"
     step = view.step
-    training = step is not None and (view.stage is None or view.progress is None or view.stage.time <= step.time)
+    training = step is not None and (
+        view.stage is None or view.progress is None or view.stage.time <= step.time
+    )
     if step is not None and training and step.total_steps:
         text = f"Step {step.step:,} of {step.total_steps:,} · epoch {step.epoch} of {step.total_epochs}"
         return step.step / step.total_steps, f"{text} · {duration(remaining(view))} left"
@@ -132,7 +152,7 @@ def _actions(view: RunView, state: RunState) -> str:
     shown = [button("Use these settings", "settings", run=run, title="Put this run's settings into the form")]
     if states := resume_points(view):
         words = f"Resume from step {states[-1][0]:,}"
-        shown.insert(0, button(words, "resume", run=run, path=str(states[-1][1]), tone="good"))
+        shown.insert(0, button(words, "resume", run=run, place=str(states[-1][1]), tone="good"))
     return "".join(shown)
 
 
@@ -140,7 +160,11 @@ def stop_buttons(state: RunState) -> str:
     """Stop in three grades: save and stop, then leave now, then kill; each says what it costs."""
     run = state.folder.name
     if state.state == "running":
-        saves = "Finish this step, save, then stop" if state.status.command in ("train-lora", "train", "finetune") else "Stop after the current item"
+        saves = (
+            "Finish this step, save, then stop"
+            if state.status.command in ("train-lora", "train", "finetune")
+            else "Stop after the current item"
+        )
         label = "Stop and save" if state.status.command in ("train-lora", "train", "finetune") else "Stop"
         return button(label, "stop", run=run, tone="bad", title=saves)
     now = button(
@@ -163,18 +187,24 @@ def resume_points(view: RunView) -> list[tuple[int, Path]]:
 def _results(view: RunView, state: RunState) -> str:
     kept = [view.folder / point.path for point in view.checkpoints if point.what != "state"]
     named = [Path(result) for result in state.status.results]
-    files = [path for path in dict.fromkeys([*kept, *named]) if path.is_file() and path.suffix == ".safetensors"]
+    files = [
+        path for path in dict.fromkeys([*kept, *named]) if path.is_file() and path.suffix == ".safetensors"
+    ]
     if not files:
         return ""
     rows = "".join(_result_row(path, state) for path in reversed(files[-6:]))
-    more = f'<p class="zg-muted">and {len(files) - 6} earlier ones in the same folder</p>' if len(files) > 6 else ""
+    more = (
+        f'<p class="zg-muted">and {len(files) - 6} earlier ones in the same folder</p>'
+        if len(files) > 6
+        else ""
+    )
     return f'<table class="zg-table"><tr><th>Saved</th><th></th></tr>{rows}</table>{more}'
 
 
 def _result_row(path: Path, state: RunState) -> str:
     use = ""
     if state.status.command in ("train-lora", "train"):
-        use = button("Use in Generate", "generate", run=state.folder.name, path=str(path))
+        use = button("Use in Generate", "generate", run=state.folder.name, place=str(path))
     copy = button("Copy path", "copy", copy=str(path))
     return f'<tr><td title="{escape(str(path))}">{escape(path.name)}</td><td class="zg-num">{use} {copy}</td></tr>'
 
@@ -182,7 +212,10 @@ def _result_row(path: Path, state: RunState) -> str:
 def curves(view: RunView) -> str:
     """Loss (raw and smoothed) and learning rate over the steps."""
     thinned = view.curves.thinned(CURVE_POINTS)
-    loss = [Line("each step", thinned.steps, thinned.loss, "raw"), Line("smoothed", thinned.steps, thinned.loss_average, "smooth")]
+    loss = [
+        Line("each step", thinned.steps, thinned.loss, "raw"),
+        Line("smoothed", thinned.steps, thinned.loss_average, "smooth"),
+    ]
     rate = [Line("learning rate", thinned.steps, thinned.lr, "rate")]
     waiting = "Appears with the first step."
     return f'<div class="zg-charts">{line_chart("Loss", loss, waiting)}{line_chart("Learning rate", rate, waiting)}</div>'
@@ -197,7 +230,9 @@ def samples(view: RunView, cache: PictureCache) -> str:
     for sample in view.samples:
         by_step.setdefault(sample.step, {})[sample.index] = sample
     prompts = {sample.index: sample.prompt for sample in view.samples}
-    heads = "".join(f'<span class="zg-prompt" title="{escape(prompts[i])}">{escape(prompts[i])}</span>' for i in columns)
+    heads = "".join(
+        f'<span class="zg-prompt" title="{escape(prompts[i])}">{escape(prompts[i])}</span>' for i in columns
+    )
     rows = []
     for step in sorted(by_step, reverse=True)[:MOST_SAMPLE_ROWS]:
         cells = "".join(_cell(by_step[step].get(index), view.folder, cache) for index in columns)

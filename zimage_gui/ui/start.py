@@ -1,7 +1,7 @@
 """What the window opens on: the built-in demo project when nothing was set up yet.
 
-Knows the demo's files and the drafts. The demo is written by the command `demo` in a process of its own, because
-making its model files needs torch and the window never imports it.
+Knows the demo's files and the drafts. The demo is written by the command `demo` in a process of its own,
+because making its model files needs torch and the window never imports it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,12 @@ def write_demo(folder: Path, run: Run) -> bool:
     argv = [sys.executable, "-m", "zimage_gui", "demo", "--to", str(folder)]
     try:
         done = subprocess.run(
-            argv, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=LONGEST_WRITE, check=False
+            argv,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=LONGEST_WRITE,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         run.emit(Note(text=f"The demo project could not be written: {error}"))
@@ -76,16 +81,34 @@ def write_demo(folder: Path, run: Run) -> bool:
 def suggestions(desk: Desk, folder: Path) -> dict[str, dict[str, Raw]]:
     """Field contents per form, taken from the demo's own settings file."""
     training = Presets(desk.presets_dir, TrainLoraConfig).read(folder / "train_lora.toml")
-    common = {name: training[name] for name in ("dit", "vae", "text_encoder", "dataset_config") if name in training}
+    common = {
+        name: training[name] for name in ("dit", "vae", "text_encoder", "dataset_config") if name in training
+    }
     shared: dict[str, dict[str, Raw]] = {
         form: {name: value for name, value in common.items() if name in options_of(config_class)}
         for form, config_class in FORMS.items()
     }
-    length: dict[str, Raw] = {name: training[name] for name in ("sample_prompts", "sample_every_n_steps", "mixed_precision") if name in training}
+    length: dict[str, Raw] = {
+        name: training[name]
+        for name in ("sample_prompts", "sample_every_n_steps", "mixed_precision")
+        if name in training
+    }
     made: dict[str, dict[str, Raw]] = {
         "train-lora": {**training, "sample_at_first": True},
-        "finetune": {**length, "learning_rate": "1e-4", "max_train_steps": "200", "output_dir": str(folder / "output"), "output_name": "finetuned"},
-        "generate": {"prompt": PROMPT, "image_size": "128 x 128", "infer_steps": "20", "batch_count": "4", "seed": "1"},
+        "finetune": {
+            **length,
+            "learning_rate": "1e-4",
+            "max_train_steps": "200",
+            "output_dir": str(folder / "output"),
+            "output_name": "finetuned",
+        },
+        "generate": {
+            "prompt": PROMPT,
+            "image_size": "128 x 128",
+            "infer_steps": "20",
+            "batch_count": "4",
+            "seed": "1",
+        },
         "dataset": {"write_toml": ""},
     }
     return {form: {**shared[form], **made.get(form, {})} for form in FORMS}

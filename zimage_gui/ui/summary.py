@@ -1,7 +1,7 @@
 """What can be said before a training starts, without torch: what is wrong, how many pictures, how long it is.
 
-Knows the schema, headers of model files and the dataset scan. Reads no weights. The trainer checks everything once
-more before it loads anything; this is only the earlier, quicker answer.
+Knows the schema, headers of model files and the dataset scan. Reads no weights. The trainer checks everything
+once more before it loads anything; this is only the earlier, quicker answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ KINDS = {"dit": "transformer", "vae": "vae", "text_encoder": "text_encoder"}
 
 def model_rows(files: ModelFiles) -> tuple[list[tuple[str, str, bool]], list[Problem]]:
     """(option, what the file is, whether it is right) of each named model, and the problems among them."""
-    rows, problems = [], []
+    rows: list[tuple[str, str, bool]] = []
+    problems: list[Problem] = []
     for option, kind in KINDS.items():
         path = getattr(files, option)
         if path is None:
@@ -35,7 +36,14 @@ def model_rows(files: ModelFiles) -> tuple[list[tuple[str, str, bool]], list[Pro
         right = found.kind in (kind, "all_in_one")
         rows.append((option, found.sentence, right))
         if not right:
-            problems.append(Problem(option, str(path), f"is not a {kind.replace('_', ' ')}: {found.sentence}", "Choose another file"))
+            problems.append(
+                Problem(
+                    option,
+                    str(path),
+                    f"is not a {kind.replace('_', ' ')}: {found.sentence}",
+                    "Choose another file",
+                )
+            )
     return rows, problems
 
 
@@ -49,7 +57,9 @@ def quick_problems(config: TrainingConfig) -> list[Problem]:
     except UserError as error:
         problems += error.problems
     if config.sample_prompts is not None and not config.sample_prompts.is_file():
-        problems.append(Problem("sample_prompts", str(config.sample_prompts), "is not a file", "Check the path"))
+        problems.append(
+            Problem("sample_prompts", str(config.sample_prompts), "is not a file", "Check the path")
+        )
     if config.resume is not None and not config.resume.is_dir():
         problems.append(Problem("resume", str(config.resume), "is not a folder", "Choose a state folder"))
     return problems
@@ -62,7 +72,11 @@ def before_training(config: TrainingConfig) -> str:
     report = scan(sources_of(config))
     files, _ = find_models(config)
     models = [f"{option}: {sentence}" for option, sentence, _right in model_rows(files)[0]]
-    return notice(f"<b>Ready to train.</b>{bullet_list(models)}{dataset_words(report)}{length_words(config, report)}", "good", raw=True)
+    return notice(
+        f"<b>Ready to train.</b>{bullet_list(models)}{dataset_words(report)}{length_words(config, report)}",
+        "good",
+        raw=True,
+    )
 
 
 def dataset_words(report: ScanReport) -> str:

@@ -1,4 +1,5 @@
-"""How the window looks: a gradio theme of system fonts and one accent colour, and where its CSS and script lie.
+"""How the window looks: a gradio theme of system fonts and one accent colour, and where its CSS and script
+lie.
 
 Knows colours and fonts only. No font or script is ever fetched from a network.
 """
@@ -17,7 +18,14 @@ SANS = [
     "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP",
     "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Yu Gothic UI", "WenQuanYi Micro Hei", "sans-serif",
 ]  # fmt: skip
-MONO = ["ui-monospace", "SFMono-Regular", "Consolas", "DejaVu Sans Mono", "WenQuanYi Micro Hei Mono", "monospace"]
+MONO = [
+    "ui-monospace",
+    "SFMono-Regular",
+    "Consolas",
+    "DejaVu Sans Mono",
+    "WenQuanYi Micro Hei Mono",
+    "monospace",
+]
 
 ACCENT = gr.themes.Color(
     c50="#effaf8", c100="#d5f3ee", c200="#aee6de", c300="#7bd2c7", c400="#46b7ab", c500="#229a8f",

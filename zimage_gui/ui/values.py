@@ -1,7 +1,8 @@
 """What a form field shows for a value, and what a shown text means: the border between schema and widgets.
 
-Knows options of the schema and plain values. Knows nothing of gradio. Numbers travel as the text a person typed
-(`1e-4` stays `1e-4`, `abc` reaches the schema), so that the schema alone decides what is right and words every error.
+Knows options of the schema and plain values. Knows nothing of gradio. Numbers travel as the text a person
+typed (`1e-4` stays `1e-4`, `abc` reaches the schema), so that the schema alone decides what is right and
+words every error.
 """
 
 from __future__ import annotations
@@ -25,14 +26,20 @@ def to_widget(option: Option, value: Any) -> Raw:
         return "\n".join(show(item) for item in value)
     if option.count and isinstance(value, list | tuple):
         items = [show(item) for item in value]
-        return items[0] if len(set(items)) == 1 and len(items) == 2 and option.name == "resolution" else " x ".join(items)
+        return (
+            items[0]
+            if len(set(items)) == 1 and len(items) == 2 and option.name == "resolution"
+            else " x ".join(items)
+        )
     return show_exact(value)
 
 
 def show_exact(value: object) -> str:
     """Like `show`, but a float keeps all its digits: a form must not round what a file said."""
     if isinstance(value, float):
-        shorts = (f"{value:.0e}".replace("e-0", "e-"), f"{value:g}") if 0 < abs(value) < 1e-2 else (f"{value:g}",)
+        shorts = (
+            (f"{value:.0e}".replace("e-0", "e-"), f"{value:g}") if 0 < abs(value) < 1e-2 else (f"{value:g}",)
+        )
         return next((short for short in shorts if float(short) == value), repr(value))
     return show(value)
 
@@ -65,8 +72,8 @@ def defaults(config_class: type[Options]) -> dict[str, Raw]:
 def collect(config_class: type[Options], raw: Mapping[str, Raw]) -> dict[str, Any]:
     """Unchecked values of all fields that differ from an untouched form; the schema fills in the rest.
 
-    An emptied field is left out where the option may be empty; elsewhere it is passed on empty, so that the schema
-    says that it is needed instead of quietly taking the default.
+    An emptied field is left out where the option may be empty; elsewhere it is passed on empty, so that the
+    schema says that it is needed instead of quietly taking the default.
     """
     untouched = defaults(config_class)
     values: dict[str, Any] = {}

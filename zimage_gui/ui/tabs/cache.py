@@ -1,6 +1,7 @@
 """The Cache tab: how much of the dataset is encoded, and one button that encodes the rest.
 
-Knows gradio and the two cache commands' schemas. Training does this by itself; here it is seen and done ahead.
+Knows gradio and the two cache commands' schemas. Training does this by itself; here it is seen and done
+ahead.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import gradio as gr
 from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.config.common import PictureFolder
 from zimage_gui.config.schema import options_of
-from zimage_gui.ui.actions import action_of, plain_html
+from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, plain_html
 from zimage_gui.ui.cache_state import as_html, look
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
@@ -21,7 +22,15 @@ from zimage_gui.ui.html import notice
 from zimage_gui.ui.panel import JobPanel, stop_action
 
 # Asked once, in the form of the latents; the texts' run takes the same values.
-COMMON = (*options_of(PictureFolder), "model_dir", "device", "num_workers", "skip_existing", "keep_cache", "overwrite")
+COMMON = (
+    *options_of(PictureFolder),
+    "model_dir",
+    "device",
+    "num_workers",
+    "skip_existing",
+    "keep_cache",
+    "overwrite",
+)
 
 
 class CacheTab:
@@ -44,7 +53,9 @@ class CacheTab:
                     self.text.build(open_sections=("models", "cache"))
             with gr.Column(scale=6, min_width=480, elem_classes=["zg-watch"]):
                 with gr.Row(elem_classes=["zg-actions"]):
-                    self.update = gr.Button("Update the caches", variant="primary", elem_id="cache-update", scale=2)
+                    self.update = gr.Button(
+                        "Update the caches", variant="primary", elem_id="cache-update", scale=2
+                    )
                     self.check = gr.Button("Look", elem_id="cache-look")
                 self.answer = plain_html(elem_id="cache-answer")
                 self.panel.build(self.name)
@@ -55,10 +66,15 @@ class CacheTab:
         self.text.wire(page)
         inputs = {*self.form.inputs(), *self.text.inputs()}
         outputs = [*self.form.outputs(), *self.text.outputs(), self.answer]
-        quiet: dict[str, Any] = {"api_visibility": "private"}
-        self.check.click(guarded(self.form, self._look), self.form.inputs(), [*self.form.outputs(), self.answer], show_progress_on=self.answer, **quiet)
-        self.update.click(guarded(self.text, self._update), inputs, outputs, show_progress="hidden", **quiet)
-        self.panel.status.act(self._act, None, self.answer, show_progress="hidden", **quiet)
+        self.check.click(
+            guarded(self.form, self._look),
+            self.form.inputs(),
+            [*self.form.outputs(), self.answer],
+            show_progress_on=self.answer,
+            **PRIVATE,
+        )
+        self.update.click(guarded(self.text, self._update), inputs, outputs, **QUIET)
+        self.panel.status.act(self._act, None, self.answer, **QUIET)
 
     def _look(self, data: Mapping[Any, Any]) -> Updates:
         # The state of the caches is worth seeing before any model is named.

@@ -1,7 +1,7 @@
 """The Convert tab: look into a file, and convert a LoRA between the forms that programs read.
 
-Knows gradio, headers and the `convert-lora` schema. Looking reads the header only; converting is a run of its own,
-beside whatever trains.
+Knows gradio, headers and the `convert-lora` schema. Looking reads the header only; converting is a run of its
+own, beside whatever trains.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import gradio as gr
 from zimage_gui.config.convert import ConvertLoraConfig
 from zimage_gui.errors import UserError
 from zimage_gui.files import free_name
-from zimage_gui.ui.actions import action_of, plain_html
+from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.file_report import report
 from zimage_gui.ui.form import Form, Updates, browse_button, guarded
@@ -46,7 +46,13 @@ class ConvertTab:
                     self.known = gr.Dropdown(
                         [], label="or one of your LoRAs", interactive=True, scale=2, elem_id="convert-known"
                     )
-                self.drop = gr.File(label="or drop a LoRA file", file_types=[".safetensors"], type="filepath", height=90, elem_id="convert-drop")
+                self.drop = gr.File(
+                    label="or drop a LoRA file",
+                    file_types=[".safetensors"],
+                    type="filepath",
+                    height=90,
+                    elem_id="convert-drop",
+                )
                 self.report = plain_html(elem_id="convert-report")
             with gr.Column(scale=6, min_width=480):
                 self.form.finish()
@@ -59,17 +65,24 @@ class ConvertTab:
         self._wire(page)
 
     def _wire(self, page: gr.Blocks) -> None:
-        form, quiet = self.form, {"api_visibility": "private"}
+        form = self.form
         form.wire(page)
         outputs = [*form.outputs(), self.answer]
         looked = [self.report, self.file, form.fields["input"]]
-        page.load(lambda: gr.update(choices=known_loras(self.desk)), outputs=self.known, show_progress="hidden", **quiet)
-        gr.on([self.inspect.click, self.file.submit], self._look, self.file, looked, show_progress_on=self.report, **quiet)
-        self.known.select(self._look, self.known, looked, show_progress_on=self.report, **quiet)
-        self.drop.upload(self._look, self.drop, looked, show_progress_on=self.report, **quiet)
-        self.convert.click(guarded(form, self._convert), form.inputs(), outputs, show_progress="hidden", **quiet)
-        self.suggest.click(guarded(form, self._suggest), form.inputs(), outputs, show_progress="hidden", **quiet)
-        self.panel.status.act(self._act, None, self.answer, show_progress="hidden", **quiet)
+        page.load(lambda: gr.update(choices=known_loras(self.desk)), outputs=self.known, **QUIET)
+        gr.on(
+            [self.inspect.click, self.file.submit],
+            self._look,
+            self.file,
+            looked,
+            show_progress_on=self.report,
+            **PRIVATE,
+        )
+        self.known.select(self._look, self.known, looked, show_progress_on=self.report, **PRIVATE)
+        self.drop.upload(self._look, self.drop, looked, show_progress_on=self.report, **PRIVATE)
+        self.convert.click(guarded(form, self._convert), form.inputs(), outputs, **QUIET)
+        self.suggest.click(guarded(form, self._suggest), form.inputs(), outputs, **QUIET)
+        self.panel.status.act(self._act, None, self.answer, **QUIET)
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -78,7 +91,7 @@ class ConvertTab:
         if not path:
             return notice("Give the path of a file first.", "warn"), gr.update(), gr.update()
         try:
-            shown = report((self.desk.working / Path(path).expanduser()))
+            shown = report(self.desk.working / Path(path).expanduser())
         except UserError as error:
             return notice(str(error), "bad"), gr.update(value=path), gr.update()
         is_lora = ".lora_" in shown or "lora" in shown[:400].lower()

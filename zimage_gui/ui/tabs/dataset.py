@@ -1,7 +1,8 @@
-"""The Dataset tab: choose a folder, see what is wrong, edit captions, see the buckets, write the dataset file.
+"""The Dataset tab: choose a folder, see what is wrong, edit captions, see the buckets, write the dataset
+file.
 
-Knows gradio, the scan (which needs no torch) and `dataset_view`. Changes only caption files, one at a time, and the
-TOML a person asks for.
+Knows gradio, the scan (which needs no torch) and `dataset_view`. Changes only caption files, one at a time,
+and the TOML a person asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from zimage_gui.engine.dataset.sources import check_or_raise, sources_of
 from zimage_gui.errors import UserError
 from zimage_gui.events import NullRun
 from zimage_gui.ui import dataset_view
-from zimage_gui.ui.actions import ACT_SCRIPT, action_of, active_html, on_act, plain_html
+from zimage_gui.ui.actions import (
+    ACT_SCRIPT,
+    PRIVATE,
+    QUIET,
+    action_of,
+    active_html,
+    on_act,
+    plain_html,
+    script,
+)
 from zimage_gui.ui.captions import CaptionFiles
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
@@ -31,26 +41,7 @@ SHARED = (
     "cache_directory", "batch_size",
 )  # fmt: skip
 
-# Saves a caption when its field is left (or Ctrl+Enter), and says so under it.
-GRID_SCRIPT = ACT_SCRIPT + """
-const save = async (area) => {
-  const card = area.closest('.zg-card'), note = card.querySelector('[data-part="state"]');
-  if (area.value === area.dataset.before) { card.classList.remove('zg-dirty'); return; }
-  const answer = await server.save_caption({token: area.dataset.token, before: area.dataset.before, text: area.value});
-  if (answer.ok) { area.dataset.before = area.value; note.textContent = 'saved'; card.classList.remove('zg-dirty', 'zg-wrong'); }
-  else { note.textContent = answer.message; area.dataset.before = answer.text; }
-};
-element.addEventListener('input', (event) => {
-  if (!event.target.matches('textarea[data-token]')) return;
-  const card = event.target.closest('.zg-card');
-  card.classList.toggle('zg-dirty', event.target.value !== event.target.dataset.before);
-  card.querySelector('[data-part="state"]').textContent = '';
-});
-element.addEventListener('focusout', (event) => { if (event.target.matches('textarea[data-token]')) save(event.target); });
-element.addEventListener('keydown', (event) => {
-  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && event.target.matches('textarea[data-token]')) save(event.target);
-});
-"""
+GRID_SCRIPT = ACT_SCRIPT + script("grid.js")
 
 
 @dataclass
@@ -99,8 +90,11 @@ class DatasetTab:
 
     def _saver(self) -> Any:
         def save_caption(data: Any) -> dict[str, Any]:
-            fields = [data.get(key) for key in ("token", "before", "text")] if isinstance(data, dict) else []
-            if len(fields) != 3 or not all(isinstance(field, str) for field in fields):
+            found = data if isinstance(data, dict) else {}
+            fields = [
+                str(found[key]) for key in ("token", "before", "text") if isinstance(found.get(key), str)
+            ]
+            if len(fields) != 3:
                 return {"ok": False, "message": "not understood", "text": ""}
             saved = self.captions.save(*fields)
             return {"ok": saved.ok, "message": saved.message, "text": saved.text}
@@ -108,31 +102,41 @@ class DatasetTab:
         return save_caption
 
     def _wire(self, page: gr.Blocks) -> None:
-        form, quiet = self.form, {"api_visibility": "private"}
+        form = self.form
         form.wire(page)
         shown = [self.strip, self.buckets, self.grid, self.looked]
-        self.look.click(guarded(form, self._look), form.inputs(), [*form.outputs(), *shown, self.answer], show_progress_on=self.grid, **quiet)
-        self.write.click(guarded(form, self._write), form.inputs(), [*form.outputs(), self.answer], show_progress="hidden", **quiet)
+        self.look.click(
+            guarded(form, self._look),
+            form.inputs(),
+            [*form.outputs(), *shown, self.answer],
+            show_progress_on=self.grid,
+            **PRIVATE,
+        )
+        self.write.click(guarded(form, self._write), form.inputs(), [*form.outputs(), self.answer], **QUIET)
         on_act([self.strip, self.grid], self._act, {self.looked}, shown)
 
     def wire_targets(self, forms: list[Form]) -> None:
         """`Use for training` puts the dataset into these forms."""
-        outputs = [*self.form.outputs(), self.answer, *(field for form in forms for field in form.fields.values())]
+        outputs = [
+            *self.form.outputs(),
+            self.answer,
+            *(field for form in forms for field in form.fields.values()),
+        ]
 
         def use(data: Mapping[Any, Any]) -> Updates:
             self.form.partial(data)
             contents = {name: value for name, value in self.form.raw(data).items() if name in SHARED}
             updates: Updates = {}
             for form in forms:
-                fitting: dict[str, Raw] = {name: value for name, value in contents.items() if name in form.fields}
+                fitting: dict[str, Raw] = {
+                    name: value for name, value in contents.items() if name in form.fields
+                }
                 form.keep(fitting)
                 updates |= form.put(fitting)
             words = "The dataset is set in Cache, LoRA Train and Finetune."
             return {**updates, self.answer: gr.update(value=notice(words, "good"), visible=True)}
 
-        self.use.click(
-            guarded(self.form, use), self.form.inputs(), outputs, show_progress="hidden", api_visibility="private"
-        )
+        self.use.click(guarded(self.form, use), self.form.inputs(), outputs, **QUIET)
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -144,7 +148,9 @@ class DatasetTab:
         looked = Looked(scan(sources))
         if not (looked.report and (looked.report.pictures or looked.report.refused)):
             where = config.dataset or config.dataset_config
-            raise UserError.one("dataset", where, "holds no pictures (png, jpg, webp, bmp, avif)", "Choose another folder")
+            raise UserError.one(
+                "dataset", where, "holds no pictures (png, jpg, webp, bmp, avif)", "Choose another folder"
+            )
         return merged(self._draw(looked), {self.answer: gr.update(visible=False)})
 
     def _draw(self, looked: Looked) -> Updates:
@@ -154,7 +160,9 @@ class DatasetTab:
         return {
             self.strip: dataset_view.strip(report, looked.chosen),
             self.buckets: dataset_view.buckets(report),
-            self.grid: dataset_view.grid(report, looked.chosen, looked.page, self.desk.pictures, self.captions),
+            self.grid: dataset_view.grid(
+                report, looked.chosen, looked.page, self.desk.pictures, self.captions
+            ),
             self.looked: looked,
         }
 

@@ -1,7 +1,7 @@
 """The Generate tab: prompt, size, seed and LoRAs on the left; progress and the gallery on the right.
 
-Knows gradio, the form and the resident worker (through the desk). The model stays loaded in that worker, so the second
-picture does not load it again. A dropped picture gives its settings back.
+Knows gradio, the form and the resident worker (through the desk). The model stays loaded in that worker, so
+the second picture does not load it again. A dropped picture gives its settings back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import gradio as gr
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.png_settings import read_settings
 from zimage_gui.jobs.reader import RunView
-from zimage_gui.ui.actions import Action, action_of, active_html, on_act, plain_html
+from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Updates, guarded, merged
 from zimage_gui.ui.gallery import gallery, recent_pictures
@@ -43,7 +43,11 @@ class GeneratePanel(JobPanel):
 
     def _marks(self, view: RunView) -> dict[str, object]:
         states = self.desk.of_command(*self.commands)[:1]
-        newest = (states[0].folder.name, len(self.desk.readers.of(states[0].folder).poll().samples)) if states else None
+        newest = (
+            (states[0].folder.name, len(self.desk.readers.of(states[0].folder).poll().samples))
+            if states
+            else None
+        )
         return {**super()._marks(view), "gallery": newest}
 
     def _draw(self, name: str, view: RunView) -> dict[Any, Any]:
@@ -57,7 +61,9 @@ class GenerateTab:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.form = LoraForm(GenerateConfig, self.name, desk.drafts, hidden=("runs_dir", "bell", "width", "height"))
+        self.form = LoraForm(
+            GenerateConfig, self.name, desk.drafts, hidden=("runs_dir", "bell", "width", "height")
+        )
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, GenerateConfig))
         self.panel = GeneratePanel(desk, ("generate",), (), "Write a prompt and press Generate.")
 
@@ -73,11 +79,19 @@ class GenerateTab:
             with gr.Column(scale=6, min_width=480, elem_classes=["zg-watch"]):
                 with gr.Row(elem_classes=["zg-actions"]):
                     self.start = gr.Button("Generate", variant="primary", elem_id="generate-start", scale=2)
-                    self.beside = gr.Checkbox(label="even while a training runs", container=False, interactive=True, min_width=120)
+                    self.beside = gr.Checkbox(
+                        label="even while a training runs", container=False, interactive=True, min_width=120
+                    )
                 self.answer = plain_html(visible=False, elem_id="generate-answer")
                 self.panel.build_gallery()
                 with gr.Accordion("Read settings back from a picture", open=False):
-                    self.drop = gr.File(label="Drop a PNG from here, ComfyUI or A1111", file_types=[".png", ".jpg", ".webp"], type="filepath", height=110, elem_id="generate-drop")
+                    self.drop = gr.File(
+                        label="Drop a PNG from here, ComfyUI or A1111",
+                        file_types=[".png", ".jpg", ".webp"],
+                        type="filepath",
+                        height=110,
+                        elem_id="generate-drop",
+                    )
                 self.panel.build(self.name)
         self._wire(page)
 
@@ -101,17 +115,18 @@ class GenerateTab:
         form.wire(page)
         self.bar.wire(page)
         outputs = [*form.outputs(), self.answer]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         generate = guarded(form, self._generate)
         inputs = {*form.inputs(), self.beside}
-        self.start.click(generate, inputs, [*outputs, self.panel.choice], **quiet)
-        form.fields["prompt"].submit(generate, inputs, [*outputs, self.panel.choice], **quiet)
-        self.random.click(guarded(form, lambda data: self._keep({"seed": ""})), form.inputs(), outputs, **quiet)
-        self.reuse.click(guarded(form, self._reuse), form.inputs(), outputs, **quiet)
-        self.drop.upload(guarded(form, self._read_back), {self.drop, form.shown_errors}, outputs, **quiet)
+        self.start.click(generate, inputs, [*outputs, self.panel.choice], **QUIET)
+        form.fields["prompt"].submit(generate, inputs, [*outputs, self.panel.choice], **QUIET)
+        self.random.click(
+            guarded(form, lambda data: self._keep({"seed": ""})), form.inputs(), outputs, **QUIET
+        )
+        self.reuse.click(guarded(form, self._reuse), form.inputs(), outputs, **QUIET)
+        self.drop.upload(guarded(form, self._read_back), {self.drop, form.shown_errors}, outputs, **QUIET)
         on_act([self.panel.status, self.panel.gallery, self.shapes], self._act, form.inputs(), outputs)
         guidance = form.fields["guidance_scale"]
-        guidance.change(guidance_words, guidance, self.convention, **quiet)
+        guidance.change(guidance_words, guidance, self.convention, **QUIET)
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -119,7 +134,10 @@ class GenerateTab:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
         folder = self.desk.generate(config, beside_training=bool(data[self.beside]))
         choices = [("newest run", ""), (folder.name, folder.name)]
-        return {self.answer: gr.update(visible=False), self.panel.choice: gr.update(choices=choices, value="")}
+        return {
+            self.answer: gr.update(visible=False),
+            self.panel.choice: gr.update(choices=choices, value=""),
+        }
 
     def _keep(self, contents: dict[str, Raw], words: str = "", tone: str = "good") -> Updates:
         self.form.keep(contents)
@@ -128,7 +146,11 @@ class GenerateTab:
 
     def _reuse(self, data: Mapping[Any, Any]) -> Updates:
         pictures = recent_pictures(self.desk, 1)
-        return self._keep({"seed": str(pictures[0].seed)}) if pictures else self._keep({}, "No picture has been made yet.", "plain")
+        return (
+            self._keep({"seed": str(pictures[0].seed)})
+            if pictures
+            else self._keep({}, "No picture has been made yet.", "plain")
+        )
 
     def _read_back(self, data: Mapping[Any, Any]) -> Updates:
         return self.settings_of(Path(data[self.drop]))
@@ -142,9 +164,15 @@ class GenerateTab:
         strengths = [str(value) for value in found.pop(STRENGTHS, ())]
         contents = from_values(GenerateConfig, found)
         paths, missing = by_name(self.desk, names)
-        contents |= {FILES: "\n".join(paths), STRENGTHS: "\n".join(strengths)} if not missing else {FILES: "\n".join([*paths])}
+        contents |= (
+            {FILES: "\n".join(paths), STRENGTHS: "\n".join(strengths)}
+            if not missing
+            else {FILES: "\n".join([*paths])}
+        )
         if missing:
-            return self._keep(contents, f"Settings read, but these LoRAs are not here: {', '.join(missing)}.", "warn")
+            return self._keep(
+                contents, f"Settings read, but these LoRAs are not here: {', '.join(missing)}.", "warn"
+            )
         return self._keep(contents, f"Settings of {picture.name} are in the form.")
 
     def _act(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
@@ -155,11 +183,15 @@ class GenerateTab:
 
     def _do(self, data: Mapping[Any, Any], action: Action) -> Updates:
         if action.name == "shape":
-            return self._keep({"image_size": reshaped(str(self.form.raw(data)["image_size"]), action.get("ratio"))})
+            return self._keep(
+                {"image_size": reshaped(str(self.form.raw(data)["image_size"]), action.get("ratio"))}
+            )
         if action.name == "settings":
             file = (self.desk.folder_of(action.get("run")) or Path()) / "config.toml"
             return self._keep(self.bar.presets.read(file), "Settings taken over.") if file.is_file() else {}
-        picture = next((one for one in recent_pictures(self.desk) if str(one.path) == action.get("path")), None)
+        picture = next(
+            (one for one in recent_pictures(self.desk) if str(one.path) == action.get("place")), None
+        )
         if picture is None:
             return {self.answer: gr.update()}
         if action.name == "seed":
@@ -174,7 +206,10 @@ class GenerateTab:
 
 
 def shape_chips() -> str:
-    chips = "".join(button(name, "shape", ratio=name, title=f"Width to height {name}, same number of pixels") for name in SHAPES)
+    chips = "".join(
+        button(name, "shape", ratio=name, title=f"Width to height {name}, same number of pixels")
+        for name in SHAPES
+    )
     return f'<div class="zg-chips">{chips}</div>'
 
 
@@ -194,5 +229,9 @@ def guidance_words(guidance: str) -> str:
     except (TypeError, ValueError):
         return ""
     other = f"In ComfyUI and A1111 this is CFG {value + 1:g}."
-    words = "No guidance: the negative prompt is not used. Right for Turbo." if value == 0 else "positive + g (positive - negative)."
+    words = (
+        "No guidance: the negative prompt is not used. Right for Turbo."
+        if value == 0
+        else "positive + g (positive - negative)."
+    )
     return f'<span class="zg-muted">Guidance {value:g}: {words} {other}</span>'

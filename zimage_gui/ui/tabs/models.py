@@ -14,29 +14,50 @@ from zimage_gui.config.common import ModelPaths
 from zimage_gui.config.schema import options_of
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.errors import UserError
-from zimage_gui.ui.actions import plain_html
+from zimage_gui.ui.actions import QUIET, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded
 from zimage_gui.ui.html import badge, escape, notice
 from zimage_gui.ui.summary import model_rows
 
-GUIDE = """
-### Where to get the real models
-
-This program downloads nothing. Get the files once, with a browser or `hf download`, and name them above.
-
-| What | Page | Files |
-|---|---|---|
-| Everything in one folder | [Tongyi-MAI/Z-Image-Turbo](https://huggingface.co/Tongyi-MAI/Z-Image-Turbo) | the folders `transformer/` (`diffusion_pytorch_model-00001-of-00003.safetensors` and on), `text_encoder/` (`model-00001-of-00003.safetensors` and on), `vae/`, `tokenizer/`; give the folder as *Models folder* |
-| The base model, in one folder | [Tongyi-MAI/Z-Image](https://huggingface.co/Tongyi-MAI/Z-Image) | the same folders |
-| Single files, as ComfyUI uses them | [Comfy-Org/z_image_turbo](https://huggingface.co/Comfy-Org/z_image_turbo) | `split_files/diffusion_models/z_image_turbo_bf16.safetensors`, `split_files/text_encoders/qwen_3_4b.safetensors`, `split_files/vae/ae.safetensors`; a ComfyUI `models` folder may be given as *Models folder* |
-| To train on: De-Turbo | [ostris/Z-Image-De-Turbo](https://huggingface.co/ostris/Z-Image-De-Turbo) | `z_image_de_turbo_v1_bf16.safetensors` as *Transformer* |
-| To train on Turbo itself: the adapter | [ostris/zimage_turbo_training_adapter](https://huggingface.co/ostris/zimage_turbo_training_adapter) | `zimage_turbo_training_adapter_v2.safetensors` as *Merged LoRAs* in LoRA Train |
-
-**Which one?** Train on De-Turbo, on Turbo with the training adapter, or on the base model; training plain Turbo without
-the adapter undoes what makes it fast. A LoRA trained on any of them is used on Turbo with 8 or 9 steps and guidance 0.
-"""
-
+HUB = "https://huggingface.co/"
+# What, page, and which files, in HTML of ours.
+SOURCES = (
+    (
+        "Turbo, everything in one folder",
+        "Tongyi-MAI/Z-Image-Turbo",
+        "The folders <code>transformer/</code> (diffusion_pytorch_model-00001-of-00003.safetensors and on), "
+        "<code>text_encoder/</code> (model-00001-of-00003.safetensors and on), <code>vae/</code> and "
+        "<code>tokenizer/</code>. Give the folder they lie in as <b>Models folder</b>.",
+    ),
+    (
+        "The base model, in one folder",
+        "Tongyi-MAI/Z-Image",
+        "The same folders; the transformer comes in 2 files.",
+    ),
+    (
+        "Turbo as single files, as ComfyUI uses them",
+        "Comfy-Org/z_image_turbo",
+        "<code>split_files/diffusion_models/z_image_turbo_bf16.safetensors</code>, "
+        "<code>split_files/text_encoders/qwen_3_4b.safetensors</code>, <code>split_files/vae/ae.safetensors</code>. "
+        "ComfyUI's own <code>models</code> folder may be given as <b>Models folder</b>.",
+    ),
+    (
+        "De-Turbo, to train on",
+        "ostris/Z-Image-De-Turbo",
+        "<code>z_image_de_turbo_v1_bf16.safetensors</code> as <b>Transformer</b>; VAE and text encoder from above.",
+    ),
+    (
+        "Adapter, to train on Turbo itself",
+        "ostris/zimage_turbo_training_adapter",
+        "<code>zimage_turbo_training_adapter_v2.safetensors</code> as <b>Merged LoRAs</b> in LoRA Train.",
+    ),
+)
+ADVICE = (
+    "<b>Which one?</b> Train on De-Turbo, on Turbo with the training adapter, or on the base model. Training plain "
+    "Turbo without the adapter undoes what makes it fast. A LoRA trained on any of them is used on Turbo with 8 or 9 "
+    "steps and guidance 0."
+)
 NAMES = {"dit": "Transformer", "vae": "VAE", "text_encoder": "Text encoder"}
 
 
@@ -57,16 +78,20 @@ class ModelsTab:
                     self.use = gr.Button("Use on all tabs", variant="primary", elem_id="models-use")
                 self.answer = plain_html(elem_id="models-answer")
             with gr.Column(scale=6, min_width=480):
-                gr.Markdown(GUIDE, elem_classes=["zg-guide"])
+                plain_html(guide(), elem_id="models-guide")
         self.form.wire(page)
         self.check.click(
             guarded(self.form, self._check), self.form.inputs(), [*self.form.outputs(), self.answer],
-            show_progress="hidden", api_visibility="private",
+            **QUIET,
         )  # fmt: skip
 
     def wire_targets(self, forms: list[Form]) -> None:
         """`Use on all tabs` puts the paths into these forms."""
-        outputs = [*self.form.outputs(), self.answer, *(field for form in forms for field in form.fields.values())]
+        outputs = [
+            *self.form.outputs(),
+            self.answer,
+            *(field for form in forms for field in form.fields.values()),
+        ]
 
         def use(data: Mapping[Any, Any]) -> Updates:
             updates = self._check(data)
@@ -78,9 +103,7 @@ class ModelsTab:
             gr.Info("Set on all tabs.")
             return updates
 
-        self.use.click(
-            guarded(self.form, use), self.form.inputs(), outputs, show_progress="hidden", api_visibility="private"
-        )
+        self.use.click(guarded(self.form, use), self.form.inputs(), outputs, **QUIET)
 
     def _check(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
@@ -96,5 +119,23 @@ class ModelsTab:
             f'<span class="zg-muted">{escape(str(getattr(files, option)))}</span></td></tr>'
             for option, sentence, _ in rows
         )
-        lines += "".join(f"<tr><td>{NAMES[name]}</td><td>{badge('not named', 'warn')}</td><td></td></tr>" for name in missing)
-        return {self.answer: notice(f'<table class="zg-table">{lines}</table>', "good" if not missing else "warn", raw=True)}
+        lines += "".join(
+            f"<tr><td>{NAMES[name]}</td><td>{badge('not named', 'warn')}</td><td></td></tr>"
+            for name in missing
+        )
+        return {
+            self.answer: notice(
+                f'<table class="zg-table">{lines}</table>', "good" if not missing else "warn", raw=True
+            )
+        }
+
+
+def guide() -> str:
+    """Where the real models are, with the exact names of pages and files."""
+    rows = "".join(
+        f'<tr><td><b>{what}</b><br><a href="{HUB}{page}" target="_blank" rel="noreferrer">{page}</a></td><td>{files}</td></tr>'
+        for what, page, files in SOURCES
+    )
+    intro = "This program downloads nothing. Get the files once, with a browser or <code>hf download</code>, and name them here."
+    table = f'<table class="zg-table zg-guide">{rows}</table>'
+    return notice(f"<b>Where to get the real models</b><p>{intro}</p>{table}<p>{ADVICE}</p>", raw=True)

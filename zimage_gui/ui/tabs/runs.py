@@ -12,7 +12,7 @@ import gradio as gr
 
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui import run_html
-from zimage_gui.ui.actions import action_of, active_html
+from zimage_gui.ui.actions import QUIET, action_of, active_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.html import button, duration, escape
 from zimage_gui.ui.panel import stop_action
@@ -61,7 +61,7 @@ class RunsTab:
 
     def build(self, page: gr.Blocks) -> None:
         self.panel.build()
-        self.panel.table.act(self._act, None, self.panel.table, show_progress="hidden", api_visibility="private")
+        self.panel.table.act(self._act, None, self.panel.table, **QUIET)
 
     def _act(self, event: gr.EventData) -> str:
         action = action_of(event)
@@ -83,7 +83,9 @@ def runs_table(desk: Desk) -> str:
     by_folder = {state.folder: state for state in states}
     queued = [by_folder[folder] for folder in waiting if folder in by_folder]
     others = [state for state in states if state not in queued][:MOST_ROWS]
-    rows = [_row(state, place, len(queued)) for place, state in enumerate(queued)] + [_row(state, None, 0) for state in others]
+    rows = [_row(state, place, len(queued)) for place, state in enumerate(queued)] + [
+        _row(state, None, 0) for state in others
+    ]
     head = "<tr><th>State</th><th>Name</th><th>Command</th><th>Begun</th><th>Progress</th><th>Took</th><th>Result</th><th></th></tr>"
     where = f'<p class="zg-muted">Folder: {escape(str(desk.runs_dir))}</p>'
     return f'{where}<div class="zg-scroll"><table class="zg-table">{head}{"".join(rows)}</table></div>'
@@ -94,7 +96,11 @@ def _row(state: RunState, place: int | None, waiting: int) -> str:
     made = run_html.title(state).rpartition(" · ")[2]
     steps = f"{status.step:,} / {status.total_steps:,}" if status.total_steps else ""
     took = duration(status.ended - status.created) if status.ended else ""
-    result = escape(state.message.splitlines()[0][:160]) if state.state == "failed" and state.message else _result(status.results)
+    result = (
+        escape(state.message.splitlines()[0][:160])
+        if state.state == "failed" and state.message
+        else _result(status.results)
+    )
     cells = [
         run_html.state_badge(state), f"<b>{escape(status.name)}</b>", escape(status.command), made, steps, took, result,
         _buttons(state, place, waiting),
@@ -116,5 +122,7 @@ def _buttons(state: RunState, place: int | None, waiting: int) -> str:
         down = button("Down", "down", run=run) if place < waiting - 1 else ""
         return up + down + button("Remove", "dequeue", run=run)
     if not state.ended:
-        return run_html.stop_buttons(state) if state.state != "queued" else button("Remove", "dequeue", run=run)
+        return (
+            run_html.stop_buttons(state) if state.state != "queued" else button("Remove", "dequeue", run=run)
+        )
     return button("Copy folder path", "copy", copy=str(state.folder))

@@ -1,7 +1,7 @@
 """The page that trains: a form from the schema on the left, what to do and the watched run on the right.
 
-Knows gradio, the form and the panel. LoRA training and finetuning are the same page over two schemas; nothing here
-runs a training, it only puts a validated config into the queue.
+Knows gradio, the form and the panel. LoRA training and finetuning are the same page over two schemas; nothing
+here runs a training, it only puts a validated config into the queue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from zimage_gui.config.schema import Options
 from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.errors import UserError
-from zimage_gui.ui.actions import Action, action_of
+from zimage_gui.ui.actions import QUIET, Action, action_of
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
 from zimage_gui.ui.html import escape, notice
@@ -58,7 +58,9 @@ class TrainingTab:
             self.check = gr.Button("Check", elem_id=f"{self.name}-check")
             self.command = gr.Button("Command line", elem_id=f"{self.name}-command")
         self.answer = gr.HTML(visible=False, apply_default_css=False, elem_id=f"{self.name}-answer")
-        self.shown_command = gr.Code(visible=False, language="shell", label="The same from a terminal", interactive=False)
+        self.shown_command = gr.Code(
+            visible=False, language="shell", label="The same from a terminal", interactive=False
+        )
 
     def _wire(self, page: gr.Blocks) -> None:
         form = self.form
@@ -66,24 +68,23 @@ class TrainingTab:
         self.bar.wire(page)
         inputs = form.inputs()
         answers = [*form.outputs(), self.answer]
-        hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.train.click(guarded(form, self._train), inputs, [*answers, self.panel.choice], **hidden)
-        self.check.click(guarded(form, self._check), inputs, answers, **hidden)
-        self.command.click(guarded(form, self._command), inputs, [*answers, self.shown_command], **hidden)
-        self.panel.status.act(self._act, inputs, [*answers, self.panel.choice], **hidden)
+        self.train.click(guarded(form, self._train), inputs, [*answers, self.panel.choice], **QUIET)
+        self.check.click(guarded(form, self._check), inputs, answers, **QUIET)
+        self.command.click(guarded(form, self._command), inputs, [*answers, self.shown_command], **QUIET)
+        self.panel.status.act(self._act, inputs, [*answers, self.panel.choice], **QUIET)
 
     def wire_generate(self, generate: GenerateTab, tabs: gr.Tabs) -> None:
         """`Use in Generate` puts a saved LoRA into the first LoRA row of the other tab and goes there."""
 
         def use(event: gr.EventData) -> Updates:
             action = action_of(event)
-            path = Path(action.get("path"))
+            path = Path(action.get("place"))
             if action.name != "generate" or path.suffix != ".safetensors" or not path.is_file():
                 return {tabs: gr.update()}
             return {tabs: gr.update(selected=generate.name), **generate.take_lora(path)}
 
         outputs = [tabs, *generate.form.outputs()]
-        self.panel.status.act(use, None, outputs, show_progress="hidden", api_visibility="private")
+        self.panel.status.act(use, None, outputs, **QUIET)
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -95,10 +96,16 @@ class TrainingTab:
         name = str(getattr(config, "output_name", ""))
         folder = self.desk.submit(config, name)
         waiting = self.desk.queue.waiting()
-        words = "Started." if folder not in waiting else f"In the queue at place {waiting.index(folder) + 1}: another run holds the GPU."
+        words = (
+            "Started."
+            if folder not in waiting
+            else f"In the queue at place {waiting.index(folder) + 1}: another run holds the GPU."
+        )
         return {
             self.answer: gr.update(value=notice(words, "good"), visible=True),
-            self.panel.choice: gr.update(choices=[("newest run", NEWEST), (folder.name, folder.name)], value=NEWEST),
+            self.panel.choice: gr.update(
+                choices=[("newest run", NEWEST), (folder.name, folder.name)], value=NEWEST
+            ),
         }
 
     def _check(self, data: Mapping[Any, Any]) -> Updates:
@@ -125,12 +132,15 @@ class TrainingTab:
         if action.name == "settings":
             return self._take(contents, f"The settings of {file.parent.name} are in the form now.")
         if action.name == "resume":
-            return self._resume(contents, Path(action.get("path")))
+            return self._resume(contents, Path(action.get("place")))
         return {self.answer: gr.update()}
 
     def _take(self, contents: Mapping[str, Raw], words: str) -> Updates:
         self.form.keep(contents, rest=True)
-        return {**self.form.put(contents, rest=True), self.answer: gr.update(value=notice(words, "good"), visible=True)}
+        return {
+            **self.form.put(contents, rest=True),
+            self.answer: gr.update(value=notice(words, "good"), visible=True),
+        }
 
     def _resume(self, contents: dict[str, Raw], state: Path) -> Updates:
         """Go on with the run's own settings from one of its states; the form shows what is running."""
