@@ -169,6 +169,12 @@ def test_the_second_seeds_command_has_its_defaults():
     assert config.output == Path("lora_weights.safetensors").absolute()
 
 
+def test_a_folder_replaces_the_second_seeds_default_file():
+    config = build(TrainConfig, {"model_dir": "m", "dataset": "d", "output_dir": "out"})
+    assert config.output is None and config.output_dir == Path("out").absolute()
+    assert "excludes output_dir" in refusal(TrainConfig, {"output": "a.safetensors", "output_dir": "out"})
+
+
 def test_missing_paths_are_named_with_the_part_that_is_wrong(tmp_path):
     (tmp_path / "models").mkdir()
     (tmp_path / "file").touch()

@@ -10,7 +10,7 @@ import functools
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -107,6 +107,19 @@ def option(
         json_schema_extra=typing.cast("Any", {"option": extra}),
         **{name: bound for name, bound in bounds.items() if bound is not None},
     )
+
+
+def like(cls: type[BaseModel], name: str, default: Any, help: str = "", **changes: Any) -> Any:
+    """The option `name` of another class, declared again with another default, sentence or mark."""
+    info = cls.model_fields[name]
+    extra = _extra(info)
+    low, high = _bounds_of(info)
+    kept: dict[str, Any] = {part.name: getattr(extra, part.name) for part in fields(extra)}
+    if low:
+        kept["ge" if low[1] else "gt"] = low[0]
+    if high:
+        kept["le" if high[1] else "lt"] = high[0]
+    return option(default, help=help or info.description or "", **{**kept, **changes})
 
 
 @dataclass(frozen=True)
@@ -278,7 +291,7 @@ def by_section(cls: type[Options]) -> dict[str, list[Option]]:
 
 
 def _read(name: str, info: FieldInfo, hint: Any) -> Option:
-    extra = typing.cast("dict[str, Any]", info.json_schema_extra)["option"]
+    extra = _extra(info)
     optional = False
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         optional = True
@@ -297,6 +310,11 @@ def _read(name: str, info: FieldInfo, hint: Any) -> Option:
     return Option(
         name, extra, info.description or "", info.default, kind, many, count, optional, choices, low, high
     )
+
+
+def _extra(info: FieldInfo) -> Extra:
+    found: Extra = typing.cast("dict[str, Any]", info.json_schema_extra)["option"]
+    return found
 
 
 def _kind(hint: Any, choices: tuple[str, ...], name: str) -> Kind:

@@ -13,18 +13,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
-from zimage_gui.config.schema import option, show
-from zimage_gui.config.training_parts import (
+from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
-    Length,
-    Optimizing,
     Performance,
     Previews,
     SavePrecision,
     Saving,
-    Timesteps,
 )
+from zimage_gui.config.schema import like, option, show
+from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
 from zimage_gui.errors import Problem
 
 
@@ -318,31 +316,16 @@ class TrainConfig(TrainLoraConfig):
 
     command: ClassVar[str] = "train"
 
-    output: Path | None = option(
-        Path("lora_weights.safetensors"),
-        section="saving",
-        label="Output file",
-        help="The LoRA file. FILE.lora.json and FILE.stepN.safetensors are written beside it.",
-        path="out_file",
-    )
-    max_train_epochs: int | None = option(
-        100,
-        section="length",
-        label="Epochs",
-        help="Number of passes over all pictures; takes the place of the number of steps.",
-        unit="epochs",
-        aliases=("epochs", "num_epochs"),
-        ge=1,
-        le=10_000_000,
-    )
-    resolution: tuple[int, int] = option(
-        (512, 512),
-        section="dataset",
-        label="Resolution",
-        help="Training size: one number for the edge of a square, or width and height. With buckets "
-        "it sets the area.",
-        unit="px",
-    )
+    output: Path | None = like(TrainLoraConfig, "output", Path("lora_weights.safetensors"), advanced=False)
+    max_train_epochs: int | None = like(TrainLoraConfig, "max_train_epochs", 100)
+    resolution: tuple[int, int] = like(TrainLoraConfig, "resolution", (512, 512))
+
+    @classmethod
+    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+        """An output folder or name takes the place of the output file's default."""
+        if "output" not in values and (values.get("output_dir") or values.get("output_name")):
+            values = {**values, "output": ""}
+        return super().expand(values)
 
 
 class FinetuneConfig(TrainingConfig):
@@ -350,21 +333,17 @@ class FinetuneConfig(TrainingConfig):
 
     command: ClassVar[str] = "finetune"
 
-    learning_rate: float = option(
+    learning_rate: float = like(
+        TrainingConfig,
+        "learning_rate",
         1e-5,
-        section="optimizer",
-        label="Learning rate",
-        help="Step size of the optimizer; 1e-6 to 1e-5 for the real model.",
-        aliases=("lr",),
-        ge=0,
-        le=1000,
+        "Step size of the optimizer; 1e-6 to 1e-5 for the real model.",
     )
-    optimizer_type: str = option(
+    optimizer_type: str = like(
+        TrainingConfig,
+        "optimizer_type",
         "Adafactor",
-        section="optimizer",
-        label="Optimizer",
-        help="Adafactor (least memory), AdamW, AdamW8bit, a class of torch.optim, or a dotted class path.",
-        aliases=("optimizer",),
+        "Adafactor (least memory), AdamW, AdamW8bit, a class of torch.optim, or a dotted class path.",
     )
     full_bf16: bool = option(
         False,
