@@ -12,6 +12,7 @@ from transformers import Qwen3Model
 from variants import FUSED, HUB, LDM, QWEN, tensors
 
 from zimage_gui.files import read_header
+from zimage_gui.model.keymaps import fused_parts
 from zimage_gui.model.recognise import recognise
 from zimage_gui.model.saving import (
     save_hub_part,
@@ -23,6 +24,7 @@ from zimage_gui.model.saving import (
     vae_settings,
 )
 from zimage_gui.model.tensor_files import Entry, write_tensors
+from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
 from zimage_gui.model.weights import load_text_encoder, load_transformer, load_vae
 
 
@@ -116,3 +118,14 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="out of memory"):
         write_tensors(file, {"x": Entry(torch.float32, (1,), [fail])})
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_real_model_becomes_453_fused_tensors_of_comfys_shapes() -> None:
+    with torch.device("meta"):
+        state = ZImageTransformer(TransformerConfig()).state_dict()
+    parts = fused_parts(state)
+    assert len(state) == 521 and len(parts) == 453
+    assert sorted(name for names in parts.values() for name in names) == sorted(state)
+    assert sum(len(state[name]) for name in parts["layers.29.attention.qkv.weight"]) == 11520
+    assert parts["x_embedder.weight"] == ("all_x_embedder.2-1.weight",)
+    assert {"final_layer.adaLN_modulation.1.bias", "context_refiner.1.attention.out.weight"} <= set(parts)
