@@ -224,10 +224,9 @@ class Generator:
         path = self.key.files.text_encoder
         assert path is not None
         if self._text_encoder is None:
-            # Without room for both, the transformer waits on the CPU while texts are encoded.
             told = self._told("text encoder")
             self._text_encoder = load_text_encoder(path, self._place_for(path), self.dtype, on_bytes=told)
-        elif self._text_encoder.embed_tokens.weight.device != self.device:
+        elif self._text_encoder.embed_tokens.weight.device.type != self.device.type:
             self._text_encoder.to(self._place_for(path))
         if self._tokenizer is None:
             vocabulary = self._text_encoder.config.vocab_size
