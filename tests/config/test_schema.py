@@ -4,6 +4,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from values import SPECIAL
 
 from zimage_gui.commands import COMMANDS as SPECS
@@ -195,6 +197,11 @@ def test_a_config_cannot_be_changed_but_copied_with_a_change():
 def test_the_alpha_used_is_the_rank_when_none_is_given():
     assert TrainLoraConfig(network_dim=8).alpha == 8
     assert TrainLoraConfig(network_dim=8, network_alpha=1).alpha == 1
+
+
+@given(st.floats(allow_nan=False))
+def test_a_shown_number_is_the_number(number):
+    assert float(show(number)) == number
 
 
 def test_special_values_are_needed_by_some_option():

@@ -201,7 +201,8 @@ def show(value: object) -> str:
     if isinstance(value, tuple | list):
         return " ".join(show(item) for item in value)
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     return str(value)
 
 
