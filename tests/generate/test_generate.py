@@ -296,3 +296,18 @@ def test_a_long_prompt_file_is_encoded_in_groups(options, run, tmp_path, monkeyp
     ]
     assert steps[-1] == (3, 3)
     assert _texts(run, "stage").count("Loading the text encoder") == 1
+
+
+def test_without_free_memory_the_text_encoder_is_freed_and_pictures_stay_the_same(options, run, monkeypatch):
+    import psutil
+
+    (plain,) = generate(options(), run)
+    real = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: real._replace(available=0))
+    resident = Resident()
+    (tight,) = resident.run(options(), run)
+    assert resident._generator._text_encoder is None
+    before = _texts(run, "stage").count("Loading the text encoder")
+    resident.run(options(prompt="another", infer_steps=1), run)
+    assert _texts(run, "stage").count("Loading the text encoder") == before + 1
+    assert np.array_equal(_pixels(plain), _pixels(tight))
