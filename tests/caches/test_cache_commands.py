@@ -365,6 +365,14 @@ def test_a_transformer_given_as_vae_is_named(project, tmp_path):
         project.latents()
 
 
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="needs a user whom rights bind")
+def test_a_cache_folder_that_cannot_be_written_is_told_before_the_encoder_is_loaded(project):
+    project.picture("a.png")
+    project.cache.mkdir(mode=0o500)
+    with pytest.raises(UserError, match="cache_directory"):
+        project.latents()
+
+
 def test_captions_that_are_equal_are_encoded_once_and_written_for_each(project):
     project.picture("a.png", caption="same")
     project.picture("b.png", caption="same")

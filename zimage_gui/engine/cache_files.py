@@ -25,6 +25,9 @@ from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 
 ARCHITECTURE = "z_image"
 FORMAT_VERSION = "1.0.1"
+_LONGEST_KEY = 200
+"""Bytes; file systems allow 255 for a name, of which the endings take up to 32."""
+
 LATENT_CHANNELS = 16
 DOWNSCALE = 8
 """Pixels per latent along one side."""
@@ -124,15 +127,24 @@ def cache_items(pictures: Iterable[Picture]) -> list[CacheItem]:
         folder = picture.source.cache_directory
         origin = relative_source(picture.path, folder)
         count = seen[folder, origin] = seen.get((folder, origin), 0) + 1
-        key = picture.path.stem
-        while (folder, folded_name(key)) in taken:
-            digest = hashlib.sha256(
-                f"{origin}\n{count}\n{key}".encode("utf-8", "surrogateescape")
-            ).hexdigest()
-            key = f"{picture.path.stem}-{digest[:8]}"
+        key = stem = picture.path.stem
+        attempt = 0
+        while _too_long(key) or (folder, folded_name(key)) in taken:
+            digest = hashlib.sha256(f"{origin}\n{count}\n{attempt}".encode()).hexdigest()
+            key = f"{_first_bytes(stem)}-{digest[:8]}"
+            attempt += 1
         taken.add((folder, folded_name(key)))
         items.append(CacheItem(picture, key))
     return items
+
+
+def _too_long(key: str) -> bool:
+    return len(os.fsencode(key)) > _LONGEST_KEY
+
+
+def _first_bytes(stem: str) -> str:
+    """As much of a stem as leaves room for the suffix; a character is never cut in two."""
+    return os.fsencode(stem)[: _LONGEST_KEY - 9].decode("utf-8", "ignore")
 
 
 def relative_source(picture: Path, cache_directory: Path) -> str:
@@ -251,7 +263,11 @@ def judge_latent(item: CacheItem, maker: Maker, *, trust: bool = False) -> Verdi
             if agrees
             else Verdict(State.STALE, "it is of a picture of another size")
         )
-    if metadata[IMAGE_HASH] != image_hash(item.picture.path):
+    try:
+        unchanged = metadata[IMAGE_HASH] == image_hash(item.picture.path)
+    except OSError:
+        unchanged = False
+    if not unchanged:
         return Verdict(State.STALE, "the picture has changed")
     if difference := maker.differs_from(metadata.get(VAE), metadata.get(PRECISION)):
         return Verdict(State.STALE, difference)
@@ -317,13 +333,14 @@ def _the_tensor(header: Header, pattern: re.Pattern[str]) -> OpenedCache | None:
 
 
 def _judge_data(path: Path, found: OpenedCache) -> Verdict:
-    data = read_data(path, found)
-    intact = f"{zlib.crc32(data):08x}" == found.metadata.get(CHECKSUM)
+    try:
+        intact = f"{zlib.crc32(_read_data(path, found)):08x}" == found.metadata.get(CHECKSUM)
+    except OSError:
+        intact = False
     return Verdict(State.READY) if intact else Verdict(State.CORRUPT, "its data do not match their checksum")
 
 
-def read_data(path: Path, found: OpenedCache) -> bytes:
-    """The tensor's bytes, little-endian."""
+def _read_data(path: Path, found: OpenedCache) -> bytes:
     with path.open("rb") as file:
         file.seek(found.tensor.start)
         return file.read(found.tensor.end - found.tensor.start)

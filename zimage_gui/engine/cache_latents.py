@@ -66,9 +66,7 @@ def check(config: CacheLatentsConfig) -> list[Problem]:
 
 
 def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
-    """Bring the latent cache of `config`'s dataset up to date; returns the paths of all usable cache
-    files.
-    """
+    """Bring the latent cache of `config`'s dataset up to date; returns the cache folders."""
     raise_if_any(check(config))
     workers = worker_count(config.num_workers)
     encoding = Encoding(
@@ -87,7 +85,7 @@ def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
     remove_leftovers(prepared, Kind.LATENT, run, keep=config.keep_cache)
     if not usable:
         raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
-    return [item.latent_path for item in usable]
+    return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))
 
 
 def latent_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:

@@ -77,12 +77,29 @@ class Work:
     missing: Problem
 
     def problems(self) -> list[Problem]:
-        """The problem of an encoder that is needed and not named."""
-        return [self.missing] if self.todo and self.encoding.model is None else []
+        """What keeps this work from being done: an encoder that is not named, a folder that cannot be
+        written.
+        """
+        if not self.todo:
+            return []
+        missing = [self.missing] if self.encoding.model is None else []
+        folders = dict.fromkeys(item.picture.source.cache_directory for item in self.todo)
+        remedy = "Set cache_directory to a folder of your own"
+        return missing + [
+            Problem("cache_directory", shown(folder), "cannot be written by this user", remedy)
+            for folder in folders
+            if not _writable(folder)
+        ]
 
     def without(self, failed: Container[CacheItem]) -> list[CacheItem]:
         """The items whose cache file can be used once the work is done, in order."""
         return [item for item in self.prepared.items if item not in failed]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in its nearest parent when it has yet to be made."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return os.access(there, os.W_OK)
 
 
 def model_path(named: Path | None, model_dir: Path | None, part: str) -> Path | None:

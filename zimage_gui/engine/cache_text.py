@@ -59,7 +59,7 @@ def check(config: CacheTextConfig) -> list[Problem]:
 
 
 def run(config: CacheTextConfig, run: Run) -> list[Path]:
-    """Bring the text cache of `config`'s dataset up to date; returns the paths of all usable cache files."""
+    """Bring the text cache of `config`'s dataset up to date; returns the cache folders."""
     raise_if_any(check(config))
     workers = worker_count(config.num_workers)
     encoding = Encoding(
@@ -78,7 +78,7 @@ def run(config: CacheTextConfig, run: Run) -> list[Path]:
     remove_leftovers(prepared, Kind.TEXT, run, keep=config.keep_cache)
     if not usable:
         raise UserError.one("dataset", "", "no caption could be encoded", "See the warnings above")
-    return [item.text_path for item in usable]
+    return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))
 
 
 def text_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:
