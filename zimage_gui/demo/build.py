@@ -15,11 +15,11 @@ from pathlib import Path
 
 from zimage_gui.demo.base import WEIGHTS_NAME, write_base
 from zimage_gui.demo.pictures import write_training_set
-from zimage_gui.demo.project import DATA
+from zimage_gui.demo.project import DATA, OWN_FOLDERS
 from zimage_gui.demo.train_vae import WEIGHTS as VAE_WEIGHTS
 
 RECIPE = Path(__file__).parent / "recipe"
-COPIES = 100
+COPIES = 60
 
 
 def run_module(*arguments: str) -> None:
@@ -32,6 +32,8 @@ def prepare(folder: Path) -> None:
     run_module("zimage_gui.demo.train_vae", "--to", str(folder / "vae"))
     write_base(folder / "base", folder / "vae" / VAE_WEIGHTS)
     write_training_set(folder / "pictures", COPIES)
+    for name in OWN_FOLDERS:
+        (folder / name).mkdir(exist_ok=True)
     for settings in RECIPE.glob("*.toml"):
         shutil.copyfile(settings, folder / settings.name)
 
@@ -48,6 +50,8 @@ def pack(folder: Path, transformer: Path, target: Path = DATA) -> int:
     ):
         tensors = {name: tensor.to(dtype) for name, tensor in load_file(source).items()}
         save_file(tensors, target / part / WEIGHTS_NAME, {"format": "pt"})
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors makes files that only their owner reads
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
 
 

@@ -25,6 +25,7 @@ WEIGHTS = {
     "text_encoder": "text_encoder/model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
+OWN_FOLDERS = ("cache", "output")
 SETTINGS = ("dataset.toml", "train_lora.toml", "prompts.txt")
 
 
@@ -67,6 +68,8 @@ def write_project(folder: Path, overwrite: bool = False) -> int:
         written += 1
     if overwrite or not (folder / "dataset").is_dir():
         written += 2 * write_zorbs(folder / "dataset")
+    for name in OWN_FOLDERS:  # a relative path in a TOML means "beside it" only where it exists
+        (folder / name).mkdir(exist_ok=True)
     if overwrite or not (folder / MARK).is_file():
         atomic_write(folder / MARK, (DATA / MARK.name).read_bytes())
         written += 1
