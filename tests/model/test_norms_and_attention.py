@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,18 +10,23 @@ import torch.nn.functional as F
 
 from zimage_gui.errors import UserError
 from zimage_gui.model.attention import attention, use_backend
-from zimage_gui.model.norms import RMSNorm, scaled_rms_norm
+from zimage_gui.model.norms import RMSNorm, fused_rms_norm, scaled_rms_norm
 
 
-@pytest.mark.parametrize("scale_shape", [(8,), (2, 1, 8)])
+@pytest.mark.parametrize("norm", [scaled_rms_norm, fused_rms_norm])
+@pytest.mark.parametrize("scale_shape", [(8,), (2, 1, 8), (1, 1, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_norm_and_both_its_gradients_equal_torchs(scale_shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_norm_and_both_its_gradients_equal_the_formulas(
+    norm: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor],
+    scale_shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
     torch.manual_seed(0)
     x = (torch.randn(2, 5, 8) * 3).to(dtype).requires_grad_()
     scale = torch.randn(scale_shape).requires_grad_()
     exact_x, exact_scale = x.detach().double().requires_grad_(), scale.detach().double().requires_grad_()
     upstream = torch.randn(2, 5, 8)
-    out = scaled_rms_norm(x, scale, 1e-5)
+    out = norm(x, scale, 1e-5)
     exact = F.rms_norm(exact_x, (8,), None, 1e-5) * exact_scale
     assert out.dtype is dtype
     out.backward(upstream.to(dtype))

@@ -80,6 +80,24 @@ def test_bfloat16_stays_near_the_fp32_result() -> None:
 
 
 @torch.no_grad()
+def test_autocast_computes_every_block_in_bfloat16() -> None:
+    ours, _ = twins()
+    latents, time, captions = random_inputs([((4, 4), 20, 0.3)])
+    exact = ours(latents[0][None], time, captions)
+    dtypes = set()
+
+    def spy(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
+        dtypes.add(x.dtype)
+        out: Tensor = block(x, rope, modulation)
+        return out
+
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ours(latents[0][None], time, captions, run_block=spy)
+    assert dtypes == {torch.bfloat16} and out.dtype is torch.float32
+    assert relative(out, exact) < relative(ours.bfloat16()(latents[0][None], time, captions), exact) * 1.5
+
+
+@torch.no_grad()
 def test_float16_survives_sums_beyond_its_range_without_changing_the_result() -> None:
     ours, _ = twins()
     inputs = random_inputs([((4, 4), 20, 0.3)])
