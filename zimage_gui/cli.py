@@ -125,6 +125,8 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     notes = [note for one in sources for note in one.notes]
     try:
         config = finish(cls, sources)
+        if parsed.run_folder is None:  # else the window has asked
+            _ask_about_code(config, set(sources[-1].values))
         problems, more = look(config)
         notes += more
         raise_if_any(problems)
@@ -132,6 +134,27 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
         for note in dict.fromkeys(notes):
             print(note, file=sys.stderr)
     return config
+
+
+def _ask_about_code(config: Options, typed: set[str]) -> None:
+    """A class that a TOML names is imported only when a person agrees, or names it on the command line."""
+    from zimage_gui.config.trust import foreign_classes
+
+    for option, name in foreign_classes(config).items():
+        if option in typed:
+            continue
+        agreed = False
+        if sys.stdin is not None and sys.stdin.isatty():
+            print(
+                f"The file names {option} = {name}: its code is run. Do you trust it? [y/N] ",
+                end="",
+                file=sys.stderr,
+            )
+            sys.stderr.flush()
+            agreed = sys.stdin.readline().strip().lower() in ("y", "yes")
+        if not agreed:
+            remedy = f"If you trust it, add --{option} {name}"
+            raise UserError.one(option, name, "comes from a file and would run code of that package", remedy)
 
 
 def _dry_run(spec: CommandSpec, config: Options) -> int:

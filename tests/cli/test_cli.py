@@ -1,5 +1,6 @@
 """The command line as a whole, in this process and in its own."""
 
+import io
 import os
 import subprocess
 import sys
@@ -161,6 +162,37 @@ def test_several_processes_are_refused(monkeypatch, capsys, tmp_path):
     words = ["cache-latents", "--vae", str(tmp_path / "v.safetensors"), "--dataset", str(tmp_path)]
     assert cli.main(words) == EXIT_USER
     assert "several GPUs comes in a later version" in capsys.readouterr().err
+
+
+class Asked(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stdin", "words", "agreed"),
+    [
+        (io.StringIO("y"), [], False),
+        (Asked("n\n"), [], False),
+        (Asked("y\n"), [], True),
+        (io.StringIO(), ["--optimizer", "mischief.Optimizer"], True),
+    ],
+)
+def test_code_that_a_file_names_is_asked_about(stdin, words, agreed, capsys, tmp_path, monkeypatch):
+    (tmp_path / "run.toml").write_text(
+        'optimizer_type = "mischief.Optimizer"\ndit = "x"\ndataset = "y"\n', encoding="utf-8"
+    )
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert cli.main(["train-lora", str(tmp_path / "run.toml"), *words]) == EXIT_USER  # the paths do not exist
+    assert ("comes from a file" in capsys.readouterr().err) is not agreed
+
+
+def test_classes_of_torch_are_not_asked_about(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text(
+        'optimizer_type = "torch.optim.SGD"\ndit = "x"\ndataset = "y"\n', encoding="utf-8"
+    )
+    assert cli.main(["train-lora", str(tmp_path / "run.toml")]) == EXIT_USER
+    assert "comes from a file" not in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
