@@ -8,10 +8,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny_project import lora_config, write_models, write_pictures  # noqa: E402
+from tiny_project import lora_config, write_models, write_pictures
 
-from zimage_gui.engine.caches import ensure_caches  # noqa: E402
-from zimage_gui.events import NullRun  # noqa: E402
+from zimage_gui.engine.caches import ensure_caches
+from zimage_gui.events import NullRun
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_two_names_for_one_memory_are_saved_twice(tmp_path: Path) -> None:
 
 
 def test_values_that_need_pickling_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="o.thing is a function"):
+    with pytest.raises(TypeError, match=r"o\.thing is a function"):
         save(tmp_path, "cats-state", {"o": {"thing": save}})
     assert list(tmp_path.iterdir()) == []
 

@@ -262,7 +262,7 @@ def test_a_run_resumed_with_other_settings_is_refused_or_says_so(project: Path) 
 
 def test_a_damaged_state_gives_way_to_the_one_before(project: Path) -> None:
     options = {"max_train_steps": 5, "save_every_n_steps": 1, "save_state": True}
-    _, straight = train(lora_config(project, output_name="a", **options))
+    train(lora_config(project, output_name="a", **options))
     newest = project / "out" / "a-step00000004-state"
     (newest / "weights.safetensors").write_bytes(b"broken")
     reporter, resumed = train(lora_config(project, output_name="a", resume=newest, **options))

@@ -64,9 +64,8 @@ class RunKeeper:
     def after_epoch(self, progress: Progress) -> None:
         """`progress.epoch` counts finished epochs here."""
         epoch, times = progress.epoch, self.preview_times
-        if progress.step < self.trainer.settings.total_steps:
-            if self.retention.due_after_epoch(epoch):
-                self.save(Mark(epoch=epoch), progress, self.save_states)
+        if progress.step < self.trainer.settings.total_steps and self.retention.due_after_epoch(epoch):
+            self.save(Mark(epoch=epoch), progress, self.save_states)
         if self.previews and times.sample_every_n_epochs and epoch % times.sample_every_n_epochs == 0:
             self.trainer.flush()
             self.previews.make(progress.step, epoch)

@@ -22,8 +22,10 @@ _KEPT_WITHOUT_METADATA = (
     "ss_network_args",
 )
 _FROM_CONFIG = (
-    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps", "lr_scheduler",
-    "mixed_precision", "max_grad_norm", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "timestep_sampling",
+    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps",
+    "lr_scheduler",
+    "mixed_precision", "max_grad_norm", "weighting_scheme", "logit_mean", "logit_std", "mode_scale",
+    "timestep_sampling",
     "sigmoid_scale", "discrete_flow_shift",
 )  # fmt: skip
 

@@ -135,7 +135,8 @@ def _verified(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> 
     with path.open("rb") as file:
         for name, tensor in tensors.items():
             source = sources.get(name)
-            stored = source and read_tensor(file, checkpoint.places[source.name].info, source.rows)
+            place = checkpoint.places[source.name] if source else None
+            stored = read_tensor(file, place.info, source.rows) if source and place else None
             if stored is None or not torch.equal(stored, tensor.to("cpu", dtype)):
                 raise UserError.one(
                     "output",

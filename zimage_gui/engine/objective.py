@@ -129,6 +129,6 @@ def loss_weights(scheme: str, sigma_B: Tensor) -> Tensor:
 
 
 def flow_loss(prediction: Tensor, latents: Tensor, noise: Tensor, weights_B: Tensor) -> Tensor:
-    """mean_b w_b mean((prediction_b - (x0_b - noise_b))^2) in fp32; `prediction` is the model's raw output."""
+    """mean_b w_b mean((prediction_b - (x0_b - noise_b))^2) in fp32; `prediction` is raw model output."""
     error = (prediction.float() - (latents - noise)).square()
     return (error.flatten(1).mean(dim=1) * weights_B).mean()

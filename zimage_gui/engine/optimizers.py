@@ -13,7 +13,9 @@ from torch import nn
 
 from zimage_gui.errors import Problem
 
-_PATH_EXAMPLES = "AdamW, AdamW8bit, Adafactor, a class of torch.optim such as SGD, or a dotted path such as package.module.Class"
+_PATH_EXAMPLES = (
+    "AdamW, AdamW8bit, Adafactor, a class of torch.optim such as SGD, or a path such as package.module.Class"
+)
 
 
 class OptimizerError(ValueError):
@@ -59,10 +61,10 @@ def load_class(path: str, home: str, base: type) -> type:
 def optimizer_factory(
     name: str, arguments: dict[str, Any], learning_rate: float
 ) -> Callable[..., torch.optim.Optimizer]:
-    """A function from parameters to the optimizer called `name`. Raises `OptimizerError` when there is none."""
+    """A function from parameters to the optimizer called `name`. Raises `OptimizerError`."""
     lowered = name.lower()
     if lowered == "adamw":
-        # one fused kernel over all tensors, on the CPU too: hundreds of small adapters otherwise cost more than the maths
+        # one fused kernel over all tensors, on the CPU too: a loop over hundreds of adapters costs more
         return _bind(torch.optim.AdamW, {"lr": learning_rate, "fused": True} | arguments)
     if lowered == "adafactor":
         return _adafactor(arguments, learning_rate)

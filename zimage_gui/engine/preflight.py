@@ -32,8 +32,9 @@ _SCHEDULE_OPTIONS = (
 def lora_spec(config: Any) -> LoraSpec:
     """The adapters that the options describe."""
     return LoraSpec(
-        dim=config.network_dim, alpha=config.alpha, dropout=config.network_dropout, rank_dropout=config.rank_dropout,
-        module_dropout=config.module_dropout, include=config.include_patterns, exclude=config.exclude_patterns,
+        dim=config.network_dim, alpha=config.alpha, dropout=config.network_dropout,
+        rank_dropout=config.rank_dropout, module_dropout=config.module_dropout,
+        include=config.include_patterns, exclude=config.exclude_patterns,
     )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def check(config: Any) -> list[Problem]:
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
         *_of(lambda: _nothing(pick_device(config.device))),
-        *_of(lambda: _nothing(use_backend(config.attn_mode))),
+        *_of(lambda: _backend_problems(config.attn_mode)),
         *_preview_problems(config),
         *_resume_problems(config),
         *_folder_problems(config),
@@ -94,6 +95,11 @@ def _of(look: Any) -> list[Problem]:
         return list(error.problems)
 
 
+def _backend_problems(name: str) -> list[Problem]:
+    use_backend(name)
+    return []
+
+
 def _nothing(_: object) -> list[Problem]:
     return []
 
@@ -111,7 +117,7 @@ def _lora_problems(config: Any) -> list[Problem]:
         )
     shapes = linear_shapes(model)
     for path in config.base_weights:
-        problems += _of(lambda path=path: fit_problems(read_lora(Path(path)), shapes, "base_weights"))  # type: ignore[misc]
+        problems += _of(lambda path=path: fit_problems(read_lora(Path(path)), shapes, "base_weights"))
     return problems
 
 

@@ -50,9 +50,11 @@ class PreviewPrompt:
     def settings(self, config: Any, step: int) -> dict[str, Any]:
         """What the PNG says; names as in `generate`."""
         return {
-            "prompt": self.prompt, "negative_prompt": self.negative_prompt, "image_size": [self.height, self.width],
+            "prompt": self.prompt, "negative_prompt": self.negative_prompt,
+            "image_size": [self.height, self.width],
             "infer_steps": self.steps, "seed": self.seed, "guidance_scale": self.guidance_scale,
-            "flow_shift": self.flow_shift, "cpu_noise": True, "dit": Path(config.dit).name, "training_step": step,
+            "flow_shift": self.flow_shift, "cpu_noise": True, "dit": Path(config.dit).name,
+            "training_step": step,
         }  # fmt: skip
 
 

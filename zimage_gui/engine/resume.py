@@ -15,7 +15,8 @@ from zimage_gui.events import Note, Run, Warning
 
 _MUST_AGREE = ("what", "optimizer_type", "seed", "alpha")
 _SHOULD_AGREE = (
-    "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "weighting_scheme", "mixed_precision",
+    "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "weighting_scheme",
+    "mixed_precision",
     "lr_scheduler", "max_train_steps", "max_train_epochs",
 )  # fmt: skip
 
@@ -120,9 +121,7 @@ def restore(
         run.emit(Warning(text=f"the resumed run goes on with other settings: {'; '.join(changed)}"))
     if before.get("dataset") != index.fingerprint:
         run.emit(
-            Warning(
-                text="the pictures have changed since the state was saved: the rest of the epoch is another one"
-            )
+            Warning(text="the pictures have changed since this state: the rest of the epoch is another one")
         )
     _apply_new_rate(before.get("learning_rate"), config.learning_rate, trainer, run)
 

@@ -13,7 +13,8 @@ from zimage_gui.engine.optimizers import OptimizerError, load_class, parse_assig
 from zimage_gui.errors import Problem
 
 NAMES = (
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+    "inverse_sqrt",
     "cosine_with_min_lr", "warmup_stable_decay", "adafactor",
 )  # fmt: skip
 
@@ -72,7 +73,7 @@ def _adafactor(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, relative: b
     quiet_bitsandbytes()
     from transformers.optimization import AdafactorSchedule
 
-    scheduler: LRScheduler = AdafactorSchedule(optimizer, initial_lr=0.0)
+    scheduler: LRScheduler = AdafactorSchedule(optimizer, initial_lr=0.0)  # type: ignore[no-untyped-call]
     return scheduler
 
 

@@ -108,7 +108,7 @@ def save_state(folder: Path, values: Mapping[str, Any], pointer: Path) -> Path:
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors refuses two names for one memory; optimizers may share constant tables between parameters."""
+    """safetensors refuses two names for one memory, and optimizers may share constant tables."""
     seen: set[int] = set()
     result = {}
     for name, tensor in tensors.items():
@@ -193,7 +193,7 @@ def _verified(path: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def states_in(folder: Path) -> list[Path]:
-    """State folders directly inside `folder`, newest first; the one the pointer names goes before all others."""
+    """State folders directly inside `folder`, newest first; the one the pointer names goes first."""
     pattern = [entry for entry in folder.glob("*-state") if (entry / MANIFEST).is_file()]
     pointed = set()
     for pointer in folder.glob("*-latest-state.json"):
@@ -224,10 +224,8 @@ def load_or_previous(folder: Path) -> tuple[State, list[str]]:
     else:
         candidates = states_in(folder)
         if not candidates:
-            raise StateError(
-                f"{folder} is no training state and holds none (a state is a folder whose name ends in -state)"
-            )
-    passed = []
+            raise StateError(f"{folder} is no training state and holds none (their names end in -state)")
+    passed: list[str] = []
     for candidate in candidates:
         try:
             return load_state(candidate), passed
@@ -245,7 +243,7 @@ def _older(entry: Path, than: Path) -> bool:
 
 def random_states() -> dict[str, Any]:
     """The state of every global generator a step may use."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     states: dict[str, Any] = {
         "python": [version, list(internal), gauss_next],

@@ -128,8 +128,8 @@ def _seed_everything(seed: int) -> None:
 
 
 def _free() -> None:
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -152,7 +152,7 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
         if names != wanted:
             run.emit(
                 Warning(
-                    text=f"{wanted.folder} holds results named {wanted.name}: this run's are named {names.name}"
+                    text=f"{wanted.folder} holds results named {wanted.name}: these are named {names.name}"
                 )
             )
     swept = prepare_folder(names)
@@ -189,8 +189,8 @@ def _merge_base_weights(model: ZImageTransformer, config: Any, run: Run) -> None
             config.base_weights_multiplier[number] if number < len(config.base_weights_multiplier) else 1.0
         )
         count = merge_lora(model, read_lora(Path(path)), multiplier)
-        text = f"merged {Path(path).name} x {multiplier:g} into {count} layers for training; the result will not contain it"
-        run.emit(Note(text=text))
+        what = f"merged {Path(path).name} x {multiplier:g} into {count} layers for training"
+        run.emit(Note(text=f"{what}; the result will not contain it"))
 
 
 def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
@@ -229,8 +229,8 @@ def _tell_plan(
     trained = sum(parameter.numel() for parameter in method.parameters())
     where = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     text = (
-        f"Training {trained:,} parameters on {index.samples_per_epoch} samples: {settings.total_steps} steps, "
-        f"{settings.total_epochs} epochs{where}"
+        f"Training {trained:,} parameters on {index.samples_per_epoch} samples: "
+        f"{settings.total_steps} steps, {settings.total_epochs} epochs{where}"
     )
     run.emit(Stage(name="train", text=text))
 

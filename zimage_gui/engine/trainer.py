@@ -139,7 +139,7 @@ class Trainer:
             loss = self.loss(batch, self.progress.epoch) * share
             total += loss.detach()
             on_host = _to_host(total)  # queued before the backward pass: read below without waiting for it
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value = on_host()
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")
@@ -221,9 +221,9 @@ class Trainer:
         def event(loss: float, norm: float | None) -> Step:
             vram, ram = _memory(self.device, self._process)
             return Step(
-                step=step, total_steps=self.settings.total_steps, epoch=epoch, total_epochs=self.settings.total_epochs,
-                loss=loss, loss_average=average, lr=rate, grad_norm=norm, seconds=seconds,
-                samples_per_second=samples / seconds if seconds > 0 else 0.0, vram_gb=vram, ram_gb=ram,
+                step=step, total_steps=self.settings.total_steps, loss=loss, loss_average=average,
+                epoch=epoch, total_epochs=self.settings.total_epochs, lr=rate, grad_norm=norm,
+                seconds=seconds, samples_per_second=samples / max(seconds, 1e-9), vram_gb=vram, ram_gb=ram,
             )  # fmt: skip
 
         self._pending = _Pending(event, loss, grad_norm)
@@ -252,7 +252,8 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": {
-                "step": progress.step, "epoch": progress.epoch, "position": progress.position, "losses": list(progress.losses)
+                "step": progress.step, "epoch": progress.epoch, "position": progress.position,
+                "losses": list(progress.losses),
             },
         }  # fmt: skip
 
@@ -272,7 +273,7 @@ class Trainer:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """`load_state_dict` that keeps each tensor's type: torch casts fp32 averages of bf16 weights down to bf16."""
+    """`load_state_dict` that keeps each tensor's type: torch casts the averages of bf16 weights to bf16."""
     optimizer.load_state_dict(saved)
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -295,7 +296,7 @@ def _to_host(value: Tensor) -> Callable[[], float]:
         return lambda: float(value)
     pinned = torch.empty((), pin_memory=True)
     pinned.copy_(value, non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
     def read() -> float:

@@ -64,7 +64,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_ND = x.reshape(-1, x.shape[-1])
-        y_NO = self.base(x_ND)
+        y_NO: Tensor = self.base(x_ND)
         if self.multiplier != 0 and not self._skipped():
             h_NR = self._dropped(functional.linear(x_ND, self.lora_down.to(x.dtype)), len(x))
             # the product is added inside the GEMM: no second output-sized tensor is written or read
@@ -132,8 +132,8 @@ def target_paths(model: nn.Module, spec: LoraSpec) -> list[str]:
     chosen = [path for path in chosen if not any(pattern.fullmatch(path) for pattern in exclude)]
     if not chosen:
         raise ValueError(
-            f"no layer is left for the LoRA: include {list(spec.include)}, exclude {list(spec.exclude)} match none of the "
-            f"{len(paths)} Linear layers (names look like {paths[len(paths) // 2] if paths else 'none'})"
+            f"no layer is left for the LoRA: include {list(spec.include)}, exclude {list(spec.exclude)} "
+            f"match none of the {len(paths)} Linear layers (a name is {paths[len(paths) // 2]})"
         )
     return chosen
 
