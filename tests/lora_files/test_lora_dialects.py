@@ -116,7 +116,9 @@ def test_a_rust_file_without_its_sidecar_is_refused(tmp_path):
     assert "a lora 中.lora.json" in problem.sentence()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b'{"alpha": "x"}', b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"alpha": "x"}', b'{"alpha": NaN}', b"[" * 100_000, b"\xff"]
+)
 def test_a_broken_sidecar_is_named(tmp_path, content):
     path = _save(tmp_path, load_file(DIALECTS / "fused_rust.safetensors"))
     (tmp_path / "a lora 中.lora.json").write_bytes(content)
@@ -162,8 +164,11 @@ def test_peft_alpha_patterns_and_rslora_count(tmp_path):
     assert entries["layers.0.attention.to_k"].scale == pytest.approx(6 / 2)
 
 
-def test_a_header_that_is_no_json_is_refused(tmp_path):
-    path = _save(tmp_path, _pair("transformer.layers.0.attention.to_q"), {"lora_adapter_metadata": "{"})
+@pytest.mark.parametrize(
+    "header", ["{", "3", '{"transformer.lora_alpha": NaN}', '{"transformer.alpha_pattern": [1]}']
+)
+def test_a_header_that_is_not_pefts_is_refused(tmp_path, header):
+    path = _save(tmp_path, _pair("transformer.layers.0.attention.to_q"), {"lora_adapter_metadata": header})
     assert "lora_adapter_metadata" in read_lora(path).problems[0].rule
 
 
@@ -202,3 +207,17 @@ def test_a_dora_scale_means_the_norms_of_the_changed_rows(tmp_path, base):
     file = read_lora(_save(tmp_path, tensors))
     for name, wanted in load_file(DIALECTS / "expected" / "dora.safetensors").items():
         torch.testing.assert_close(merged_weights(base, file)[name], wanted, atol=2e-6, rtol=0)
+
+
+def test_a_fused_lora_in_fp8_is_read_exactly(tmp_path):
+    up = torch.randn(6, 2).to(torch.float8_e4m3fn)
+    path = _save(
+        tmp_path,
+        {
+            "layers.0.attention.qkv.lora_B.weight": up,
+            "layers.0.attention.qkv.lora_A.weight": torch.ones(2, 4),
+        },
+    )
+    entries = read_lora(path).entries
+    both = torch.cat([entries[f"layers.0.attention.{name}"].up for name in ("to_q", "to_k", "to_v")])
+    assert torch.equal(both.float(), up.float())

@@ -6,6 +6,7 @@ know how adapters are trained or where a user keeps files. Writing is in `lora_w
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
 from zimage_gui.model.tensor_files import DTYPES, read_tensor
 
 OPTION = "lora_weight"
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _SIDECAR_LIMIT = 64 * 1024
 _NAMED = 6
 _LORA_PARTS = {"down", "up"}
@@ -76,13 +78,17 @@ def read_lora(path: Path) -> LoraFile:
 
 
 def load_tensors(path: Path, header: Header) -> dict[str, Tensor]:
-    """All tensors of a LoRA file as they are stored. Raises UserError for a dtype torch does not have."""
+    """All tensors of a LoRA file; fp8, with which torch cannot calculate, as bf16, which holds it exactly.
+
+    Raises UserError for a dtype torch does not have.
+    """
     foreign = [name for name, info in header.tensors.items() if info.dtype not in DTYPES]
     if foreign:
         rule = f"holds tensors of a dtype that cannot be read: {_some(foreign)}"
         raise UserError.one(OPTION, str(path), rule, "Use a LoRA saved in bf16, fp16 or fp32")
     with path.open("rb") as file:
-        return {name: read_tensor(file, info) for name, info in header.tensors.items()}
+        stored = {name: read_tensor(file, info) for name, info in header.tensors.items()}
+    return {name: tensor.bfloat16() if tensor.dtype in _FP8 else tensor for name, tensor in stored.items()}
 
 
 def taken_apart(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraFile:
@@ -308,7 +314,7 @@ class _Reader:
         sidecar = self.path.with_name(f"{self.path.stem}.lora.json")
         try:
             with sidecar.open("rb") as file:
-                alpha = float(json.loads(file.read(_SIDECAR_LIMIT).decode("utf-8"))["alpha"])
+                alpha = _finite(json.loads(file.read(_SIDECAR_LIMIT).decode("utf-8"))["alpha"])
         except FileNotFoundError:
             self._problem(
                 f"its strength is written in {sidecar.name}, which is not beside it",
@@ -319,6 +325,13 @@ class _Reader:
             self._problem(f"{sidecar.name} holds no number named alpha", "Write the trainer's sidecar again")
             return _Alphas()
         return _Alphas(alpha)
+
+
+def _finite(value: object) -> float:
+    number = float(str(value))
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
 
 
 @dataclass(frozen=True)
@@ -350,8 +363,8 @@ class _Alphas:
         if not isinstance(pattern, dict):
             raise TypeError("alpha_pattern")
         alpha = values.get("lora_alpha")
-        pairs = tuple((str(name).lstrip("^"), float(value)) for name, value in pattern.items())
-        return cls(None if alpha is None else float(str(alpha)), pairs, values.get("use_rslora") is True)
+        pairs = tuple((str(name).lstrip("^"), _finite(value)) for name, value in pattern.items())
+        return cls(None if alpha is None else _finite(alpha), pairs, values.get("use_rslora") is True)
 
     def of(self, path: str) -> _Alpha:
         """A pattern names a module by its whole path or its end. It is compared as text: a regular expression
