@@ -48,7 +48,13 @@ def test_diffusers_draws_the_same_picture_from_the_hub_folder(project: Path) -> 
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     theirs = pipeline(
-        PROMPT, height=128, width=128, num_inference_steps=20, guidance_scale=0.0, latents=noise, output_type="pil"
+        PROMPT,
+        height=128,
+        width=128,
+        num_inference_steps=20,
+        guidance_scale=0.0,
+        latents=noise,
+        output_type="pil",
     ).images[0]
     ours = next(DemoModel(project / "models/hub", dtype=torch.float32).pictures([PROMPT], [0]))
     a, b = (torch.tensor(list(p.tobytes()), dtype=torch.float32) for p in (ours, theirs))
@@ -65,7 +71,11 @@ def test_the_dataset_is_sixteen_captioned_zorbs_without_the_proofs_prompt(projec
 
 def test_the_settings_name_files_that_exist(project: Path) -> None:
     settings = tomllib.loads((project / "train_lora.toml").read_text(encoding="utf-8"))
-    paths = [*settings["models"].values(), settings["dataset"]["dataset_config"], settings["previews"]["sample_prompts"]]
+    paths = [
+        *settings["models"].values(),
+        settings["dataset"]["dataset_config"],
+        settings["previews"]["sample_prompts"],
+    ]
     assert all((project / path).exists() for path in paths)
     dataset = tomllib.loads((project / "dataset.toml").read_text(encoding="utf-8"))
     assert (project / dataset["datasets"][0]["image_directory"]).is_dir()

@@ -21,7 +21,7 @@ from zimage_gui.demo.train_vae import (
 from zimage_gui.model.vae import AutoencoderKL, to_model_space
 
 TINY = Recipe(
-    crop_steps=3, whole_steps=1, crop_batch=2, whole_batch=1, rich_pictures=3, flat_pictures=3, threads=1
+    crop_steps=3, whole_steps=1, decoder_steps=1, crop_batch=2, whole_batch=1, rich_pictures=3, flat_pictures=3, threads=1
 )
 
 
@@ -45,7 +45,19 @@ def test_a_whole_training_says_what_it_reached_and_leaves_a_state(tmp_path: Path
     lines: list[str] = []
     train(replace(TINY, crop_steps=1), tmp_path, lines.append)
     assert "dB" in lines[-1] and lines[0].startswith("1341875 parameters")
-    assert int(load_file(tmp_path / STATE)["step"]) == 2
+    assert int(load_file(tmp_path / STATE)["step"]) == 3
+
+
+def test_the_last_steps_change_the_decoder_alone(tmp_path: Path) -> None:
+    pool, run = picture_pool(TINY), Training(TINY, tmp_path)
+    run.step = TINY.encoder_steps
+    before = {name: value.clone() for name, value in run.vae.state_dict().items()}
+    run.one_step(pool)
+    changed = {
+        n.split(".")[0] for n, value in run.vae.state_dict().items() if not torch.equal(value, before[n])
+    }
+    assert changed == {"decoder"}
+    assert Recipe().rate(Recipe().total_steps) == 0
 
 
 def test_crops_come_first_and_whole_pictures_last() -> None:

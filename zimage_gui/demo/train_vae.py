@@ -2,7 +2,8 @@
 
 Knows the drawn pictures and the VAE. Must not know the transformer. Two phases: 64 px crops of busy
 pictures (flat ones alone teach droplets and wrong colours), then whole 128 px pictures. Between the two
-the latents are centred and scaled to about unit variance in the transformer's space.
+the latents are centred and scaled to about unit variance in the transformer's space. Last the decoder goes
+on alone: from there the latents stay, so that the transformer can be trained at the same time.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ WEIGHTS, STATE, LOG = "vae.safetensors", "vae-state.safetensors", "vae.log"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of one training; `crop` 64 for `crop_steps`, then whole pictures."""
+    """Numbers of one training: crops, whole pictures, whole pictures with the encoder frozen."""
 
     crop_steps: int = 6000
-    whole_steps: int = 1000
+    whole_steps: int = 250
+    decoder_steps: int = 600
     crop_batch: int = 16
     whole_batch: int = 8
     learning_rate: float = 2e-3
+    rate_horizon: int = 6900  # where the first cosine would reach zero
+    decoder_rate: float = 4e-4
     warmup_steps: int = 100
     kl_weight: float = 1e-6  # of the sum over one picture's latents, against the mean over its pixels
     rich_pictures: int = 6000
@@ -45,13 +49,21 @@ class Recipe:
 
     @property
     def total_steps(self) -> int:
+        return self.encoder_steps + self.decoder_steps
+
+    @property
+    def encoder_steps(self) -> int:
+        """Steps after which the encoder, and with it every latent, stays as it is."""
         return self.crop_steps + self.whole_steps
 
     def rate(self, step: int) -> float:
-        """Learning rate at `step`: linear warm-up, then half a cosine to zero."""
+        """Learning rate at `step`: linear warm-up, half a cosine towards zero, another for the decoder."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+        if step < self.encoder_steps:
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1, step / self.rate_horizon)))
+        done = (step - self.encoder_steps) / max(1, self.decoder_steps)
+        return self.decoder_rate * 0.5 * (1 + math.cos(math.pi * min(1, done)))
 
 
 def picture_pool(recipe: Recipe) -> Tensor:
@@ -160,6 +172,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step)
         images = batch_of(pool, self.recipe, self.step)
+        self.vae.encoder.requires_grad_(self.step < self.recipe.encoder_steps)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(self.vae, images, self.recipe)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -194,7 +207,7 @@ def main() -> None:
     """Command line: where to write, and the numbers worth changing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--to", type=Path, required=True)
-    for name in ("crop_steps", "whole_steps", "threads", "rich_pictures", "flat_pictures"):
+    for name in ("crop_steps", "whole_steps", "decoder_steps", "threads", "rich_pictures", "flat_pictures"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Recipe, name))
     options = vars(parser.parse_args())
     folder: Path = options.pop("to")
