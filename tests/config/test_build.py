@@ -53,6 +53,26 @@ def test_options_win_over_the_toml():
     assert (config.network_dim, config.learning_rate) == (4, 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("toml", "words", "name", "value"),
+    [
+        ({"max_train_epochs": 16}, {"steps": 100}, "max_train_epochs", None),
+        ({"max_train_epochs": 16}, {"max_train_steps": 100, "epochs": 3}, "max_train_epochs", 3),
+        ({"dataset": "", "dataset_config": "d.toml"}, {"dataset": "e"}, "dataset_config", None),
+        ({"output_name": "x", "output_dir": "y"}, {"output": "z.safetensors"}, "output_name", "zimage"),
+        ({"output": "z.safetensors"}, {"output_dir": "y"}, "output", None),
+        ({"dit": "old"}, {"model_dir": "new"}, "dit", None),
+        ({"model_dir": "old"}, {"dit": "new"}, "model_dir", Path("old").absolute()),
+    ],
+)
+def test_an_option_replaces_its_rivals_of_the_toml(toml, words, name, value):
+    sources = [
+        read(TrainLoraConfig, list({**TRAIN, **toml}.items()), None),
+        read(TrainLoraConfig, list(words.items()), None),
+    ]
+    assert getattr(finish(TrainLoraConfig, sources), name) == value
+
+
 def test_two_names_of_one_option_may_agree_but_not_differ():
     assert build(TrainLoraConfig, {**TRAIN, "rank": 8, "network_dim": "8"}).network_dim == 8
     assert "says otherwise" in refusal(TrainLoraConfig, {**TRAIN, "rank": 8, "network_dim": 16})
@@ -167,6 +187,11 @@ def test_the_second_seeds_command_has_its_defaults():
     config = build(TrainConfig, {"model_dir": "m", "dataset": "d"})
     assert (config.network_dim, config.alpha, config.max_train_epochs) == (16, 16.0, 100)
     assert config.output == Path("lora_weights.safetensors").absolute()
+
+
+def test_steps_replace_the_second_seeds_default_epochs():
+    config = build(TrainConfig, {"model_dir": "m", "dataset": "d", "max_train_steps": 50})
+    assert (config.max_train_steps, config.max_train_epochs) == (50, None)
 
 
 def test_a_folder_replaces_the_second_seeds_default_file():

@@ -16,7 +16,7 @@ from zimage_gui.errors import UserError
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_config_comes_back_from_its_toml(command, data):
     config = data.draw(configs(COMMANDS[command]))

@@ -11,7 +11,9 @@ from zimage_gui.config.schema import Option, Options, options_of
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _names = st.text(
-    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters='<>:"/\\|?*. '), min_size=1, max_size=20
+    st.characters(exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"], exclude_characters='<>:"/\\|?*. '),
+    min_size=1,
+    max_size=20,
 )
 _pairs = st.lists(
     st.builds("{}={}".format, st.sampled_from(["betas", "eps", "weight_decay"]), _texts.filter(str.strip)),

@@ -22,6 +22,21 @@ from zimage_gui.errors import Problem, UserError
 
 Config = TypeVar("Config", bound=Options)
 
+RIVALS: dict[str, tuple[str, ...]] = {
+    "max_train_steps": ("max_train_epochs",),
+    "dataset": ("dataset_config",),
+    "dataset_config": ("dataset",),
+    "prompt": ("from_file",),
+    "from_file": ("prompt",),
+    "output": ("output_dir", "output_name", "save_path"),
+    "output_dir": ("output",),
+    "output_name": ("output",),
+    "save_path": ("output",),
+    "model_dir": ("dit", "vae", "text_encoder", "tokenizer"),
+}
+"""Option -> options whose place it takes when they come from an earlier source or are defaults: steps on the
+command line would otherwise lose to the epochs of the TOML. Within one source nothing is displaced."""
+
 
 @dataclass
 class Source:
@@ -161,6 +176,7 @@ def finish(cls: type[Config], sources: Sequence[Source]) -> Config:
     problems = [problem for source in sources for problem in source.problems]
     values: dict[str, Any] = {}
     for source in sources:
+        _displace(cls, values, source.values)
         values |= source.values
     for name, known in options_of(cls).items():
         if known.kind == "path":
@@ -172,6 +188,18 @@ def finish(cls: type[Config], sources: Sequence[Source]) -> Config:
     if problems:
         raise UserError(dict.fromkeys(problems))
     return config
+
+
+def _displace(cls: type[Options], values: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Take what `new` replaces out of `values`."""
+    options = options_of(cls)
+    for name in [name for name, value in new.items() if value not in (None, "", ())]:
+        for rival in RIVALS.get(name, ()):
+            if rival not in options or rival in new:
+                continue
+            values.pop(rival, None)
+            if options[rival].optional and options[rival].default is not None:
+                values[rival] = ""
 
 
 def _checked(cls: type[Config], values: dict[str, Any]) -> tuple[Config, list[Problem]]:

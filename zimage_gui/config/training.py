@@ -320,13 +320,6 @@ class TrainConfig(TrainLoraConfig):
     max_train_epochs: int | None = like(TrainLoraConfig, "max_train_epochs", 100)
     resolution: tuple[int, int] = like(TrainLoraConfig, "resolution", (512, 512))
 
-    @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """An output folder or name takes the place of the output file's default."""
-        if "output" not in values and (values.get("output_dir") or values.get("output_name")):
-            values = {**values, "output": ""}
-        return super().expand(values)
-
 
 class FinetuneConfig(TrainingConfig):
     """Train all weights of the transformer."""
