@@ -19,7 +19,6 @@ from zimage_gui.events import NullRun
 
 MUSUBI = Path(__file__).parents[1] / "data" / "musubi"
 MODELS = {
-    "dit": Path("unused.safetensors"),
     "vae": MUSUBI / "models/vae.safetensors",
     "text_encoder": MUSUBI / "models/text_encoder.safetensors",
 }
@@ -130,6 +129,17 @@ def test_musubis_caches_train_as_they_are(tmp_path):
     )
     assert len(index.items) == 9
     assert torch.isfinite(load_batch(epoch_batches(index, 0, 0)[0]).latents).all()
+
+
+def test_text_features_of_another_width_than_the_transformers_are_named(cached):
+    from zimage_gui.engine.cache_run import prepare
+    from zimage_gui.engine.caches import check_width
+    from zimage_gui.engine.dataset.sources import sources_of
+
+    prepared = prepare(sources_of(cached[1]), NullRun(cached[0].parent), 1)
+    check_width(prepared.items, 64)
+    with pytest.raises(UserError, match="Another text encoder"):
+        check_width(prepared.items, 2560)
 
 
 def test_both_missing_encoders_are_told_at_once(tmp_path):

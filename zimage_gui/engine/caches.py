@@ -14,11 +14,12 @@ from zimage_gui.engine.cache_latents import encode_latents, latent_work
 from zimage_gui.engine.cache_run import Encoding, Prepared, model_path, prepare, worker_count
 from zimage_gui.engine.cache_text import encode_texts, text_work
 from zimage_gui.engine.dataset.plan import CachedItem, DatasetIndex
+from zimage_gui.engine.dataset.scan import shown_name
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.events import Run
 from zimage_gui.model.vae import VaeConfig
-from zimage_gui.model.weights import model_problems, vae_config_of
+from zimage_gui.model.weights import model_problems, transformer_config_of, vae_config_of
 
 
 def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
@@ -51,6 +52,8 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
     usable = [item for item in prepared.items if item in with_latents and item in with_texts]
     if not usable:
         raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
+    if config.dit is not None:
+        check_width(usable, transformer_config_of(config.dit).cap_feat_dim)
     return index_of(prepared, usable, vae_config_of(vae.model) if vae.model is not None else VaeConfig())
 
 
@@ -60,6 +63,19 @@ def _found(config: TrainingConfig, part: str) -> Path | None:
         return model_path(getattr(config, part), config.model_dir, part)
     except UserError:
         return None
+
+
+def check_width(items: list[CacheItem], width: int) -> None:
+    """Raise UserError when text features do not fit a transformer that takes `width` numbers per token."""
+    widths = {item: open_cache(item.text_path, Kind.TEXT).tensor.shape[1] for item in items}
+    wrong = [item for item in items if widths[item] != width]
+    if wrong:
+        found = sorted({widths[item] for item in wrong})
+        rule = (
+            f"{len(wrong)} text cache files have {found} numbers per token, but the transformer takes {width}"
+        )
+        remedy = "Another text encoder made them: set text_encoder to the one of this transformer"
+        raise UserError.one("text_encoder", shown_name(wrong[0].text_path), rule, remedy)
 
 
 def index_of(prepared: Prepared, usable: list[CacheItem], vae: VaeConfig) -> DatasetIndex:
