@@ -127,6 +127,7 @@ def test_zero_checkpoints_means_only_the_end():
         ({"sample_every_n_steps": 100}, "needs a prompt file"),
         ({"sample_prompts": "p.txt"}, "never used"),
         ({"lr_scheduler_args": ["a=1"]}, "lr_scheduler_type"),
+        ({"lr_warmup_steps": 100}, "constant_with_warmup"),
         ({"base_weights_multiplier": [1.0]}, "0 base_weights"),
         ({"output": "x.safetensors", "output_name": "y"}, "excludes output_dir"),
         ({"output": "x.pt"}, "must end in .safetensors"),

@@ -64,6 +64,10 @@ class TrainingConfig(
                     "Set attn_mode to torch",
                 )
             )
+        if self.lr_scheduler == "constant" and self.lr_warmup_steps and not self.lr_scheduler_type:
+            rule = "has no effect on the constant schedule"
+            remedy = "Use lr_scheduler constant_with_warmup"
+            found.append(Problem("lr_warmup_steps", show(self.lr_warmup_steps), rule, remedy))
         if self.lr_scheduler_args and not self.lr_scheduler_type:
             rule = "belongs to lr_scheduler_type, which is not set"
             found.append(Problem("lr_scheduler_args", show(self.lr_scheduler_args), rule, "Leave it out"))
