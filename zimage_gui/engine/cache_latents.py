@@ -4,9 +4,11 @@ musubi-tuner.
 Knows the VAE, pictures and cache files. Must not know captions, the transformer or training.
 """
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,11 +213,18 @@ def _decoded(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+_HUGE_PIXELS = 40_000_000
+_one_huge = threading.Lock()
+"""Pictures beyond 40 million pixels are decoded one at a time: each needs half a gigabyte and more."""
+
+
 def _read(item: CacheItem) -> _Read | str:
+    width, height = item.picture.original
     try:
-        digest = image_hash(item.picture.path)
-        _, pixels = read_pixels(item.picture.path)
-        return digest, resize_and_crop(pixels, item.picture.fit)
+        with _one_huge if width * height > _HUGE_PIXELS else nullcontext():
+            digest = image_hash(item.picture.path)
+            _, pixels = read_pixels(item.picture.path)
+            return digest, resize_and_crop(pixels, item.picture.fit)
     except PictureProblem as problem:
         return str(problem)
     except (OSError, ValueError) as error:
