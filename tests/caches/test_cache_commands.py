@@ -282,8 +282,10 @@ def test_a_cache_folder_named_by_mistake_loses_nothing(project):
     assert len(list(project.cache.glob("*_zi.safetensors"))) == 10
 
 
-def test_musubis_files_of_deleted_pictures_go(golden):
+@pytest.mark.parametrize("resolution", [128, 64])
+def test_musubis_files_of_deleted_pictures_go(golden, resolution):
     shutil.copytree(MUSUBI / "cache", golden.cache)
+    golden.options |= {"resolution": resolution}
     (golden.folder / "tiny64.png").unlink()
     golden.latents()
     golden.texts()

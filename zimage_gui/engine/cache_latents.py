@@ -33,6 +33,7 @@ from zimage_gui.engine.cache_run import (
     Prepared,
     Work,
     judge_all,
+    leftovers_of,
     model_path,
     prepare,
     remove_leftovers,
@@ -80,11 +81,12 @@ def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
         trust=config.skip_existing,
     )
     prepared = prepare(sources_of(config), run, workers)
+    leftovers = leftovers_of(prepared, Kind.LATENT)
     with cudnn(enabled=not config.disable_cudnn_backend):
         work = latent_work(prepared, encoding, run)
         raise_if_any(work.problems())
         usable = encode_latents(work, run)
-    remove_leftovers(prepared, Kind.LATENT, run, keep=config.keep_cache)
+    remove_leftovers(leftovers, Kind.LATENT, run, keep=config.keep_cache)
     if not usable:
         raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
     return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))

@@ -11,7 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from zimage_gui.engine.cache_files import CacheItem, Kind, State, Verdict, cache_items, find_leftovers
+from zimage_gui.engine.cache_files import (
+    CacheItem,
+    Kind,
+    Leftovers,
+    State,
+    Verdict,
+    cache_items,
+    find_leftovers,
+)
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing, scan_and_tell
 from zimage_gui.engine.dataset.scan import ScanReport, shown, shown_name
@@ -161,9 +169,13 @@ def _unverified(items: list[CacheItem], verdicts: list[Verdict], kind: Kind) -> 
     return text
 
 
-def remove_leftovers(prepared: Prepared, kind: Kind, run: Run, *, keep: bool) -> None:
+def leftovers_of(prepared: Prepared, kind: Kind) -> Leftovers:
+    """Cache files of no current picture; to be looked for before new ones are written beside them."""
+    return find_leftovers(prepared.items, (entry.path for entry in prepared.report.refused), kind)
+
+
+def remove_leftovers(leftovers: Leftovers, kind: Kind, run: Run, *, keep: bool) -> None:
     """Delete cache files of pictures that are gone, unless `keep`; say what was deleted and what was left."""
-    leftovers = find_leftovers(prepared.items, (entry.path for entry in prepared.report.refused), kind)
     removable = count_of(len(leftovers.removable), f"{kind.value} cache file")
     names = listing([shown_name(path) for path in leftovers.removable])
     if leftovers.removable and keep:

@@ -26,6 +26,7 @@ from zimage_gui.engine.cache_run import (
     Prepared,
     Work,
     judge_all,
+    leftovers_of,
     model_path,
     prepare,
     remove_leftovers,
@@ -72,10 +73,11 @@ def run(config: CacheTextConfig, run: Run) -> list[Path]:
         trust=config.skip_existing,
     )
     prepared = prepare(sources_of(config), run, workers)
+    leftovers = leftovers_of(prepared, Kind.TEXT)
     work = text_work(prepared, encoding, run)
     raise_if_any(work.problems())
     usable = encode_texts(work, run)
-    remove_leftovers(prepared, Kind.TEXT, run, keep=config.keep_cache)
+    remove_leftovers(leftovers, Kind.TEXT, run, keep=config.keep_cache)
     if not usable:
         raise UserError.one("dataset", "", "no caption could be encoded", "See the warnings above")
     return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))
