@@ -22,6 +22,7 @@ element.addEventListener('click', (event) => {
   if (data.action === 'copy') { window.zgCopy(data.copy, button); return; }
   if (data.confirm && !window.confirm(data.confirm)) return;
   trigger('act', data);
+  for (const wait of [500, 1500]) setTimeout(() => window.zgPoll && window.zgPoll(), wait);
 });
 """
 
@@ -67,7 +68,7 @@ def active_html(value: str = "", **more: Any) -> gr.HTML:
 
 
 def plain_html(value: str = "", **more: Any) -> gr.HTML:
-    return gr.HTML(value, js_on_load=None, apply_default_css=False, **more)
+    return gr.HTML(value, **{"js_on_load": None, "apply_default_css": False, **more})
 
 
 def on_act(blocks: list[Any], handler: Any, inputs: Any, outputs: Any, **more: Any) -> None:

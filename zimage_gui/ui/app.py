@@ -19,21 +19,24 @@ from zimage_gui.errors import UserError
 from zimage_gui.events import Note, Run
 
 if TYPE_CHECKING:
-    import gradio as gr
-
     from zimage_gui.ui.desk import Desk
     from zimage_gui.ui.form import Form
+    from zimage_gui.ui.page import Page
+
+TITLE = "Z-Image studio"
 
 # gradio reads these when it is imported, and only these exact words.
 ENVIRONMENT = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def build_app(desk: Desk) -> gr.Blocks:
+def build_app(desk: Desk) -> Page:
     """The whole page over one desk."""
     import gradio as gr
 
     from zimage_gui.ui.browser import folder_browser
     from zimage_gui.ui.frame import Frame
+    from zimage_gui.ui.live import Live
+    from zimage_gui.ui.page import Page
     from zimage_gui.ui.tabs.cache import CacheTab
     from zimage_gui.ui.tabs.convert import ConvertTab
     from zimage_gui.ui.tabs.dataset import DatasetTab
@@ -42,28 +45,27 @@ def build_app(desk: Desk) -> gr.Blocks:
     from zimage_gui.ui.tabs.runs import RunsTab
     from zimage_gui.ui.tabs.training import finetune_tab, lora_tab
 
-    frame = Frame(desk)
-    dataset, cache, lora, finetune = DatasetTab(desk), CacheTab(desk), lora_tab(desk), finetune_tab(desk)
-    generate, convert, runs, models = GenerateTab(desk), ConvertTab(desk), RunsTab(desk), ModelsTab(desk)
+    live = Live()
+    frame, dataset, models = Frame(desk), DatasetTab(desk), ModelsTab(desk)
+    cache, lora, finetune = CacheTab(desk, live), lora_tab(desk, live), finetune_tab(desk, live)
+    generate, convert, runs = GenerateTab(desk, live), ConvertTab(desk, live), RunsTab(desk, live)
     titles: dict[str, Any] = {
         "Dataset": dataset, "Cache": cache, "LoRA Train": lora, "Finetune": finetune, "Generate": generate,
         "Convert": convert, "Runs": runs, "Models": models,
     }  # fmt: skip
-    with gr.Blocks(
-        title="Z-Image studio", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
-    ) as blocks:
-        page: gr.Blocks = blocks
-        frame.build()
+    page = Page(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
+    with page:
+        frame.build(live)
         with gr.Tabs(selected=lora.name) as tabs:
             for title, tab in titles.items():
                 with gr.Tab(title, id=tab.name):
                     tab.build(page)
         folder_browser(desk)
+        live.build()
         training: list[Form] = [cache.form, cache.text, lora.form, finetune.form]
         dataset.wire_targets([cache.form, lora.form, finetune.form])
         models.wire_targets([*training, generate.form])
         lora.wire_generate(generate, tabs)
-        frame.wire(page, [tab.panel for tab in (cache, lora, finetune, generate, convert, runs)])
     return page
 
 
@@ -121,7 +123,7 @@ def credentials(config: GuiConfig) -> list[tuple[str, str]]:
     return found
 
 
-def serve(page: gr.Blocks, desk: Desk, config: GuiConfig, logins: list[tuple[str, str]]) -> str:
+def serve(page: Page, desk: Desk, config: GuiConfig, logins: list[tuple[str, str]]) -> str:
     """Launch the page and return its address."""
     import gradio as gr
 

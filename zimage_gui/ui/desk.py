@@ -8,6 +8,7 @@ a page; two browsers see the same desk.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from zimage_gui.ui.folders import default_roots
 from zimage_gui.ui.pictures import PictureCache
 
 TEND_SECONDS = 1.0
+STATES_KEPT = 0.4
 WINDOW_FOLDER = (
     ".window"  # under the runs folder: drafts, thumbnails; the dot keeps it out of the list of runs
 )
@@ -57,6 +59,9 @@ class Desk:
         self.runner = QueueRunner(self.queue)
         self.worker = ResidentWorker(self.runs_dir)
         self._closing = threading.Event()
+        self._guard = threading.Lock()
+        self._states: list[RunState] = []
+        self._judged = float("-inf")
         self._tender = threading.Thread(target=self._tend, name="generate-worker", daemon=True)
         self.readers = Readers()
         self.runs = RunList(self.runs_dir)
@@ -118,8 +123,12 @@ class Desk:
             self.stop(folder)
 
     def states(self, wanted: Callable[[RunState], bool] = lambda state: True) -> list[RunState]:
-        """Runs, newest first."""
-        return self.runs.states(wanted)
+        """Runs, newest first; judged at most twice a second, however many panels of however many pages ask."""
+        with self._guard:
+            now = time.monotonic()
+            if now - self._judged > STATES_KEPT:
+                self._states, self._judged = self.runs.states(), now
+            return [state for state in self._states if wanted(state)]
 
     def of_command(self, *commands: str) -> list[RunState]:
         return self.states(lambda state: state.status.command in commands)

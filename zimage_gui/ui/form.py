@@ -7,8 +7,10 @@ line.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,9 +20,10 @@ from zimage_gui.config.build import build, field_problems
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.ui import values
-from zimage_gui.ui.actions import QUIET
+from zimage_gui.ui.actions import QUIET, script
 from zimage_gui.ui.drafts import Drafts
-from zimage_gui.ui.html import bullet_list, notice
+from zimage_gui.ui.html import escape, notice
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.values import Raw
 
 Component = Any  # gradio's components share no useful type
@@ -47,7 +50,6 @@ class Form:
         self.sections: dict[str, Component] = {}
         self.extras: list[Component] = []
         self.problems: Component = None
-        self.shown_errors: Component = None
 
     # ---- layout -----------------------------------------------------------------------------------------
 
@@ -65,9 +67,10 @@ class Form:
         return self.fields[name]
 
     def finish(self) -> None:
-        """The list of problems and the memory of which fields show an error; call once after `build`."""
-        self.problems = gr.HTML(visible=False, elem_id=f"{self.name}-problems")
-        self.shown_errors = gr.State(frozenset())
+        """The list of problems, at the current place; its script marks the fields."""
+        self.problems = gr.HTML(
+            "", js_on_load=script("problems.js"), apply_default_css=False, elem_id=f"{self.name}-problems"
+        )
 
     def _section(self, key: str, options: list[Option], opened: bool) -> None:
         classes = ["zg-section"]
@@ -85,17 +88,11 @@ class Form:
 
     def inputs(self) -> set[Component]:
         """What a handler needs as inputs to call `raw` and `read`."""
-        return {*self.fields.values(), *self.extras, self.shown_errors}
+        return {*self.fields.values(), *self.extras}
 
     def outputs(self) -> list[Component]:
-        """What a handler may change through `put`, `complain` and `clear`."""
-        return [
-            *self.fields.values(),
-            *self.extras,
-            *self.sections.values(),
-            self.problems,
-            self.shown_errors,
-        ]
+        """What a handler that fills the form may change."""
+        return [*self.fields.values(), *self.extras, self.problems]
 
     def raw(self, data: Mapping[Component, Any]) -> dict[str, Raw]:
         """Field contents by option name from a handler's inputs."""
@@ -111,9 +108,12 @@ class Form:
 
     def partial(self, data: Mapping[Component, Any]) -> Options:
         """The config whose fields are each right, though what they need together may still be missing."""
-        contents = values.collect(self.config_class, self.raw(data))
+        return self.fields_of(self.raw(data))
+
+    def fields_of(self, contents: Mapping[str, Raw]) -> Options:
+        """The same from field contents by name. Raises UserError with what is wrong in single fields."""
         try:
-            return self.config_class(**contents)
+            return self.config_class(**values.collect(self.config_class, contents))
         except ValidationError as error:
             raise UserError(field_problems(self.config_class, error)) from error
 
@@ -130,61 +130,79 @@ class Form:
 
     # ---- errors -----------------------------------------------------------------------------------------
 
-    def complain(self, error: UserError, before: Iterable[str] = ()) -> Updates:
-        """Mark the fields an error names, open their sections, and list every sentence above the form."""
-        updates = self.clear(before)
-        named: dict[str, list[Problem]] = {}
-        for problem in error.problems:
-            named.setdefault(problem.option.split(".")[0], []).append(problem)
-        for name, found in named.items():
-            if name in self.fields:
-                option = options_of(self.config_class)[name]
-                words = " ".join(_beside(one) for one in found)
-                updates[self.fields[name]] = gr.update(
-                    info=words, elem_classes=[*_classes(option), "zg-invalid"]
-                )
-                if option.section in self.sections:
-                    updates[self.sections[option.section]] = gr.update(open=True)
-        sentences = [self._labelled(problem) for problem in error.problems]
-        head = (
-            "Please put this right first:"
-            if len(sentences) == 1
-            else f"Please put these {len(sentences)} things right first:"
-        )
-        text = notice(f"<b>{head}</b>{bullet_list(sentences)}", "bad", raw=True)
-        return {
-            **updates,
-            self.problems: gr.update(value=text, visible=True),
-            self.shown_errors: frozenset(named),
-        }
+    def complain(self, error: UserError) -> Updates:
+        """Every sentence above the form, and each beside its field."""
+        return {self.problems: self._problem_list(error.problems, quiet=False)}
 
-    def clear(self, before: Iterable[str]) -> Updates:
+    def clear(self) -> Updates:
         """Take back the errors shown by an earlier `complain`."""
-        known = options_of(self.config_class)
-        updates: Updates = {
-            self.fields[name]: gr.update(info=_help(known[name]), elem_classes=_classes(known[name]))
-            for name in before
-            if name in self.fields
-        }
-        return {**updates, self.problems: gr.update(value="", visible=False), self.shown_errors: frozenset()}
+        return {self.problems: ""}
 
-    def _labelled(self, problem: Problem) -> str:
+    def _problem_list(self, problems: Sequence[Problem], *, quiet: bool) -> str:
+        """The list as HTML with what `problems.js` needs; a quiet one only marks the fields."""
+        known = options_of(self.config_class)
+        marks = [
+            {"option": one.option, "words": _beside(one), "section": known[one.option].section}
+            for one in problems
+            if one.option in known
+        ]
+        data = f'data-form="{self.name}" data-problems="{escape(json.dumps(marks))}"'
+        if quiet:
+            return f'<div {data} data-quiet="1"></div>'
+        lines = "".join(f"<li>{self._jump(problem)}</li>" for problem in problems)
+        count = len(problems)
+        head = (
+            "Please put this right first:" if count == 1 else f"Please put these {count} things right first:"
+        )
+        return f"<div {data}>{notice(f'<b>{head}</b><ul>{lines}</ul>', 'bad', raw=True)}</div>"
+
+    def _jump(self, problem: Problem) -> str:
+        """The sentence; a press leads to its field where there is one."""
         option = options_of(self.config_class).get(problem.option)
-        return f"{option.label}: {_beside(problem)}" if option else problem.sentence()
+        if option is None:
+            return escape(problem.sentence())
+        words = escape(f"{option.label}: {_beside(problem)}")
+        if problem.option not in self.fields:
+            return words
+        return f'<a class="zg-jump" href="#" data-jump="{self.name}--{problem.option}" data-section="{option.section}">{words}</a>'
 
     # ---- events -----------------------------------------------------------------------------------------
 
-    def wire(self, page: gr.Blocks) -> None:
-        """Restore the fields when a page is opened, and keep them whenever one is changed."""
-        kept = [*self.fields.values(), *self.extras]
-        page.load(self.saved, outputs=kept, **QUIET)
-        gr.on(
-            [field.input for field in kept],
-            lambda data: self.drafts.save(self.name, self._unsecret(self.raw(data))),
-            inputs=set(kept),
-            trigger_mode="always_last",
-            **QUIET,
-        )
+    def wire(self, page: Page) -> None:
+        """Fill the fields when a page is opened, keep them when one is changed, look at each when it is left."""
+        page.first(self.saved)
+        for name, field in self.fields.items():
+            # One event per field with that field alone: gathering a whole form costs a tenth of a second per key.
+            more: dict[str, Any] = {"inputs": [field], "trigger_mode": "always_last", **QUIET}
+            field.input(partial(self._typed, name), **more)
+            if isinstance(field, gr.Textbox):
+                more |= {"inputs": [field, self.problems], "outputs": self.problems}
+                field.blur(partial(self._left, name), **more)
+        if self.extras:
+            save = lambda data: self.drafts.update(self.name, self.raw(data))  # noqa: E731 - gradio wants a function
+            gr.on(
+                [extra.input for extra in self.extras],
+                save,
+                set(self.extras),
+                trigger_mode="always_last",
+                **QUIET,
+            )
+
+    def _typed(self, name: str, value: Raw) -> None:
+        self.drafts.update(self.name, self._unsecret({name: value}))
+
+    def _left(self, name: str, value: Raw, listed: str | None) -> str:
+        """Errors of single fields while a form is filled in; a list that is shown is brought up to date."""
+        contents = {**self.drafts.load(self.name), name: value}
+        complete = "zg-notice" in (listed or "")
+        try:
+            if complete:
+                self.config_of(contents)
+            else:
+                self.fields_of(contents)
+        except UserError as error:
+            return self._problem_list(error.problems, quiet=not complete)
+        return ""
 
     def keep(self, contents: Mapping[str, Raw], *, rest: bool = False) -> None:
         """Save contents that were put into the form by the program."""
@@ -215,12 +233,11 @@ def guarded(
     """A handler whose UserError appears beside the fields, and whose success removes earlier errors."""
 
     def handle(data: Mapping[Component, Any]) -> Updates:
-        before: Iterable[str] = data[form.shown_errors]
         try:
             done = action(data)
         except UserError as error:
-            return form.complain(error, before)
-        return merged(form.clear(before), done)
+            return form.complain(error)
+        return merged(form.clear(), done)
 
     return handle
 

@@ -1,63 +1,34 @@
-"""The frame around all tabs: the line of readings, the running job with Stop, and the clock that refreshes
-everything.
+"""The frame around all tabs: the line of readings, the running job with Stop, and the queue.
 
-Knows gradio, the desk and the tabs. One timer per page asks every panel for what has changed; nothing here
-waits for a run.
+Knows the desk and live parts. Nothing here waits for a run.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any, Protocol
 
 import gradio as gr
 
 from zimage_gui.jobs.readings import Readings
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui import run_html
-from zimage_gui.ui.actions import QUIET, action_of, active_html
+from zimage_gui.ui.actions import action_of, on_act
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.html import badge, escape, meter
+from zimage_gui.ui.live import Live, text_look
 from zimage_gui.ui.panel import stop_action
-
-TICK_SECONDS = 1.5
-
-
-class Refreshing(Protocol):
-    """What the clock needs of a panel."""
-
-    def inputs(self) -> set[Any]: ...
-    def outputs(self) -> list[Any]: ...
-    def refresh(self, data: dict[Any, Any]) -> dict[Any, Any]: ...
 
 
 class Frame:
-    """Build the head first, the tabs after it, then `wire` with the panels of the tabs."""
+    """The line above the tabs."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
 
-    def build(self) -> None:
-        self.head = active_html(head(self.desk), elem_id="zg-head")
-        self.timer = gr.Timer(TICK_SECONDS)
+    def build(self, live: Live) -> None:
+        line = live.part("zg", "head", lambda run: text_look(head(self.desk)), head(self.desk))
+        on_act([line], self._act, None, None)
 
-    def wire(self, page: gr.Blocks, panels: list[Refreshing]) -> None:
-        inputs: set[Any] = set().union(*(panel.inputs() for panel in panels)) if panels else set()
-        outputs = [self.head, *(part for panel in panels for part in panel.outputs())]
-
-        def tick(data: Mapping[Any, Any]) -> dict[Any, Any]:
-            updates: dict[Any, Any] = {self.head: head(self.desk)}
-            for panel in panels:
-                updates |= panel.refresh(dict(data))
-            return updates
-
-        gr.on([page.load, self.timer.tick], tick, inputs, outputs, concurrency_limit=None, **QUIET)
-
-        def act(event: gr.EventData) -> str:
-            stop_action(self.desk, action_of(event))
-            return head(self.desk)
-
-        self.head.act(act, None, self.head, **QUIET)
+    def _act(self, event: gr.EventData) -> None:
+        stop_action(self.desk, action_of(event))
 
 
 def head(desk: Desk) -> str:
@@ -103,13 +74,11 @@ def job(desk: Desk, running: list[RunState], waiting: int) -> str:
     parts = []
     for state in running[:2]:
         view = desk.readers.of(state.folder).poll()
-        words = run_html.progress(view, state)[1]
+        words = run_html.progress(view, state, short=True)[1]
         name = f"<b>{escape(state.status.name or state.status.command)}</b>"
         tone = "warn" if state.state == "stopping" else "busy"
-        stopping = (
-            badge("stopping", "warn") if state.state == "stopping" else badge(state.status.command, tone)
-        )
-        parts.append(f"{stopping}{name}<span>{escape(words)}</span>{run_html.stop_buttons(state)}")
+        word = "stopping" if state.state == "stopping" else state.status.command
+        parts.append(f"{badge(word, tone)}{name}<span>{escape(words)}</span>{run_html.stop_buttons(state)}")
     return f'<span class="zg-job">{"".join(parts)}{_waiting(waiting)}</span>'
 
 

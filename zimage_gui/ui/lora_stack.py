@@ -14,6 +14,7 @@ import gradio as gr
 from zimage_gui.ui.actions import QUIET
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.values import Raw
 
 ROWS = 10
@@ -50,14 +51,17 @@ class LoraForm(Form):
             self.strengths.append(strength)
         self.extras = [*self.files, *self.strengths]
 
-    def wire(self, page: gr.Blocks) -> None:
+    def wire(self, page: Page) -> None:
         super().wire(page)
         gr.on([file.change for file in self.files], self._grow, set(self.files), self.rows, **QUIET)
-        page.load(self._choices, outputs=self.files, **QUIET)
+        page.first(self._choices)
 
-    def _choices(self) -> list[Any]:
+    def _choices(self) -> Updates:
+        """The known LoRAs in every row, and as many rows as the saved settings fill."""
         choices = known_loras(self.desk)
-        return [gr.update(choices=choices) for _ in self.files]
+        filled = len(_lines(self.drafts.load(self.name).get(FILES)))
+        rows: Updates = {row: gr.update(visible=index <= filled) for index, row in enumerate(self.rows)}
+        return {**rows, **{file: gr.update(choices=choices) for file in self.files}}
 
     def _grow(self, data: Mapping[Any, Any]) -> Updates:
         """Rows up to the first empty one after the last filled one."""

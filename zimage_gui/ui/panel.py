@@ -1,17 +1,13 @@
-"""The panel that watches one run of a tab: which run, its state, curves, pictures and log, and what can be
-done.
+"""The panel that watches one run of a tab: which run, its state, curves, pictures and log, and what can be done.
 
-Knows gradio and `run_html`. Reads run folders through the desk and never waits: everything shown comes from
-files, so a reloaded page, a second browser and a restarted window show the same. Starts nothing itself but
-stops and resumes.
+Knows `Live` parts and `run_html`. Reads run folders through the desk and never waits: everything shown comes from
+files, so a reloaded page, a second browser and a restarted window show the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -19,26 +15,16 @@ from zimage_gui.jobs.launch import kill, terminate
 from zimage_gui.jobs.reader import RunView
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui import run_html
-from zimage_gui.ui.actions import Action, active_html, plain_html
+from zimage_gui.ui.actions import Action
 from zimage_gui.ui.desk import Desk
+from zimage_gui.ui.html import escape
+from zimage_gui.ui.live import Live, Look, text_look
 
-Updates = dict[Any, Any]
-NEWEST = ""  # value of the choice "the newest run"
 MOST_CHOICES = 60
 
 
-@dataclass
-class Seen:
-    """What one page already shows, so that a tick sends only what has changed."""
-
-    choices: tuple[str, ...] = ()
-    chosen: str = NEWEST
-    folder: str = ""
-    marks: dict[str, object] = field(default_factory=dict)
-
-
 class JobPanel:
-    """Watches the runs of some commands. `parts` says what is drawn: curves, samples, log."""
+    """Watches the runs of some commands. `parts` says what is drawn besides state and log: curves, samples."""
 
     def __init__(self, desk: Desk, commands: tuple[str, ...], parts: tuple[str, ...], empty: str) -> None:
         self.desk = desk
@@ -46,92 +32,60 @@ class JobPanel:
         self.parts = parts
         self.empty = empty
 
-    def build(self, name: str) -> None:
-        self.choice = gr.Dropdown(
-            [("newest run", NEWEST)],
-            value=NEWEST,
-            label="Watched run",
-            interactive=True,
-            elem_id=f"{name}-run",
-            filterable=True,
-        )
-        self.status = active_html(f'<p class="zg-empty">{self.empty}</p>', elem_id=f"{name}-status")
-        self.bodies: dict[str, Any] = {}
+    def build(self, live: Live, name: str) -> None:
+        self.choice = live.part(name, "run", lambda run: text_look(self._choices(name, run)))
+        empty = f'<p class="zg-empty">{self.empty}</p>'
+        self.status = live.part(name, "status", lambda run: self._look(run, self._status), empty)
         if "curves" in self.parts:
-            self.bodies["curves"] = plain_html(elem_id=f"{name}-curves")
+            live.part(name, "curves", lambda run: self._look(run, self._curves))
         if "samples" in self.parts:
             with gr.Accordion("Pictures during training", open=True):
-                self.bodies["samples"] = plain_html(elem_id=f"{name}-samples")
+                live.part(name, "samples", lambda run: self._look(run, self._samples))
         with gr.Accordion("Log", open=False):
-            self.bodies["log"] = plain_html(elem_id=f"{name}-log")
-        self.seen = gr.State(Seen())
+            live.part(name, "log", lambda run: self._look(run, self._log))
 
-    def outputs(self) -> list[Any]:
-        return [self.choice, self.status, *self.bodies.values(), self.seen]
-
-    def inputs(self) -> set[Any]:
-        return {self.choice, self.seen}
-
-    # ---- showing ----------------------------------------------------------------------------------------
-
-    def refresh(self, data: dict[Any, Any]) -> Updates:
-        """Updates of everything that changed since this page's last tick; empty when nothing did."""
-        seen: Seen = data[self.seen]
+    def _look(self, run: str, part: Callable[[RunView], Look]) -> Look | None:
         states = self.desk.of_command(*self.commands)
-        chosen = data[self.choice] or NEWEST
-        updates = self._choices(states, chosen, seen)
-        state = next((one for one in states if one.folder.name == chosen), states[0] if states else None)
+        state = next((one for one in states if one.folder.name == run), states[0] if states else None)
         if state is None:
-            return updates
-        view = self.desk.readers.of(state.folder).poll()
-        if seen.folder != state.folder.name:
-            seen.folder, seen.marks = state.folder.name, {}
-        for name, mark in self._marks(view).items():
-            if seen.marks.get(name) != mark:
-                seen.marks[name] = mark
-                updates |= self._draw(name, view)
-        return updates | {self.seen: seen}
+            return None
+        look = part(self.desk.readers.of(state.folder).poll())
+        return Look((state.folder.name, look.mark), look.draw)
 
-    def _choices(self, states: list[RunState], chosen: str, seen: Seen) -> Updates:
-        newest = tuple(f"{state.folder.name}|{state.state}" for state in states[:MOST_CHOICES])
-        if newest == seen.choices:
-            return {}
-        seen.choices = newest
-        words = [
-            (f"{run_html.title(state)} ({run_html.WORDS[state.state][0].split(':')[0]})", state.folder.name)
-            for state in states
-        ]
-        kept = chosen if any(state.folder.name == chosen for state in states) else NEWEST
-        return {
-            self.choice: gr.update(choices=[("newest run", NEWEST), *words[:MOST_CHOICES]], value=kept),
-            self.seen: seen,
-        }
+    def _choices(self, name: str, run: str) -> str:
+        """The list of runs to watch; nothing while there is only one."""
+        states = self.desk.of_command(*self.commands)[:MOST_CHOICES]
+        if len(states) < 2:
+            return ""
+        options = ['<option value="">the newest run</option>', *(_choice(state, run) for state in states)]
+        return f'<label class="zg-choice">Watched run <select data-choice="{name}">{"".join(options)}</select></label>'
 
-    def _marks(self, view: RunView) -> dict[str, object]:
-        """Per part, a value that differs exactly when the part must be drawn again."""
+    # ---- parts ------------------------------------------------------------------------------------------
+
+    def _status(self, view: RunView) -> Look:
         state = view.state
         if state is None:
-            return {"status": None}
-        alive = None if state.ended else round(state.status.heartbeat or 0)
-        marks: dict[str, object] = {
-            "status": (view.version, state.state, alive, len(view.warnings), bool(state.silent))
-        }
-        if "curves" in self.bodies:
-            marks["curves"] = len(view.curves.steps)
-        if "samples" in self.bodies:
-            marks["samples"] = len(view.samples)
-        log = view.folder / "console.log"
-        marks["log"] = log.stat().st_size if log.is_file() else 0
-        return marks
+            return Look("gone", lambda: run_html.status(view))
+        # A living run is drawn again at every heartbeat, so that its clock goes on between steps.
+        beat = None if state.ended else round(state.status.heartbeat or 0)
+        return Look((view.version, state.state, beat, bool(state.silent)), lambda: run_html.status(view))
 
-    def _draw(self, name: str, view: RunView) -> Updates:
-        if name == "status":
-            return {self.status: run_html.status(view)}
-        if name == "curves":
-            return {self.bodies[name]: run_html.curves(view)}
-        if name == "samples":
-            return {self.bodies[name]: run_html.samples(view, self.desk.pictures)}
-        return {self.bodies[name]: run_html.log(self.desk.readers.of(view.folder).log())}
+    def _curves(self, view: RunView) -> Look:
+        return Look((len(view.curves.steps), view.version // 2), lambda: run_html.curves(view))
+
+    def _samples(self, view: RunView) -> Look:
+        return Look(len(view.samples), lambda: run_html.samples(view, self.desk.pictures))
+
+    def _log(self, view: RunView) -> Look:
+        file = view.folder / "console.log"
+        size = file.stat().st_size if file.is_file() else 0
+        return Look(size, lambda: run_html.log(self.desk.readers.of(view.folder).log()))
+
+
+def _choice(state: RunState, run: str) -> str:
+    chosen = " selected" if state.folder.name == run else ""
+    words = f"{run_html.title(state)} ({run_html.WORDS[state.state][0].split(':')[0]})"
+    return f'<option value="{escape(state.folder.name)}"{chosen}>{escape(words)}</option>'
 
 
 def stop_action(desk: Desk, action: Action) -> bool:

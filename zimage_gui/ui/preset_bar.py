@@ -6,16 +6,27 @@ Knows gradio, the form and the preset files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from zimage_gui.config.schema import options_of
 from zimage_gui.errors import UserError
-from zimage_gui.ui.actions import QUIET
+from zimage_gui.ui.actions import QUIET, plain_html
 from zimage_gui.ui.form import Form, Updates, guarded
+from zimage_gui.ui.html import escape
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.presets import Presets
+
+SWITCH = '<label class="zg-switch"><input type="checkbox"> All settings</label>'
+SWITCH_SCRIPT = """
+const box = element.querySelector('input');
+box.checked = document.body.classList.contains('zg-advanced-on');
+box.addEventListener('change', () => window.zgAdvanced(box.checked));
+"""
 
 
 class PresetBar:
@@ -40,35 +51,26 @@ class PresetBar:
             self.save = gr.Button("Save preset", size="sm", elem_id=f"{name}-save-preset")
             self.upload = gr.UploadButton("Import TOML", size="sm", file_types=[".toml"], type="filepath")
             self.reset = gr.Button("Reset to defaults", size="sm", elem_id=f"{name}-reset")
-            self.advanced = gr.Checkbox(
-                label="All settings",
-                value=False,
-                container=False,
-                elem_id=f"{name}-advanced",
-                interactive=True,
-                min_width=110,
-            )
+            plain_html(self._index(), js_on_load=SWITCH_SCRIPT, elem_id=f"{name}-advanced", min_width=110)
+
+    def _index(self) -> str:
+        """The switch, with the names of all settings for the search: closed sections are not in the page yet."""
+        known = options_of(self.form.config_class)
+        entries = [[name, option.label, option.section] for name, option in known.items()]
+        return f'<span id="{self.form.name}-index" data-index="{escape(json.dumps(entries))}"></span>{SWITCH}'
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(preset.name.replace("_", " "), preset.name) for preset in self.presets.list()]
 
-    def wire(self, page: gr.Blocks) -> None:
+    def wire(self, page: Page) -> None:
         form = self.form
-        self.choice.select(
-            guarded(form, self._load), {self.choice, form.shown_errors}, form.outputs(), **QUIET
-        )
+        self.choice.select(guarded(form, self._load), {self.choice}, form.outputs(), **QUIET)
         self.save.click(
             guarded(form, self._save), {*form.inputs(), self.choice}, [*form.outputs(), self.choice], **QUIET
         )
-        self.upload.upload(
-            guarded(form, self._import), {self.upload, form.shown_errors}, form.outputs(), **QUIET
-        )
+        self.upload.upload(guarded(form, self._import), {self.upload}, form.outputs(), **QUIET)
         self.reset.click(guarded(form, self._reset), form.inputs(), form.outputs(), **QUIET)
-        page.load(lambda: gr.update(choices=self._choices()), outputs=self.choice, **QUIET)
-        page.load(
-            None, outputs=self.advanced, js="() => localStorage.getItem('zg-advanced') === '1'", **QUIET
-        )
-        self.advanced.input(None, self.advanced, None, js="(on) => { window.zgAdvanced(on); }", **QUIET)
+        page.first(lambda: {self.choice: gr.update(choices=self._choices())})
         self.search.submit(
             None, self.search, None, js=f"(text) => {{ window.zgSearch(text, '{form.name}'); }}", **QUIET
         )

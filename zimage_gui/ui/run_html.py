@@ -77,6 +77,8 @@ def status(view: RunView) -> str:
     elif state.message:
         parts.append(notice(state.message))
     parts.append(_results(view, state))
+    if state.ended:
+        parts.append(_other_states(view))
     return "".join(parts)
 
 
@@ -90,7 +92,7 @@ def failure(state: RunState) -> str:
     return notice(words, "bad", raw=True)
 
 
-def progress(view: RunView, state: RunState) -> tuple[float | None, str]:
+def progress(view: RunView, state: RunState, *, short: bool = False) -> tuple[float | None, str]:
     """How far it is (0..1, None when unknown) and the words on the bar."""
     if state.state == "queued":
         return 0.0, "Waiting for the GPU"
@@ -99,7 +101,8 @@ def progress(view: RunView, state: RunState) -> tuple[float | None, str]:
         view.stage is None or view.progress is None or view.stage.time <= step.time
     )
     if step is not None and training and step.total_steps:
-        text = f"Step {step.step:,} of {step.total_steps:,} · epoch {step.epoch} of {step.total_epochs}"
+        epochs = "" if short else f" · epoch {step.epoch} of {step.total_epochs}"
+        text = f"Step {step.step:,} of {step.total_steps:,}{epochs}"
         return step.step / step.total_steps, f"{text} · {duration(remaining(view))} left"
     stage = view.stage.text if view.stage is not None else "Starting"
     done = view.progress
@@ -129,7 +132,7 @@ def _numbers(view: RunView, state: RunState) -> str:
         pairs = [
             ("Step", f"{step.step:,} / {step.total_steps:,}"),
             ("Epoch", f"{step.epoch} / {step.total_epochs}"),
-            ("Loss (smoothed)", number(loss)),
+            ("Loss (mean)", number(loss)),
             ("Learning rate", number(step.lr)),
             ("Speed", pace(step.seconds)),
         ]
@@ -181,7 +184,20 @@ def stop_buttons(state: RunState) -> str:
 def resume_points(view: RunView) -> list[tuple[int, Path]]:
     """Saved states that still exist, oldest first: (step, folder)."""
     found = [(point.step, view.folder / point.path) for point in view.checkpoints if point.what == "state"]
-    return [(step, path) for step, path in found if path.exists()]
+    return [(step, path) for step, path in dict.fromkeys(found) if path.exists()]
+
+
+def _other_states(view: RunView) -> str:
+    """All states but the newest, folded away."""
+    older = resume_points(view)[:-1]
+    if not older:
+        return ""
+    run = view.folder.name
+    buttons = "".join(
+        button(f"step {step:,}", "resume", run=run, place=str(path), title=str(path))
+        for step, path in reversed(older)
+    )
+    return f'<details><summary>Resume from an earlier state ({len(older)})</summary><div class="zg-chips">{buttons}</div></details>'
 
 
 def _results(view: RunView, state: RunState) -> str:

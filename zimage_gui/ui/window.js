@@ -17,6 +17,7 @@
   window.zgAdvanced = (on) => {
     document.body.classList.toggle('zg-advanced-on', on);
     localStorage.setItem(advancedKey, on ? '1' : '0');
+    for (const box of document.querySelectorAll('.zg-switch input')) box.checked = on;
     return on;
   };
   const restore = () => document.body.classList.toggle('zg-advanced-on', localStorage.getItem(advancedKey) === '1');
@@ -77,34 +78,41 @@
     if (field && !field.title) field.title = 'option: ' + field.id.split('--')[1];
   });
 
-  // ---- search: shows the matching fields of the form, whatever section they are in
+  // ---- search: goes to the best field by label or option name, opening its section. Sections that were never opened
+  // are not in the page yet, so the names come from the index beside the search.
   window.zgSearch = (text, form) => {
-    const wanted = text.trim().toLowerCase();
-    document.body.classList.toggle('zg-searching', wanted !== '');
-    let first = null;
-    for (const field of document.querySelectorAll(`.zg-field[id^="${form}--"]`)) {
-      const words = (field.id.split('--')[1].replaceAll('_', ' ') + ' ' + field.id + ' ' + field.textContent).toLowerCase();
-      const hit = wanted !== '' && words.includes(wanted);
-      field.classList.toggle('zg-hit', hit);
-      if (hit && !first) first = field;
-    }
-    if (!first) return;
-    const section = first.closest('.zg-section');
-    if (section) {
-      if (first.classList.contains('zg-advanced')) window.zgAdvanced(true);
-      const label = section.querySelector('button.label-wrap');
-      if (label && !label.classList.contains('open')) label.click();
-    }
-    setTimeout(() => first.scrollIntoView({block: 'center', behavior: 'smooth'}), 120);
+    const wanted = text.trim().toLowerCase().replaceAll('_', ' ').replaceAll('-', ' ');
+    if (!wanted) return;
+    const entries = JSON.parse(document.getElementById(`${form}-index`).dataset.index);
+    const score = ([name, label]) => {
+      const words = [name.replaceAll('_', ' '), label.toLowerCase().replaceAll('-', ' ')];
+      return words.some((one) => one === wanted) ? 3 : words.some((one) => one.startsWith(wanted)) ? 2 : words.some((one) => one.includes(wanted)) ? 1 : 0;
+    };
+    const best = entries.map((one) => [score(one), one]).sort((a, b) => b[0] - a[0])[0];
+    if (best && best[0]) window.zgShow(`${form}--${best[1][0]}`, form, best[1][2]);
   };
-
-  // ---- logs stay at their end unless the reader scrolled up
-  const follow = () => {
-    for (const log of document.querySelectorAll('.zg-log[data-follow]')) {
-      if (!log.dataset.seen) { log.dataset.seen = '1'; log.scrollTop = log.scrollHeight; }
-    }
+  window.zgShow = (id, form, section) => {
+    const box = document.getElementById(`${form}-${section}`);
+    const label = box && box.querySelector('button.label-wrap:not(.open)');
+    if (label) label.click();
+    let tries = 20;
+    const go = () => {
+      const field = document.getElementById(id);
+      if (!field) { if (tries-- > 0) setTimeout(go, 100); return; }
+      if (field.offsetParent === null) window.zgAdvanced(true);
+      field.scrollIntoView({block: 'center', behavior: 'smooth'});
+      field.classList.add('zg-hit');
+      setTimeout(() => field.classList.remove('zg-hit'), 4000);
+      setTimeout(() => field.querySelector('input, textarea')?.focus(), 350);
+    };
+    go();
   };
-  new MutationObserver(follow).observe(document.documentElement, {childList: true, subtree: true});
+  document.addEventListener('click', (event) => {
+    const link = event.target.closest('[data-jump]');
+    if (!link) return;
+    event.preventDefault();
+    window.zgShow(link.dataset.jump, link.dataset.jump.split('--')[0], link.dataset.section);
+  });
 
   window.addEventListener('beforeunload', (event) => {
     if (document.querySelector('.zg-card.zg-dirty')) event.preventDefault();

@@ -14,11 +14,13 @@ import gradio as gr
 from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.config.common import PictureFolder
 from zimage_gui.config.schema import options_of
-from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, plain_html
+from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.cache_state import as_html, look
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
 from zimage_gui.ui.html import notice
+from zimage_gui.ui.live import Live
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 
 # Asked once, in the form of the latents; the texts' run takes the same values.
@@ -36,14 +38,15 @@ COMMON = (
 class CacheTab:
     name = "cache"
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, live: Live) -> None:
         self.desk = desk
+        self.live = live
         self.form = Form(CacheLatentsConfig, "cache-latents", desk.drafts, hidden=("runs_dir",))
         self.text = Form(CacheTextConfig, "cache-text", desk.drafts, hidden=("runs_dir", *COMMON))
         empty = "Nothing has been encoded yet. Training encodes what is missing by itself; here you can do it ahead."
         self.panel = JobPanel(desk, ("cache-latents", "cache-text"), (), empty)
 
-    def build(self, page: gr.Blocks) -> None:
+    def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
                 self.form.finish()
@@ -58,23 +61,23 @@ class CacheTab:
                     )
                     self.check = gr.Button("Look", elem_id="cache-look")
                 self.answer = plain_html(elem_id="cache-answer")
-                self.panel.build(self.name)
+                self.panel.build(self.live, self.name)
         self._wire(page)
 
-    def _wire(self, page: gr.Blocks) -> None:
+    def _wire(self, page: Page) -> None:
         self.form.wire(page)
         self.text.wire(page)
         inputs = {*self.form.inputs(), *self.text.inputs()}
-        outputs = [*self.form.outputs(), *self.text.outputs(), self.answer]
+        outputs = [self.form.problems, self.text.problems, self.answer]
         self.check.click(
             guarded(self.form, self._look),
             self.form.inputs(),
-            [*self.form.outputs(), self.answer],
+            [self.form.problems, self.answer],
             show_progress_on=self.answer,
             **PRIVATE,
         )
         self.update.click(guarded(self.text, self._update), inputs, outputs, **QUIET)
-        self.panel.status.act(self._act, None, self.answer, **QUIET)
+        on_act([self.panel.status], self._act, None, None)
 
     def _look(self, data: Mapping[Any, Any]) -> Updates:
         # The state of the caches is worth seeing before any model is named.
@@ -92,8 +95,7 @@ class CacheTab:
         for config in (latents, texts):
             self.desk.submit(config, "")
         words = "Both caches are being brought up to date: first the pictures, then the captions."
-        return merged(self.text.clear(data[self.text.shown_errors]), {self.answer: notice(words, "good")})
+        return merged(self.text.clear(), {self.answer: notice(words, "good")})
 
-    def _act(self, event: gr.EventData) -> Any:
+    def _act(self, event: gr.EventData) -> None:
         stop_action(self.desk, action_of(event))
-        return gr.skip()

@@ -15,12 +15,14 @@ import gradio as gr
 from zimage_gui.config.convert import ConvertLoraConfig
 from zimage_gui.errors import UserError
 from zimage_gui.files import free_name
-from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, plain_html
+from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.file_report import report
 from zimage_gui.ui.form import Form, Updates, browse_button, guarded
 from zimage_gui.ui.html import notice
+from zimage_gui.ui.live import Live
 from zimage_gui.ui.lora_stack import known_loras
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 
 ENDINGS = {"other": "universal", "default": "native", "comfy": "comfy"}
@@ -29,12 +31,13 @@ ENDINGS = {"other": "universal", "default": "native", "comfy": "comfy"}
 class ConvertTab:
     name = "convert"
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, live: Live) -> None:
         self.desk = desk
+        self.live = live
         self.form = Form(ConvertLoraConfig, "convert-lora", desk.drafts)
         self.panel = JobPanel(desk, ("convert-lora",), (), "Nothing has been converted yet.")
 
-    def build(self, page: gr.Blocks) -> None:
+    def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
                 self.file = gr.Textbox(
@@ -61,15 +64,15 @@ class ConvertTab:
                     self.convert = gr.Button("Convert", variant="primary", elem_id="convert-start")
                     self.suggest = gr.Button("Suggest an output name", elem_id="convert-suggest")
                 self.answer = plain_html(elem_id="convert-answer")
-                self.panel.build(self.name)
+                self.panel.build(self.live, self.name)
         self._wire(page)
 
-    def _wire(self, page: gr.Blocks) -> None:
+    def _wire(self, page: Page) -> None:
         form = self.form
         form.wire(page)
-        outputs = [*form.outputs(), self.answer]
+        outputs = [form.fields["output"], form.problems, self.answer]
         looked = [self.report, self.file, form.fields["input"]]
-        page.load(lambda: gr.update(choices=known_loras(self.desk)), outputs=self.known, **QUIET)
+        page.first(lambda: {self.known: gr.update(choices=known_loras(self.desk))})
         gr.on(
             [self.inspect.click, self.file.submit],
             self._look,
@@ -82,7 +85,7 @@ class ConvertTab:
         self.drop.upload(self._look, self.drop, looked, show_progress_on=self.report, **PRIVATE)
         self.convert.click(guarded(form, self._convert), form.inputs(), outputs, **QUIET)
         self.suggest.click(guarded(form, self._suggest), form.inputs(), outputs, **QUIET)
-        self.panel.status.act(self._act, None, self.answer, **QUIET)
+        on_act([self.panel.status], self._act, None, None)
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -114,6 +117,5 @@ class ConvertTab:
         folder = self.desk.run_beside(config, config.output.stem)
         return {self.answer: notice(f"Converting; {folder.name} shows how it went.", "good")}
 
-    def _act(self, event: gr.EventData) -> Any:
+    def _act(self, event: gr.EventData) -> None:
         stop_action(self.desk, action_of(event))
-        return gr.skip()

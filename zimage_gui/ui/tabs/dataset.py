@@ -34,6 +34,7 @@ from zimage_gui.ui.captions import CaptionFiles
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
 from zimage_gui.ui.html import notice
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.values import Raw
 
 SHARED = (
@@ -61,7 +62,7 @@ class DatasetTab:
         self.form = Form(DatasetConfig, self.name, desk.drafts, hidden=("overwrite",))
         self.captions = CaptionFiles()
 
-    def build(self, page: gr.Blocks) -> None:
+    def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=330):
                 with gr.Row(elem_classes=["zg-actions"]):
@@ -101,24 +102,24 @@ class DatasetTab:
 
         return save_caption
 
-    def _wire(self, page: gr.Blocks) -> None:
+    def _wire(self, page: Page) -> None:
         form = self.form
         form.wire(page)
         shown = [self.strip, self.buckets, self.grid, self.looked]
         self.look.click(
             guarded(form, self._look),
             form.inputs(),
-            [*form.outputs(), *shown, self.answer],
+            [form.problems, *shown, self.answer],
             show_progress_on=self.grid,
             **PRIVATE,
         )
-        self.write.click(guarded(form, self._write), form.inputs(), [*form.outputs(), self.answer], **QUIET)
+        self.write.click(guarded(form, self._write), form.inputs(), [form.problems, self.answer], **QUIET)
         on_act([self.strip, self.grid], self._act, {self.looked}, shown)
 
     def wire_targets(self, forms: list[Form]) -> None:
         """`Use for training` puts the dataset into these forms."""
         outputs = [
-            *self.form.outputs(),
+            self.form.problems,
             self.answer,
             *(field for form in forms for field in form.fields.values()),
         ]

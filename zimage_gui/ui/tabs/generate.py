@@ -15,13 +15,14 @@ import gradio as gr
 
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.png_settings import read_settings
-from zimage_gui.jobs.reader import RunView
 from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Updates, guarded, merged
 from zimage_gui.ui.gallery import gallery, recent_pictures
-from zimage_gui.ui.html import button, notice
+from zimage_gui.ui.html import button, escape, notice
+from zimage_gui.ui.live import Live, Look
 from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, by_name
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 from zimage_gui.ui.preset_bar import PresetBar
 from zimage_gui.ui.presets import Presets
@@ -30,44 +31,19 @@ from zimage_gui.ui.values import Raw, from_values
 SHAPES = {"1:1": 1.0, "4:3": 4 / 3, "3:4": 3 / 4, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
 
 
-class GeneratePanel(JobPanel):
-    """The watched request, with the gallery of all recent pictures in place of curves."""
-
-    def build(self, name: str) -> None:
-        super().build(name)
-        self.bodies["gallery"] = self.gallery
-
-    def build_gallery(self) -> None:
-        """Before `build`: the pictures stand above the log."""
-        self.gallery = active_html(gallery([], self.desk.pictures), elem_id="generate-gallery")
-
-    def _marks(self, view: RunView) -> dict[str, object]:
-        states = self.desk.of_command(*self.commands)[:1]
-        newest = (
-            (states[0].folder.name, len(self.desk.readers.of(states[0].folder).poll().samples))
-            if states
-            else None
-        )
-        return {**super()._marks(view), "gallery": newest}
-
-    def _draw(self, name: str, view: RunView) -> dict[Any, Any]:
-        if name == "gallery":
-            return {self.gallery: gallery(recent_pictures(self.desk), self.desk.pictures)}
-        return super()._draw(name, view)
-
-
 class GenerateTab:
     name = "generate"
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, live: Live) -> None:
         self.desk = desk
+        self.live = live
         self.form = LoraForm(
             GenerateConfig, self.name, desk.drafts, hidden=("runs_dir", "bell", "width", "height")
         )
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, GenerateConfig))
-        self.panel = GeneratePanel(desk, ("generate",), (), "Write a prompt and press Generate.")
+        self.panel = JobPanel(desk, ("generate",), (), "Write a prompt and press Generate.")
 
-    def build(self, page: gr.Blocks) -> None:
+    def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
                 self._prompt()
@@ -82,8 +58,8 @@ class GenerateTab:
                     self.beside = gr.Checkbox(
                         label="even while a training runs", container=False, interactive=True, min_width=120
                     )
-                self.answer = plain_html(visible=False, elem_id="generate-answer")
-                self.panel.build_gallery()
+                self.answer = plain_html(elem_id="generate-answer")
+                self.gallery = self.live.part(self.name, "gallery", lambda run: self._gallery())
                 with gr.Accordion("Read settings back from a picture", open=False):
                     self.drop = gr.File(
                         label="Drop a PNG from here, ComfyUI or A1111",
@@ -92,57 +68,57 @@ class GenerateTab:
                         height=110,
                         elem_id="generate-drop",
                     )
-                self.panel.build(self.name)
+                self.panel.build(self.live, self.name)
         self._wire(page)
 
     def _prompt(self) -> None:
-        with gr.Group():
+        with gr.Row(elem_classes=["zg-fields", "zg-card"]):
             self.form.field("prompt", lines=3, placeholder="a red circle on a white background")
             self.form.field("negative_prompt", lines=1)
-        with gr.Row(elem_classes=["zg-actions"]):
-            for name in ("image_size", "infer_steps", "guidance_scale", "flow_shift"):
-                self.form.field(name, min_width=110)
+            for name in ("image_size", "infer_steps", "guidance_scale", "flow_shift", "seed", "batch_count"):
+                self.form.field(name)
         self.shapes = active_html(shape_chips(), elem_id="generate-shapes")
         with gr.Row(elem_classes=["zg-actions"]):
-            for name in ("seed", "batch_count"):
-                self.form.field(name, min_width=120)
             self.random = gr.Button("Random seed", size="sm", min_width=100, elem_id="generate-random")
             self.reuse = gr.Button("Reuse last seed", size="sm", min_width=110, elem_id="generate-reuse")
         self.convention = plain_html(guidance_words("0"), elem_id="generate-guidance")
 
-    def _wire(self, page: gr.Blocks) -> None:
+    def _wire(self, page: Page) -> None:
         form = self.form
         form.wire(page)
         self.bar.wire(page)
         outputs = [*form.outputs(), self.answer]
         generate = guarded(form, self._generate)
         inputs = {*form.inputs(), self.beside}
-        self.start.click(generate, inputs, [*outputs, self.panel.choice], **QUIET)
-        form.fields["prompt"].submit(generate, inputs, [*outputs, self.panel.choice], **QUIET)
+        self.start.click(generate, inputs, [form.problems, self.answer], **QUIET)
+        form.fields["prompt"].submit(generate, inputs, [form.problems, self.answer], **QUIET)
         self.random.click(
             guarded(form, lambda data: self._keep({"seed": ""})), form.inputs(), outputs, **QUIET
         )
         self.reuse.click(guarded(form, self._reuse), form.inputs(), outputs, **QUIET)
-        self.drop.upload(guarded(form, self._read_back), {self.drop, form.shown_errors}, outputs, **QUIET)
-        on_act([self.panel.status, self.panel.gallery, self.shapes], self._act, form.inputs(), outputs)
+        self.drop.upload(guarded(form, self._read_back), {self.drop}, outputs, **QUIET)
+        on_act([self.panel.status, self.gallery, self.shapes], self._act, form.inputs(), outputs)
         guidance = form.fields["guidance_scale"]
         guidance.change(guidance_words, guidance, self.convention, **QUIET)
+
+    def _gallery(self) -> Look:
+        states = self.desk.of_command("generate")
+        newest = [
+            (state.folder.name, len(self.desk.readers.of(state.folder).poll().samples))
+            for state in states[:3]
+        ]
+        return Look(newest, lambda: gallery(recent_pictures(self.desk), self.desk.pictures))
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
     def _generate(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
         folder = self.desk.generate(config, beside_training=bool(data[self.beside]))
-        choices = [("newest run", ""), (folder.name, folder.name)]
-        return {
-            self.answer: gr.update(visible=False),
-            self.panel.choice: gr.update(choices=choices, value=""),
-        }
+        return {self.answer: f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'}
 
     def _keep(self, contents: dict[str, Raw], words: str = "", tone: str = "good") -> Updates:
         self.form.keep(contents)
-        shown = gr.update(value=notice(words, tone), visible=True) if words else gr.update()
-        return {**self.form.put(contents), self.answer: shown}
+        return {**self.form.put(contents), self.answer: notice(words, tone) if words else ""}
 
     def _reuse(self, data: Mapping[Any, Any]) -> Updates:
         pictures = recent_pictures(self.desk, 1)

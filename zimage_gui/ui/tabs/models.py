@@ -18,6 +18,7 @@ from zimage_gui.ui.actions import QUIET, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded
 from zimage_gui.ui.html import badge, escape, notice
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.summary import model_rows
 
 HUB = "https://huggingface.co/"
@@ -68,7 +69,7 @@ class ModelsTab:
         self.desk = desk
         self.form = Form(ModelPaths, self.name, desk.drafts)
 
-    def build(self, page: gr.Blocks) -> None:
+    def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
                 self.form.finish()
@@ -81,14 +82,14 @@ class ModelsTab:
                 plain_html(guide(), elem_id="models-guide")
         self.form.wire(page)
         self.check.click(
-            guarded(self.form, self._check), self.form.inputs(), [*self.form.outputs(), self.answer],
+            guarded(self.form, self._check), self.form.inputs(), [self.form.problems, self.answer],
             **QUIET,
         )  # fmt: skip
 
     def wire_targets(self, forms: list[Form]) -> None:
         """`Use on all tabs` puts the paths into these forms."""
         outputs = [
-            *self.form.outputs(),
+            self.form.problems,
             self.answer,
             *(field for form in forms for field in form.fields.values()),
         ]

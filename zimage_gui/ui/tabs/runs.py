@@ -5,65 +5,32 @@ Knows gradio and the desk. Shows, reorders, stops; changes no run's files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import gradio as gr
 
 from zimage_gui.jobs.state import RunState
 from zimage_gui.ui import run_html
-from zimage_gui.ui.actions import QUIET, action_of, active_html
+from zimage_gui.ui.actions import action_of, on_act
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.html import button, duration, escape
+from zimage_gui.ui.live import Live, text_look
+from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import stop_action
 
 MOST_ROWS = 100
 
 
-@dataclass
-class Shown:
-    """What a page's table shows already."""
-
-    text: str = ""
-
-
-class RunsPanel:
-    """The part that the clock refreshes."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-
-    def build(self) -> None:
-        self.table = active_html(elem_id="runs-table")
-        self.shown = gr.State(Shown())
-
-    def inputs(self) -> set[Any]:
-        return {self.shown}
-
-    def outputs(self) -> list[Any]:
-        return [self.table, self.shown]
-
-    def refresh(self, data: dict[Any, Any]) -> dict[Any, Any]:
-        shown: Shown = data[self.shown]
-        text = runs_table(self.desk)
-        if text == shown.text:
-            return {}
-        shown.text = text
-        return {self.table: text, self.shown: shown}
-
-
 class RunsTab:
     name = "runs"
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, live: Live) -> None:
         self.desk = desk
-        self.panel = RunsPanel(desk)
+        self.live = live
 
-    def build(self, page: gr.Blocks) -> None:
-        self.panel.build()
-        self.panel.table.act(self._act, None, self.panel.table, **QUIET)
+    def build(self, page: Page) -> None:
+        table = self.live.part(self.name, "table", lambda run: text_look(runs_table(self.desk)))
+        on_act([table], self._act, None, None)
 
-    def _act(self, event: gr.EventData) -> str:
+    def _act(self, event: gr.EventData) -> None:
         action = action_of(event)
         folder = self.desk.folder_of(action.get("run"))
         waiting = self.desk.queue.waiting()
@@ -71,7 +38,6 @@ class RunsTab:
             self.desk.queue.move(folder, waiting.index(folder) + (-1 if action.name == "up" else 1))
         else:
             stop_action(self.desk, action)
-        return runs_table(self.desk)
 
 
 def runs_table(desk: Desk) -> str:

@@ -16,15 +16,18 @@ from zimage_gui.config.schema import Options
 from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.errors import UserError
-from zimage_gui.ui.actions import QUIET, Action, action_of
+from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
 from zimage_gui.ui.html import escape, notice
-from zimage_gui.ui.panel import NEWEST, JobPanel, run_config_file, stop_action
+from zimage_gui.ui.live import Live
+from zimage_gui.ui.page import Page
+from zimage_gui.ui.panel import JobPanel, run_config_file, stop_action
 from zimage_gui.ui.preset_bar import PresetBar
 from zimage_gui.ui.presets import Presets
 from zimage_gui.ui.summary import before_training
 from zimage_gui.ui.tabs.generate import GenerateTab
+from zimage_gui.ui.trust import foreign_classes, question
 from zimage_gui.ui.values import Raw
 
 OPEN = ("models", "dataset", "lora", "length", "optimizer", "saving", "previews")
@@ -33,23 +36,26 @@ OPEN = ("models", "dataset", "lora", "length", "optimizer", "saving", "previews"
 class TrainingTab:
     """One training page. `commands` are those whose runs it watches."""
 
-    def __init__(self, desk: Desk, config_class: type[TrainingConfig], commands: tuple[str, ...]) -> None:
+    def __init__(
+        self, desk: Desk, live: Live, config_class: type[TrainingConfig], commands: tuple[str, ...]
+    ) -> None:
         self.desk = desk
+        self.live = live
         self.name = config_class.command
         self.form = Form(config_class, self.name, desk.drafts, hidden=("runs_dir", "network_args"))
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, config_class))
         empty = "No run yet. Fill in the form and press Train: what it does is shown here, live."
         self.panel = JobPanel(desk, commands, ("curves", "samples"), empty)
 
-    def build(self, page: gr.Blocks) -> None:
+    def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
                 self.bar.build()
-                self.form.finish()
                 self.form.build(open_sections=OPEN)
             with gr.Column(scale=6, min_width=480, elem_classes=["zg-watch"]):
                 self._buttons()
-                self.panel.build(self.name)
+                self.form.finish()
+                self.panel.build(self.live, self.name)
         self._wire(page)
 
     def _buttons(self) -> None:
@@ -57,21 +63,23 @@ class TrainingTab:
             self.train = gr.Button("Train", variant="primary", elem_id=f"{self.name}-start", scale=2)
             self.check = gr.Button("Check", elem_id=f"{self.name}-check")
             self.command = gr.Button("Command line", elem_id=f"{self.name}-command")
-        self.answer = gr.HTML(visible=False, apply_default_css=False, elem_id=f"{self.name}-answer")
+        self.answer = active_html(elem_id=f"{self.name}-answer")
+        self.trusted = gr.State(frozenset())
         self.shown_command = gr.Code(
             visible=False, language="shell", label="The same from a terminal", interactive=False
         )
 
-    def _wire(self, page: gr.Blocks) -> None:
+    def _wire(self, page: Page) -> None:
         form = self.form
         form.wire(page)
         self.bar.wire(page)
-        inputs = form.inputs()
-        answers = [*form.outputs(), self.answer]
-        self.train.click(guarded(form, self._train), inputs, [*answers, self.panel.choice], **QUIET)
+        inputs = {*form.inputs(), self.trusted}
+        answers = [form.problems, self.answer, self.trusted]
+        self.train.click(guarded(form, self._train), inputs, answers, **QUIET)
         self.check.click(guarded(form, self._check), inputs, answers, **QUIET)
         self.command.click(guarded(form, self._command), inputs, [*answers, self.shown_command], **QUIET)
-        self.panel.status.act(self._act, inputs, [*answers, self.panel.choice], **QUIET)
+        filled = [*form.outputs(), self.answer, self.trusted]
+        on_act([self.panel.status, self.answer], self._act, inputs, filled)
 
     def wire_generate(self, generate: GenerateTab, tabs: gr.Tabs) -> None:
         """`Use in Generate` puts a saved LoRA into the first LoRA row of the other tab and goes there."""
@@ -90,9 +98,13 @@ class TrainingTab:
 
     def _train(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
-        return self._start(config)
+        return self._start(config, data[self.trusted])
 
-    def _start(self, config: Options) -> Updates:
+    def _start(self, config: Options, trusted: frozenset[str]) -> Updates:
+        """Queue the run, unless it would import code that nobody has agreed to yet."""
+        unknown = [name for name in foreign_classes(config) if name not in trusted]
+        if unknown:
+            return {self.answer: question(unknown)}
         name = str(getattr(config, "output_name", ""))
         folder = self.desk.submit(config, name)
         waiting = self.desk.queue.waiting()
@@ -101,17 +113,13 @@ class TrainingTab:
             if folder not in waiting
             else f"In the queue at place {waiting.index(folder) + 1}: another run holds the GPU."
         )
-        return {
-            self.answer: gr.update(value=notice(words, "good"), visible=True),
-            self.panel.choice: gr.update(
-                choices=[("newest run", NEWEST), (folder.name, folder.name)], value=NEWEST
-            ),
-        }
+        sign = f'<span data-newest="{self.name}"></span>'  # has the page watch the new run
+        return {self.answer: notice(escape(words) + sign, "good", raw=True)}
 
     def _check(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
         assert isinstance(config, TrainingConfig)
-        return {self.answer: gr.update(value=before_training(config), visible=True)}
+        return {self.answer: before_training(config)}
 
     def _command(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
@@ -122,9 +130,12 @@ class TrainingTab:
         action = action_of(event)
         if stop_action(self.desk, action):
             return {self.answer: gr.update()}
-        return guarded(self.form, lambda inputs: self._do(action))(data)
+        return guarded(self.form, lambda inputs: self._do(inputs, action))(data)
 
-    def _do(self, action: Action) -> Updates:
+    def _do(self, data: Mapping[Any, Any], action: Action) -> Updates:
+        if action.name == "trust":
+            agreed: frozenset[str] = data[self.trusted] | set(action.get("names").split("|"))
+            return {**self._train({**data, self.trusted: agreed}), self.trusted: agreed}
         file = run_config_file(self.desk, action)
         if file is None:
             return {self.answer: gr.update()}
@@ -132,35 +143,30 @@ class TrainingTab:
         if action.name == "settings":
             return self._take(contents, f"The settings of {file.parent.name} are in the form now.")
         if action.name == "resume":
-            return self._resume(contents, Path(action.get("place")))
+            return self._resume(contents, Path(action.get("place")), data[self.trusted])
         return {self.answer: gr.update()}
 
     def _take(self, contents: Mapping[str, Raw], words: str) -> Updates:
         self.form.keep(contents, rest=True)
-        return {
-            **self.form.put(contents, rest=True),
-            self.answer: gr.update(value=notice(words, "good"), visible=True),
-        }
+        return {**self.form.put(contents, rest=True), self.answer: notice(words, "good")}
 
-    def _resume(self, contents: dict[str, Raw], state: Path) -> Updates:
+    def _resume(self, contents: dict[str, Raw], state: Path, trusted: frozenset[str]) -> Updates:
         """Go on with the run's own settings from one of its states; the form shows what is running."""
         if not state.is_dir():
             raise UserError.one("resume", state, "is no state folder any more", "Choose another state")
         contents["resume"] = str(state)
         config = self.form.config_of(contents, runs_dir=self.desk.runs_dir)
-        words = f"Going on from {state.name}."
-        return merged(self._take({**contents, "resume": ""}, words), self._start(config), {
-            self.answer: gr.update(value=notice(f"<b>Going on from</b> {escape(str(state))}", "good", raw=True), visible=True)
-        })  # fmt: skip
+        words = f"Going on from {state}."
+        return merged(self._take({**contents, "resume": ""}, words), self._start(config, trusted))
 
 
-def lora_tab(desk: Desk) -> TrainingTab:
+def lora_tab(desk: Desk, live: Live) -> TrainingTab:
     from zimage_gui.config.training import TrainLoraConfig
 
-    return TrainingTab(desk, TrainLoraConfig, ("train-lora", "train"))
+    return TrainingTab(desk, live, TrainLoraConfig, ("train-lora", "train"))
 
 
-def finetune_tab(desk: Desk) -> TrainingTab:
+def finetune_tab(desk: Desk, live: Live) -> TrainingTab:
     from zimage_gui.config.training import FinetuneConfig
 
-    return TrainingTab(desk, FinetuneConfig, ("finetune",))
+    return TrainingTab(desk, live, FinetuneConfig, ("finetune",))
