@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.checkpoint import checkpoint
 
@@ -180,13 +180,19 @@ class Trainer:
     @property
     def run_block(self) -> RunBlock:
         """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never
-        nested)."""
+        nested). The last block never is: its backward pass comes at once, so nothing would be gained."""
         if not self.settings.gradient_checkpointing:
             return call_block
-        keeps_rng = (
-            self.method.uses_dropout
-        )  # a block without dropout draws nothing: saving generators would cost a sync
-        return lambda block, x, rope, modulation: _recomputed(block, x, rope, modulation, keeps_rng)
+        # a block without dropout draws nothing: saving generators would cost a sync
+        keeps_rng = self.method.uses_dropout
+        last = self.method.model.layers[-1]
+
+        def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
+            if block is last:
+                return call_block(block, x, rope, modulation)
+            return _recomputed(block, x, rope, modulation, keeps_rng)
+
+        return run
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.method.autocast_dtype
