@@ -21,7 +21,14 @@ from zimage_gui.demo.train_vae import (
 from zimage_gui.model.vae import AutoencoderKL, to_model_space
 
 TINY = Recipe(
-    crop_steps=3, whole_steps=1, decoder_steps=1, crop_batch=2, whole_batch=1, rich_pictures=3, flat_pictures=3, threads=1
+    crop_steps=3,
+    whole_steps=1,
+    decoder_steps=1,
+    crop_batch=2,
+    whole_batch=1,
+    rich_pictures=3,
+    flat_pictures=3,
+    threads=1,
 )
 
 

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 SIZE = 128
 OVERSAMPLE = 4  # shapes are drawn larger and shrunk, so that edges are smooth
 MARGIN = 4
-RADIUS = (26, 46)
+RADIUS = (30, 44)
+OFFSET = 12  # pixels from the middle, in each direction
 
 Rgb = tuple[int, int, int]
 Point = tuple[float, float]
@@ -103,8 +104,8 @@ def draw(subject: Subject, seed: int) -> Image.Image:
     """The subject at a place and size that `seed` chooses: RGB, 128x128, the whole shape inside."""
     rng = random.Random(f"{subject.caption}|{seed}")
     radius = rng.uniform(*RADIUS)
-    reach = radius * 1.1 + MARGIN
-    centre = (rng.uniform(reach, SIZE - reach), rng.uniform(reach, SIZE - reach))
+    offset = min(OFFSET, SIZE / 2 - MARGIN - radius * 1.1)
+    centre = (SIZE / 2 + rng.uniform(-offset, offset), SIZE / 2 + rng.uniform(-offset, offset))
     canvas = Image.new("RGB", (SIZE * OVERSAMPLE,) * 2, BACKGROUNDS[subject.background])
     corners = [(x * OVERSAMPLE, y * OVERSAMPLE) for x, y in outline(subject.shape, centre, radius)]
     ImageDraw.Draw(canvas).polygon(corners, fill=COLOURS[subject.colour])

@@ -34,12 +34,13 @@ class Recipe:
 
     crop_steps: int = 6000
     whole_steps: int = 250
-    decoder_steps: int = 600
+    decoder_steps: int = 700
     crop_batch: int = 16
     whole_batch: int = 8
     learning_rate: float = 2e-3
     rate_horizon: int = 6900  # where the first cosine would reach zero
-    decoder_rate: float = 4e-4
+    decoder_rate: float = 5e-4
+    decoder_flat: int = 6  # flat pictures among the `whole_batch` of a step of the decoder alone
     warmup_steps: int = 100
     kl_weight: float = 1e-6  # of the sum over one picture's latents, against the mean over its pixels
     rich_pictures: int = 6000
@@ -86,7 +87,11 @@ def batch_of(pool: Tensor, recipe: Recipe, step: int) -> Tensor:
     rng = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     whole = step >= recipe.crop_steps
     count, side = (recipe.whole_batch, SIZE) if whole else (recipe.crop_batch, 64)
-    picked = pool[torch.randint(len(pool), (count,), generator=rng)]
+    index = torch.randint(len(pool), (count,), generator=rng)
+    if step >= recipe.encoder_steps:
+        flat = slice(0, recipe.decoder_flat)
+        index[flat] = recipe.rich_pictures + index[flat] % recipe.flat_pictures
+    picked = pool[index]
     corners = torch.randint(SIZE - side + 1, (count, 2), generator=rng).tolist()
     crops = [p[:, y : y + side, x : x + side] for p, (y, x) in zip(picked, corners, strict=True)]
     mirrored = torch.rand(count, generator=rng) < 0.5
