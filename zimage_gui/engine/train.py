@@ -36,7 +36,7 @@ from zimage_gui.model.lora import attach_lora
 from zimage_gui.model.lora_merge import merge_lora
 from zimage_gui.model.lora_read import read_lora
 from zimage_gui.model.transformer import ZImageTransformer
-from zimage_gui.model.weights import load_transformer, vae_config_of
+from zimage_gui.model.weights import load_transformer
 
 
 def check(config: Any) -> list[Problem]:
@@ -62,19 +62,12 @@ def run(config: Any, run: Run) -> list[Path]:
     _seed_everything(config.seed)
     method = _method(config, run, device)
     loader = Loader(
-        index, config.seed, vae=vae_config_of(config.vae) if config.vae else None,
-        workers=config.max_data_loader_n_workers, persistent=True, pin=device.type == "cuda",
+        index, config.seed, workers=config.max_data_loader_n_workers, persistent=True,
+        pin=device.type == "cuda",
     )  # fmt: skip
     with loader:
-        return _train(
-            config,
-            run,
-            names,
-            method,
-            LoaderFeed(loader, config.gradient_accumulation_steps),
-            previews,
-            resumed,
-        )
+        feed = LoaderFeed(loader, config.gradient_accumulation_steps)
+        return _train(config, run, names, method, feed, previews, resumed)
 
 
 def _train(
