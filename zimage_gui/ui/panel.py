@@ -24,13 +24,19 @@ MOST_CHOICES = 60
 
 
 class JobPanel:
-    """Watches the runs of some commands. `parts` says what is drawn besides state and log: curves, samples."""
+    """Watches the runs of some commands. `parts` says what is drawn besides state and log: curves, samples.
 
-    def __init__(self, desk: Desk, commands: tuple[str, ...], parts: tuple[str, ...], empty: str) -> None:
+    reuse: the tab can take a run's settings over and resume it.
+    """
+
+    def __init__(
+        self, desk: Desk, commands: tuple[str, ...], parts: tuple[str, ...], empty: str, *, reuse: bool = True
+    ) -> None:
         self.desk = desk
         self.commands = commands
         self.parts = parts
         self.empty = empty
+        self.reuse = reuse
 
     def build(self, live: Live, name: str) -> None:
         self.choice = live.part(name, "run", lambda run: text_look(self._choices(name, run)))
@@ -65,10 +71,13 @@ class JobPanel:
     def _status(self, view: RunView) -> Look:
         state = view.state
         if state is None:
-            return Look("gone", lambda: run_html.status(view))
+            return Look("gone", lambda: run_html.status(view, reuse=self.reuse))
         # A living run is drawn again at every heartbeat, so that its clock goes on between steps.
         beat = None if state.ended else round(state.status.heartbeat or 0)
-        return Look((view.version, state.state, beat, bool(state.silent)), lambda: run_html.status(view))
+        return Look(
+            (view.version, state.state, beat, bool(state.silent)),
+            lambda: run_html.status(view, reuse=self.reuse),
+        )
 
     def _curves(self, view: RunView) -> Look:
         return Look((len(view.curves.steps), view.version // 2), lambda: run_html.curves(view))

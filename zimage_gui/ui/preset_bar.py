@@ -40,7 +40,7 @@ class PresetBar:
         name = self.form.name
         with gr.Row(elem_classes=["zg-actions"], equal_height=True):
             self.choice = gr.Dropdown(
-                self._choices(), label="Preset", interactive=True, scale=3, min_width=180, elem_id=f"{name}-preset",
+                self._choices(), value=None, label="Preset", interactive=True, scale=3, min_width=180, elem_id=f"{name}-preset",
                 allow_custom_value=True, info="Choose to load; type a name and press Save to keep these settings.",
             )  # fmt: skip
             self.search = gr.Textbox(

@@ -53,13 +53,13 @@ def title(state: RunState) -> str:
     return f"{name} · {made}"
 
 
-def status(view: RunView) -> str:
+def status(view: RunView, *, reuse: bool = True) -> str:
     """The head of the panel: state, bar, numbers, what went wrong, results and what can be done."""
     state = view.state
     if state is None:
         return notice("This run's folder is gone.", "warn")
     parts = [
-        f'<div class="zg-chips">{state_badge(state)}<b>{escape(title(state))}</b>{_actions(view, state)}</div>'
+        f'<div class="zg-chips">{state_badge(state)}<b>{escape(title(state))}</b>{_actions(view, state, reuse)}</div>'
     ]
     if not state.ended:
         parts.append(progress_bar(*progress(view, state)))
@@ -88,7 +88,7 @@ def failure(state: RunState) -> str:
     if state.hint:
         words += f"<p>{escape(state.hint)}</p>"
     if state.console:
-        words += f'<div class="zg-log">{escape(chr(10).join(state.console))}</div>'
+        words += f'<div class="zg-log" data-follow="1">{escape(chr(10).join(state.console))}</div>'
     return notice(words, "bad", raw=True)
 
 
@@ -145,13 +145,15 @@ def _numbers(view: RunView, state: RunState) -> str:
     return facts(pairs) if pairs else ""
 
 
-def _actions(view: RunView, state: RunState) -> str:
+def _actions(view: RunView, state: RunState, reuse: bool) -> str:
     """Buttons of the panel; a page sends them back as the event `act` with the run's folder name."""
     run = state.folder.name
     if state.state == "queued":
         return button("Remove from queue", "dequeue", run=run)
     if state.state in ("running", "stopping"):
         return stop_buttons(state)
+    if not reuse:
+        return ""
     shown = [button("Use these settings", "settings", run=run, title="Put this run's settings into the form")]
     if states := resume_points(view):
         words = f"Resume from step {states[-1][0]:,}"

@@ -94,7 +94,7 @@ def suggestions(desk: Desk, folder: Path) -> dict[str, dict[str, Raw]]:
         if name in training
     }
     made: dict[str, dict[str, Raw]] = {
-        "train-lora": {**training, "sample_at_first": True},
+        "train-lora": {**training, "sample_at_first": True, "save_state": True},
         "finetune": {
             **length,
             "learning_rate": "1e-4",

@@ -72,10 +72,12 @@
     input.dispatchEvent(new Event('input', {bubbles: true}));
   };
 
-  // ---- the option's own name, as the command line and TOML call it
+  // ---- tooltip: the whole help sentence and the option's own name, as the command line and TOML call it
   document.addEventListener('mouseover', (event) => {
     const field = event.target.closest && event.target.closest('.zg-field[id*="--"]');
-    if (field && !field.title) field.title = 'option: ' + field.id.split('--')[1];
+    if (!field || field.title) return;
+    const help = field.querySelector('.info-text');
+    field.title = (help ? help.textContent.trim() + '\n' : '') + 'option: ' + field.id.split('--')[1];
   });
 
   // ---- search: goes to the best field by label or option name, opening its section. Sections that were never opened

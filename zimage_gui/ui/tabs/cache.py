@@ -44,7 +44,7 @@ class CacheTab:
         self.form = Form(CacheLatentsConfig, "cache-latents", desk.drafts, hidden=("runs_dir",))
         self.text = Form(CacheTextConfig, "cache-text", desk.drafts, hidden=("runs_dir", *COMMON))
         empty = "Nothing has been encoded yet. Training encodes what is missing by itself; here you can do it ahead."
-        self.panel = JobPanel(desk, ("cache-latents", "cache-text"), (), empty)
+        self.panel = JobPanel(desk, ("cache-latents", "cache-text"), (), empty, reuse=False)
 
     def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):

@@ -35,7 +35,7 @@ class ConvertTab:
         self.desk = desk
         self.live = live
         self.form = Form(ConvertLoraConfig, "convert-lora", desk.drafts)
-        self.panel = JobPanel(desk, ("convert-lora",), (), "Nothing has been converted yet.")
+        self.panel = JobPanel(desk, ("convert-lora",), (), "Nothing has been converted yet.", reuse=False)
 
     def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
@@ -47,7 +47,12 @@ class ConvertTab:
                 with gr.Row(elem_classes=["zg-actions"]):
                     self.inspect = gr.Button("Look into it", variant="primary", elem_id="convert-inspect")
                     self.known = gr.Dropdown(
-                        [], label="or one of your LoRAs", interactive=True, scale=2, elem_id="convert-known"
+                        [],
+                        value=None,
+                        label="or one of your LoRAs",
+                        interactive=True,
+                        scale=2,
+                        elem_id="convert-known",
                     )
                 self.drop = gr.File(
                     label="or drop a LoRA file",

@@ -65,8 +65,8 @@ class DatasetTab:
     def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=330):
+                self.look = gr.Button("Look at the pictures", variant="primary", elem_id="dataset-look")
                 with gr.Row(elem_classes=["zg-actions"]):
-                    self.look = gr.Button("Look at the pictures", variant="primary", elem_id="dataset-look")
                     self.use = gr.Button("Use for training", elem_id="dataset-use")
                     self.write = gr.Button("Write TOML", elem_id="dataset-write")
                 self.form.finish()
