@@ -112,7 +112,7 @@ def _run_command(spec: CommandSpec, words: Sequence[str]) -> int:
 
 def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     """The config from TOML and options, checked as far as it can be without the command's own code."""
-    from zimage_gui.config.build import Source, finish, read
+    from zimage_gui.config.build import Source, gather, read
     from zimage_gui.config.paths import look
     from zimage_gui.config.toml_io import read_text, source
 
@@ -124,12 +124,13 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     sources.append(read(cls, parsed.given, None))
     notes = [note for one in sources for note in one.notes]
     try:
-        config = finish(cls, sources)
-        if parsed.run_folder is None:  # else the window has asked
+        config, problems = gather(cls, sources)
+        if not problems and parsed.run_folder is None:  # else the window has asked
             _ask_about_code(config, set(sources[-1].values))
-        problems, more = look(config)
+        missing, more = look(config)
         notes += more
-        raise_if_any(problems)
+        named = {problem.option for problem in problems}
+        raise_if_any([*problems, *(problem for problem in missing if problem.option not in named)])
     finally:
         for note in dict.fromkeys(notes):
             print(note, file=sys.stderr)

@@ -140,7 +140,7 @@ def test_options_that_contradict_each_other_are_refused(changes, word):
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"prompt": ""}, "prompt: is missing"),
+        ({"prompt": None}, "prompt: is missing"),
         ({"from_file": "p.txt"}, "excludes prompt"),
         ({"lora_multiplier": [1, 2]}, "2 values for 0"),
         ({"output": "a.png", "save_path": "x"}, "excludes save_path"),

@@ -140,12 +140,14 @@ def test_the_input_is_never_the_output_under_another_name(tmp_path):
         ("dora_peft.safetensors", {}, "DoRA"),
         ("loha_dm.safetensors", {"target": "comfy"}, "all three"),
         ("manifest.json", {}, "header"),
+        ("../musubi/models/vae.safetensors", {}, "is not a LoRA"),
         ("absent.safetensors", {}, "does not exist"),
     ],
 )
 def test_what_cannot_be_converted_whole_is_refused_and_nothing_written(tmp_path, name, options, reason):
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=reason) as error:
         _convert(tmp_path, DIALECTS / name, **options)
+    assert "lora_weight" not in {problem.option for problem in error.value.problems}
     assert not (tmp_path / "out.safetensors").exists()
 
 

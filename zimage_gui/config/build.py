@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from zimage_gui.config.later import SECRETS, inert_of, later_of
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import Option, Options, options_of, show, tidy
-from zimage_gui.errors import Problem, UserError
+from zimage_gui.errors import Problem, raise_if_any
 
 Config = TypeVar("Config", bound=Options)
 
@@ -173,6 +173,14 @@ def absolute(value: str | Path, base: Path | None) -> Path:
 def finish(cls: type[Config], sources: Sequence[Source]) -> Config:
     """One config from all sources, the last one winning. Raises UserError with every problem of
     every source."""
+    config, problems = gather(cls, sources)
+    raise_if_any(problems)
+    return config
+
+
+def gather(cls: type[Config], sources: Sequence[Source]) -> tuple[Config, list[Problem]]:
+    """The same with the problems given back: what is wrong has its default in the config, so that the
+    rest can still be looked at."""
     problems = [problem for source in sources for problem in source.problems]
     values: dict[str, Any] = {}
     for source in sources:
@@ -185,21 +193,24 @@ def finish(cls: type[Config], sources: Sequence[Source]) -> Config:
     problems += wrong
     named = {problem.option for problem in problems}
     problems += [problem for problem in config.problems() if problem.option not in named]
-    if problems:
-        raise UserError(dict.fromkeys(problems))
-    return config
+    return config, list(dict.fromkeys(problems))
 
 
 def _displace(cls: type[Options], values: dict[str, Any], new: Mapping[str, Any]) -> None:
     """Take what `new` replaces out of `values`."""
     options = options_of(cls)
-    for name in [name for name, value in new.items() if value not in (None, "", ())]:
+    for name in [name for name in new if _is_given(options.get(name), new[name])]:
         for rival in RIVALS.get(name, ()):
             if rival not in options or rival in new:
                 continue
             values.pop(rival, None)
             if options[rival].optional and options[rival].default is not None:
                 values[rival] = ""
+
+
+def _is_given(known: Option | None, value: object) -> bool:
+    blank = known is not None and known.extra.blank
+    return value not in ((None, ()) if blank else (None, "", ()))
 
 
 def _checked(cls: type[Config], values: dict[str, Any]) -> tuple[Config, list[Problem]]:

@@ -26,7 +26,7 @@ class GenerateConfig(RunOptions, ModelPaths):
     command: ClassVar[str] = "generate"
 
     prompt: str | None = option(
-        None, section="prompt", label="Prompt", help="What the picture shows.", aliases=("p",)
+        None, section="prompt", label="Prompt", help="What the picture shows.", aliases=("p",), blank=True
     )
     negative_prompt: str = option(
         "",
@@ -225,7 +225,9 @@ class GenerateConfig(RunOptions, ModelPaths):
 
     @classmethod
     def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """`width` and `height` become `image_size`."""
+        """`width` and `height` become `image_size`; an empty prompt field gives way to a prompt file."""
+        if values.get("prompt") == "" and values.get("from_file"):
+            values = {name: value for name, value in values.items() if name != "prompt"}
         edges = {name: values[name] for name in ("width", "height") if values.get(name) not in (None, "")}
         if not edges:
             return values, []

@@ -58,6 +58,7 @@ class Extra:
     path: PathKind = ""
     secret: bool = False
     matters: str = ""
+    blank: bool = False
 
 
 def option(
@@ -74,6 +75,7 @@ def option(
     path: PathKind = "",
     secret: bool = False,
     matters: str = "",
+    blank: bool = False,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -83,7 +85,8 @@ def option(
 
     aliases: other names with the same meaning; switches: names without a value that set this option, with
     what they set (`--sdpa`); values: other spellings of its values; unit: shown behind the number;
-    matters: when the option has an effect, as the rest of "matters when …"; secret: never written anywhere.
+    matters: when the option has an effect, as the rest of "matters when …"; secret: never written anywhere;
+    blank: empty text is a value, not the lack of one.
     """
     if section not in SECTIONS:
         raise ValueError(f"unknown section {section!r}")
@@ -98,6 +101,7 @@ def option(
         path,
         secret,
         matters,
+        blank,
     )
     bounds: dict[str, Any] = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     return Field(
@@ -258,7 +262,7 @@ def tidy(known: Option, value: object) -> object:
             value = known.extra.values.get(
                 value.lower(), value.lower() if value.lower() in known.choices else value
             )
-        if value == "" and (known.optional or known.many):
+        if value == "" and (known.optional or known.many) and not known.extra.blank:
             return () if known.many else None
     if known.many or known.count:
         if isinstance(value, str | int | float | Path) and not isinstance(value, bool):

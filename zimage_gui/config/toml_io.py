@@ -50,6 +50,10 @@ def source(cls: type[Options], text: str, base: Path | None, name: str = "") -> 
     given: list[tuple[str, object]] = []
     problems = []
     for key, value in parse(text, name=name).items():
+        if key == "datasets" and isinstance(value, list):
+            rule = "makes this a dataset file, not a run's options"
+            problems.append(Problem("datasets", name, rule, "Name the file with dataset_config"))
+            continue
         pairs = value.items() if isinstance(value, dict) else ((key, value),)
         for inner, item in pairs:
             if isinstance(item, dict) or (

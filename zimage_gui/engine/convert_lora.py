@@ -68,6 +68,6 @@ def form_of(config: ConvertLoraConfig) -> Form:
 
 
 def _read(path: Path) -> LoraFile:
-    file = read_lora(path)
+    file = read_lora(path, "input")
     raise_if_any(Problem("input", problem.value, problem.rule, problem.remedy) for problem in file.problems)
     return file

@@ -2,6 +2,7 @@
 headers; must not know how training is done.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,13 @@ def _lora_problems(config: Any) -> list[Problem]:
         )
     shapes = linear_shapes(model)
     for path in config.base_weights:
-        problems += _of(lambda path=path: fit_problems(read_lora(Path(path)), shapes, "base_weights"))
+        problems += _of(lambda path=path: _base_problems(path, shapes))
     return problems
+
+
+def _base_problems(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Problem]:
+    option = "base_weights"
+    return fit_problems(read_lora(path, option), shapes, option)
 
 
 def _preview_problems(config: Any) -> list[Problem]:

@@ -73,7 +73,7 @@ def _sage_kernel(library: Any) -> Kernel:
                 "attn_mode",
                 "sage",
                 "SageAttention quantises without a backward pass, so it can only generate",
-                "train with attn_mode torch, flash or xformers",
+                "Train with attn_mode torch, flash or xformers",
             )
         out: Tensor = library.sageattn(q_BLHD, k_BLHD, v_BLHD, tensor_layout="NHD")
         return out
@@ -83,7 +83,7 @@ def _sage_kernel(library: Any) -> Kernel:
 
 def _refuse_fp32(name: str, q_BLHD: Tensor) -> None:
     if q_BLHD.dtype is torch.float32:
-        remedy = "set mixed_precision bf16, or attn_mode torch"
+        remedy = "Set mixed_precision bf16, or attn_mode torch"
         raise UserError.one(
             "attn_mode", name, "computes in bf16 or fp16 only, and the model is in fp32", remedy
         )
@@ -102,7 +102,7 @@ def use_backend(name: str) -> None:
         _kernel = _torch_kernel
         return
     if name not in _PACKAGES:
-        raise UserError.one("attn_mode", name, f"must be one of {', '.join(BACKENDS)}", "use torch")
+        raise UserError.one("attn_mode", name, f"must be one of {', '.join(BACKENDS)}", "Use torch")
     try:
         library = importlib.import_module(_PACKAGES[name])
     except (ImportError, OSError) as error:
@@ -110,7 +110,7 @@ def use_backend(name: str) -> None:
             "attn_mode",
             name,
             f"needs the package {_INSTALL[name]}, which cannot be imported here ({error})",
-            f"install it (pip install {_INSTALL[name]}) or use attn_mode torch",
+            f"Install it (pip install {_INSTALL[name]}) or use attn_mode torch",
         ) from error
     makers = {"flash": _flash_kernel, "xformers": _xformers_kernel, "sage": _sage_kernel}
     _kernel = makers[name](library)

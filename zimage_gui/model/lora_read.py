@@ -60,24 +60,24 @@ class LoraFile:
         return replace(self, entries=kept)
 
 
-def read_lora(path: Path) -> LoraFile:
-    """Reads a LoRA file of any dialect onto the CPU.
+def read_lora(path: Path, option: str = OPTION) -> LoraFile:
+    """Reads a LoRA file of any dialect onto the CPU; `option` is what a refusal names.
 
     Raises UserError when the file cannot be read or is no LoRA at all; anything else that is wrong (unknown
     names, a half missing, two tensors for one place, wrong shapes, NaN) is listed in `problems`.
     """
-    header = read_header(path, OPTION)
+    header = read_header(path, option)
     if not looks_like_lora(header.tensors):
         raise UserError.one(
-            OPTION,
+            option,
             str(path),
             "is not a LoRA file: it holds no lora_, hada_ or lokr_ tensor",
             "Choose a LoRA .safetensors file; `inspect` says what this file is",
         )
-    return taken_apart(path, load_tensors(path, header), header.metadata)
+    return taken_apart(path, load_tensors(path, header, option), header.metadata)
 
 
-def load_tensors(path: Path, header: Header) -> dict[str, Tensor]:
+def load_tensors(path: Path, header: Header, option: str = OPTION) -> dict[str, Tensor]:
     """All tensors of a LoRA file; fp8, with which torch cannot calculate, as bf16, which holds it exactly.
 
     Raises UserError for a dtype torch does not have.
@@ -85,7 +85,7 @@ def load_tensors(path: Path, header: Header) -> dict[str, Tensor]:
     foreign = [name for name, info in header.tensors.items() if info.dtype not in DTYPES]
     if foreign:
         rule = f"holds tensors of a dtype that cannot be read: {_some(foreign)}"
-        raise UserError.one(OPTION, str(path), rule, "Use a LoRA saved in bf16, fp16 or fp32")
+        raise UserError.one(option, str(path), rule, "Use a LoRA saved in bf16, fp16 or fp32")
     with path.open("rb") as file:
         stored = {name: read_tensor(file, info) for name, info in header.tensors.items()}
     return {name: tensor.bfloat16() if tensor.dtype in _FP8 else tensor for name, tensor in stored.items()}

@@ -247,12 +247,12 @@ def _other(shapes: Shapes, checkpoint: Checkpoint, quantised: str | None) -> Rec
 
 
 _REMEDIES = {
-    "lora": "give it as a LoRA (--lora_weight, --network_weights or --base_weights) and the base model here",
-    "quantised": "use the bf16 file of the same model",
-    "gguf": "use the bf16 safetensors file of the same model",
-    "pickle": "use the safetensors file of the same model",
-    "burnpack": "use the safetensors file of the same model",
-    "sd_vae": "use ae.safetensors (Flux) or the vae folder of Tongyi-MAI/Z-Image-Turbo",
+    "lora": "Give it as a LoRA (--lora_weight or --base_weights) and the base model here",
+    "quantised": "Use the bf16 file of the same model",
+    "gguf": "Use the bf16 safetensors file of the same model",
+    "pickle": "Use the safetensors file of the same model",
+    "burnpack": "Use the safetensors file of the same model",
+    "sd_vae": "Use ae.safetensors (Flux) or the vae folder of Tongyi-MAI/Z-Image-Turbo",
 }
 
 
@@ -266,7 +266,7 @@ def require(path: Path, part: str, option: str) -> Recognised:
     }[part]
     if found.kind == part or (found.kind == "all_in_one" and part in _parts_of(found)):
         return found
-    remedy = _REMEDIES.get(found.kind, f"give {wanted} in this place")
+    remedy = _REMEDIES.get(found.kind, f"Give {wanted} in this place")
     raise UserError.one(option, path, f"must be {wanted}, but this is {found.sentence}", remedy)
 
 

@@ -1,0 +1,52 @@
+"""A person hears of everything that is wrong in one go; an empty prompt is not wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from zimage_gui import cli
+from zimage_gui.config.build import RIVALS, build
+from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.config.toml_io import dump, loads
+from zimage_gui.errors import EXIT_USER, UserError
+
+MODELS = {"dit": "d", "vae": "v", "text_encoder": "t"}
+
+
+def test_missing_files_are_told_together_with_wrong_values(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--rank", "0", "--dit", "no dit", "--vae", "no vae", "--dataset_config", "no.toml"]
+    assert cli.main(["train-lora", *words]) == EXIT_USER
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" = ")[0] for line in told] == ["network_dim", "dit", "vae", "dataset_config"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_prompt_is_a_prompt():
+    config = build(GenerateConfig, {**MODELS, "prompt": ""})
+    assert config.prompt == ""
+    assert loads(GenerateConfig, dump(config)).prompt == ""
+    with pytest.raises(UserError, match="prompt: is missing"):
+        build(GenerateConfig, MODELS)
+
+
+def test_an_empty_prompt_field_gives_way_to_a_prompt_file():
+    config = build(GenerateConfig, {**MODELS, "prompt": "", "from_file": "lines.txt"})
+    assert config.prompt is None and config.from_file == Path("lines.txt").absolute()
+
+
+def test_an_empty_prompt_on_the_command_line_takes_the_place_of_the_file_of_prompts(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert "from_file" in RIVALS["prompt"]
+    Path("run.toml").write_text('from_file = "lines.txt"\ndit = "d"\n', encoding="utf-8")
+    assert cli.main(["generate", "run.toml", "--prompt", ""]) == EXIT_USER
+    err = capsys.readouterr().err
+    assert "prompt:" not in err and "from_file =" not in err and "dit = " in err
+
+
+def test_a_dataset_file_in_the_place_of_the_options_is_recognised(tmp_path, capsys):
+    (tmp_path / "d.toml").write_text('[[datasets]]\nimage_directory = "x"\n', encoding="utf-8")
+    assert cli.main(["train-lora", str(tmp_path / "d.toml")]) == EXIT_USER
+    assert "dataset file, not a run's options. Name the file with dataset_config" in capsys.readouterr().err
