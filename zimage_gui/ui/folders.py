@@ -8,6 +8,7 @@ a path typed by hand is the user's own choice and is not limited.
 from __future__ import annotations
 
 import os
+import re
 import string
 import sys
 from dataclasses import dataclass
@@ -109,12 +110,6 @@ def _count(folder: Path) -> tuple[int, int]:
 
 
 def _natural(path: Path) -> tuple[tuple[int, str], ...]:
-    """`img2` before `img10`: digit runs compare as numbers (by length, then digits)."""
-    parts: list[tuple[int, str]] = []
-    run = ""
-    for letter in path.name.casefold() + "\0":
-        if run and letter.isdigit() != run[0].isdigit():
-            parts.append((len(run.lstrip("0")) if run[0].isdigit() else -1, run.lstrip("0") or run))
-            run = ""
-        run += letter
-    return tuple(parts)
+    """`img2` before `img10`: runs of digits compare as numbers (by length, then digits)."""
+    parts = re.split(r"(\d+)", path.name.casefold())
+    return tuple((len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (-1, part) for part in parts)

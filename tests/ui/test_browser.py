@@ -1,0 +1,140 @@
+"""The main job through the real buttons: a dataset, a LoRA, a stop, a resume, a picture, and nothing lost on the way."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+def newest_run(window, command: str) -> Path:
+    return sorted((window.folder / "runs").glob(f"2*_{command}_*"))[-1]
+
+
+def status(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text(encoding="utf-8"))
+
+
+def test_the_window_opens_on_the_demo_project(page, window):
+    assert page.page.title() == "Z-Image studio"
+    assert (window.folder / "demo_project" / "dataset.toml").is_file()
+    assert page.field("train-lora", "dit").input_value().endswith("z_image_demo.safetensors")
+    width, shown = page.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width <= shown
+
+
+def test_the_dataset_is_shown_and_a_caption_is_edited(page, window):
+    page.tab("Dataset")
+    page.press("#dataset-look")
+    page.see("#dataset-grid .zg-card")
+    assert page.page.locator("#dataset-grid .zg-card").count() == 16
+    area = page.page.locator("#dataset-grid textarea").first
+    area.fill("a red 星 <b>zorb</b>")
+    area.blur()
+    page.see("#dataset-grid [data-part=state]", "saved")
+    first = sorted((window.folder / "demo_project" / "dataset").glob("*.txt"))[0]
+    assert first.read_text(encoding="utf-8") == "a red 星 <b>zorb</b>"
+    page.press("#dataset-use")
+    page.see("#dataset-answer .zg-notice", "is set in")
+
+
+def test_a_wrong_value_is_told_beside_its_field_and_goes_when_it_is_right(page):
+    page.tab("LoRA Train")
+    page.type("train-lora", "learning_rate", "abc")
+    page.see("#train-lora--learning_rate .zg-error", "must be a number")
+    page.press("#train-lora-start")
+    page.see("#train-lora-problems .zg-notice", "Learning rate: abc: must be a number of at least 0")
+    page.type("train-lora", "learning_rate", "5e-4")
+    page.page.wait_for_selector("#train-lora--learning_rate .zg-error", state="detached")
+
+
+def test_values_survive_a_refresh_and_a_second_browser(page, browser, window):
+    (window.folder / "one.txt").write_text("a red zorb --w 64 --h 64 --s 2 --d 1\n", encoding="utf-8")
+    values = {"max_train_steps": "4000", "network_dim": "4", "sample_prompts": "one.txt", "sample_every_n_steps": "2000"}
+    for option, value in values.items():
+        page.type("train-lora", option, value)
+    page.page.wait_for_timeout(500)
+    page.open()
+    assert {option: page.field("train-lora", option).input_value() for option in values} == values
+
+    other = type(page)(browser, window.address)
+    assert other.field("train-lora", "network_dim").input_value() == "4"
+    other.page.close()
+
+
+def test_a_training_is_watched_survives_the_window_and_is_stopped_and_saved(page, window):
+    page.press("#train-lora-start")
+    page.see("#train-lora-curves svg")
+    page.see("#train-lora-samples img")
+    run = newest_run(window, "train-lora")
+    window.stop()
+    assert status(run)["outcome"] is None
+    page.address = window.address = window.start()
+    page.open()
+    page.see("#train-lora-status", "Step")
+    page.see("#zg-head", "zorb")
+    page.press("#train-lora-status [data-action=stop]")
+    page.see("#train-lora-status .zg-badge", "stopped and saved")
+    assert status(run)["outcome"] == "stopped"
+    assert [path for path in status(run)["results"] if path.endswith(".safetensors")]
+
+
+def test_a_resumed_training_that_is_killed_is_shown_failed_with_its_last_lines(page, window):
+    page.press("#train-lora-status [data-action=resume]")
+    page.see("#train-lora-status .zg-badge", "running")
+    page.see("#train-lora-status .zg-fact", "Step")
+    run = newest_run(window, "train-lora")
+    os.kill(status(run)["pid"], signal.SIGKILL)
+    killed = time.monotonic()
+    page.see("#train-lora-status .zg-badge", "failed")
+    assert time.monotonic() - killed < 5
+    page.see("#train-lora-status .zg-log", "Training")
+
+
+def test_a_resumed_training_ends_and_its_lora_makes_a_picture(page, window):
+    page.type("train-lora", "max_train_steps", "3")
+    page.type("train-lora", "sample_every_n_steps", "3")
+    page.press("#train-lora-start")
+    page.see("#train-lora-status .zg-badge", "finished")
+    page.press("#train-lora-status [data-action=generate]")
+    page.see("#generate-start")
+    for option, value in {"infer_steps": "2", "batch_count": "1", "image_size": "64 x 64", "prompt": "a red zorb"}.items():
+        page.type("generate", option, value)
+    page.page.wait_for_timeout(300)
+    page.press("#generate-start")
+    page.see("#generate-gallery img")
+    made = newest_run(window, "generate")
+    assert "zorb" in (made / "config.toml").read_text(encoding="utf-8").split("lora_weight")[1][:200]
+    (picture,) = (made / "samples").glob("*.png")
+    page.type("generate", "prompt", "something else")
+    page.press("text=Read settings back from a picture")
+    page.page.set_input_files("#generate-drop input[type=file]", str(picture))
+    page.see("#generate-answer .zg-notice", "are in the form")
+    page.page.wait_for_timeout(500)
+    assert page.field("generate", "prompt").input_value() == "a red zorb"
+
+
+def test_a_file_is_looked_into_and_converted(page, window):
+    page.tab("Convert")
+    lora = sorted((window.folder / "demo_project" / "output").glob("*.safetensors"))[0]
+    page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(lora))
+    page.press("#convert-inspect")
+    page.see("#convert-report .zg-notice", "LoRA")
+    page.press("#convert-suggest")
+    page.page.wait_for_timeout(700)
+    page.press("#convert-start")
+    page.see("#convert-status .zg-badge", "finished")
+    assert lora.with_name(f"{lora.stem}_universal.safetensors").is_file()
+
+
+def test_no_page_ever_asked_another_host(page):
+    page.tab("Runs")
+    page.see("#runs-table table")
+    page.tab("Models")
+    page.press("#models-check")
+    page.see("#models-answer .zg-notice")
+    assert page.foreign == []
