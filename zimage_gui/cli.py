@@ -174,6 +174,8 @@ def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> in
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         rule = "asks for several processes, and training on several GPUs comes in a later version"
         raise UserError.one("WORLD_SIZE", os.environ["WORLD_SIZE"], rule, "Start one process")
+    if run_folder is None:  # else the window has checked
+        raise_if_any(spec.check(config))
 
     @functools.cache
     def view() -> TerminalView:

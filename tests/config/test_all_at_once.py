@@ -22,6 +22,18 @@ def test_missing_files_are_told_together_with_wrong_values(capsys, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_what_the_check_refuses_is_no_run_yet(capsys, tmp_path, monkeypatch):
+    """A model of the wrong kind is found in its header; nothing is written before."""
+    monkeypatch.chdir(tmp_path)
+    vae = Path(__file__).parents[1] / "data" / "musubi" / "models" / "vae.safetensors"
+    words = ["generate", "--prompt", "", "--steps", "1"]
+    words += ["--dit", str(vae), "--vae", str(vae), "--text_encoder", str(vae)]
+    assert cli.main(words) == EXIT_USER
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" = ")[0] for line in told] == ["dit", "text_encoder"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_empty_prompt_is_a_prompt():
     config = build(GenerateConfig, {**MODELS, "prompt": ""})
     assert config.prompt == ""
@@ -49,4 +61,4 @@ def test_an_empty_prompt_on_the_command_line_takes_the_place_of_the_file_of_prom
 def test_a_dataset_file_in_the_place_of_the_options_is_recognised(tmp_path, capsys):
     (tmp_path / "d.toml").write_text('[[datasets]]\nimage_directory = "x"\n', encoding="utf-8")
     assert cli.main(["train-lora", str(tmp_path / "d.toml")]) == EXIT_USER
-    assert "dataset file, not a run's options. Name the file with dataset_config" in capsys.readouterr().err
+    assert "is a dataset file, not a file of this command's options" in capsys.readouterr().err

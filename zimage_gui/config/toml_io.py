@@ -49,11 +49,12 @@ def source(cls: type[Options], text: str, base: Path | None, name: str = "") -> 
     """The options in a TOML text, sections flattened."""
     given: list[tuple[str, object]] = []
     problems = []
-    for key, value in parse(text, name=name).items():
-        if key == "datasets" and isinstance(value, list):
-            rule = "makes this a dataset file, not a run's options"
-            problems.append(Problem("datasets", name, rule, "Name the file with dataset_config"))
-            continue
+    tables = parse(text, name=name)
+    if isinstance(tables.get("datasets"), list):
+        rule = "is a dataset file, not a file of this command's options"
+        remedy = "Name it with dataset_config" if "dataset_config" in cls.model_fields else "Leave it out"
+        return Source(problems=[Problem("config_file", name, rule, remedy)])
+    for key, value in tables.items():
         pairs = value.items() if isinstance(value, dict) else ((key, value),)
         for inner, item in pairs:
             if isinstance(item, dict) or (
