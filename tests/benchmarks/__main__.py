@@ -33,8 +33,8 @@ adapter as in its training script; loss and adapter gradients of the two agree i
 the same matrix products here (all captions have one length, so diffusers needs no mask either): in fp32 they are two thirds of
 its time, which bounds what can be saved; in bf16, the default of training, element-wise work and attention weigh more.
 *Latent cache* is the whole command from an empty cache (reading, resizing, encoding, writing with fingerprints) against the
-loop of a diffusers script. Executed FLOPs of a step are counted by `tests/training/test_flops.py`: 1.01 of the useful work
-without checkpointing and 1.42 with it, the adapters' own included.
+loop of a diffusers script. Executed FLOPs of a step are counted by `tests/training/test_flops.py`: 1.013 of the useful work
+without checkpointing and 1.406 with it, the adapters' own included.
 
 No GPU was at hand for these figures.
 """

@@ -100,5 +100,6 @@ def test_two_kills_while_saving_lose_nothing(project: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ten_kills_at_random_moments_lose_nothing(project: Path) -> None:
     torture(project, kills=10, seed=2)
