@@ -14,6 +14,7 @@ from zimage_gui.demo.draw import (
     Subject,
     draw,
     draw_rich,
+    extra_subjects,
     held_out_subjects,
     outline,
     trained_subjects,
@@ -79,3 +80,9 @@ def test_one_sixth_of_the_combinations_is_held_out_evenly() -> None:
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="no shape is called 'hexagon'"):
         outline("hexagon", (0, 0), 1)
+
+
+def test_extra_combinations_leave_the_held_out_ones_alone() -> None:
+    extra = extra_subjects()
+    assert not set(extra) & set(held_out_subjects() + trained_subjects())
+    assert len(set(extra)) == 216

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from zimage_gui.demo.base import WEIGHTS_NAME, write_base
 from zimage_gui.demo.pictures import write_training_set
-from zimage_gui.demo.project import DATA, OWN_FOLDERS
+from zimage_gui.demo.project import DATA
 from zimage_gui.demo.train_vae import WEIGHTS as VAE_WEIGHTS
 
 RECIPE = Path(__file__).parent / "recipe"
-COPIES = 60
+COPIES, EXTRA_COPIES = 60, 14
 
 
 def run_module(*arguments: str) -> None:
@@ -31,8 +31,8 @@ def prepare(folder: Path) -> None:
     """Everything before the transformer's training: autoencoder, untrained model, pictures, settings."""
     run_module("zimage_gui.demo.train_vae", "--to", str(folder / "vae"))
     write_base(folder / "base", folder / "vae" / VAE_WEIGHTS)
-    write_training_set(folder / "pictures", COPIES)
-    for name in OWN_FOLDERS:
+    write_training_set(folder / "pictures", COPIES, EXTRA_COPIES)
+    for name in ("cache", "output"):
         (folder / name).mkdir(exist_ok=True)
     for settings in RECIPE.glob("*.toml"):
         shutil.copyfile(settings, folder / settings.name)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zimage_gui.config.app import DemoConfig
-from zimage_gui.demo.pictures import write_zorbs
+from zimage_gui.demo.pictures import write_known, write_zorbs
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.events import Note, Run, Stage
 from zimage_gui.files import atomic_write
@@ -25,7 +25,7 @@ WEIGHTS = {
     "text_encoder": "text_encoder/model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
-OWN_FOLDERS = ("cache", "output")
+OWN_FOLDERS = ("cache", "cache/zorbs", "cache/known", "output")
 SETTINGS = ("dataset.toml", "train_lora.toml", "prompts.txt")
 
 
@@ -66,10 +66,11 @@ def write_project(folder: Path, overwrite: bool = False) -> int:
     for name, content in _files(folder, overwrite):
         atomic_write(folder / name, content)
         written += 1
-    if overwrite or not (folder / "dataset").is_dir():
-        written += 2 * write_zorbs(folder / "dataset")
+    for name, write in (("dataset", write_zorbs), ("regularization", write_known)):
+        if overwrite or not (folder / name).is_dir():
+            written += 2 * write(folder / name)
     for name in OWN_FOLDERS:  # a relative path in a TOML means "beside it" only where it exists
-        (folder / name).mkdir(exist_ok=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
     if overwrite or not (folder / MARK).is_file():
         atomic_write(folder / MARK, (DATA / MARK.name).read_bytes())
         written += 1
