@@ -11,9 +11,10 @@ import time as clock
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO, Literal, Protocol
+from typing import Annotated, Any, BinaryIO, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 _LONGEST_READ = 16 * 1024 * 1024
 
@@ -128,8 +129,21 @@ _adapter: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def to_line(event: Event) -> bytes:
-    """One JSON line, newline included."""
-    return event.model_dump_json().encode("utf-8", errors="replace") + b"\n"
+    """One JSON line, newline included. What UTF-8 cannot hold (half a surrogate pair, a file name that is no
+    text) is written as its escape."""
+    try:
+        text = event.model_dump_json()
+    except PydanticSerializationError:
+        text = type(event).model_validate(_encodable(event.model_dump())).model_dump_json()
+    return text.encode("utf-8") + b"\n"
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    return {key: _encodable(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def from_line(line: bytes) -> Event:

@@ -195,7 +195,12 @@ def _parse(text: bytes, data_start: int, size: int, option: str, path: Path) -> 
     if expected != size:
         word = "is cut off" if expected > size else "has bytes after its last tensor"
         raise _bad(option, path, f"{word}: {expected} bytes expected, {size} found")
-    return Header(tensors, metadata)
+    return Header(tensors, {_whole(name): _whole(value) for name, value in metadata.items()})
+
+
+def _whole(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which no file and no terminal takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _tensor(entry: object, data_start: int) -> TensorInfo | None:

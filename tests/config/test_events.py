@@ -1,9 +1,21 @@
 import math
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zimage_gui.events import EventLog, Failed, Follower, Note, Progress, Step, follow, from_line, to_line
+from zimage_gui.events import (
+    EventLog,
+    Failed,
+    Finished,
+    Follower,
+    Note,
+    Progress,
+    Sample,
+    Step,
+    follow,
+    from_line,
+    to_line,
+)
 
 STEP = Step(
     step=3, total_steps=10, epoch=1, total_epochs=2, loss=math.nan, loss_average=math.inf, lr=1e-4, grad_norm=-math.inf,
@@ -18,11 +30,20 @@ def test_not_a_number_survives_the_file():
     assert back.time == STEP.time and back.v == 1
 
 
-@given(st.text())
+@given(st.text(st.characters()))
+@example("half a pair \ud83d, no text \udcff")
 def test_any_text_is_one_line(text):
     line = to_line(Note(text=text))
     assert line.count(b"\n") == 1
-    assert from_line(line).text == text.encode("utf-8", "replace").decode("utf-8")
+    assert from_line(line).text == text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def test_what_utf_8_cannot_hold_is_kept_as_its_escape_in_every_event():
+    sample = Sample(path="a/\udcff.png", step=1, prompt="x \ud83d", seed=1)
+    assert from_line(to_line(sample)) == sample.model_copy(
+        update={"path": r"a/\udcff.png", "prompt": r"x \ud83d"}
+    )
+    assert from_line(to_line(Finished(outcome="done", results=["\ud800"]))).results == [r"\ud800"]
 
 
 def test_a_newer_events_unknown_fields_are_dropped():

@@ -71,6 +71,12 @@ def test_a_header_tells_names_shapes_and_places(tmp_path):
     assert path.read_bytes()[found.tensors["x"].start : found.tensors["x"].end] == b"12345678"
 
 
+def test_half_characters_in_metadata_become_question_marks(tmp_path):
+    header = {"__metadata__": {"title \udc00": "x \ud83d"}, "x": entry()}
+    found = read_header(tensors_file(tmp_path / "a.safetensors", header, b"12345678"))
+    assert found.metadata == {"title ?": "x ?"}
+
+
 @pytest.mark.parametrize(
     ("header", "data", "length", "word"),
     [

@@ -52,6 +52,7 @@ def test_every_kind_is_named(path, kind, layout):
         ("loha_kohya", "LoHa for Z-Image"),
         ("dora_peft", "DoRA for Z-Image with diffusers / PEFT names"),
         ("broken_other_model", "an adapter of another model: none of its 21 tensors"),
+        ("broken_missing_half", "14 modules, 2 of them incomplete: a factor is missing"),
         ("broken_half_foreign", "but 21 tensors belong to no module"),
     ],
 )

@@ -89,6 +89,9 @@ def test_toml_and_json_say_the_same(tmp_path):
         ("a.json", b"[[1]]"),
         ("a.json", b"[" * 50_000),
         ("a.json", b'[{"prompt": 3}]'),
+        ("a.json", rb'["half a character \ud83d"]'),
+        ("a.json", rb'["a --n \ud83d"]'),
+        ("a.json", rb'[{"prompt": "a", "negative_prompt": "\udc00"}]'),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused(tmp_path, name, content):

@@ -24,12 +24,19 @@ from zimage_gui.model.recognise import USABLE, Recognised, recognise
 _SHOWN_METADATA = 200
 _FORMATS = {"gguf": "gguf", "burnpack": "bpk", "pickle": "pickle"}
 _ALPHA_FORMS = {"F32": "<f", "F64": "<d", "F16": "<e"}
+_PAIRS = (
+    ("down", "up"),
+    ("hada_w1_a", "hada_w1_b"),
+    ("hada_w2_a", "hada_w2_b"),
+    ("lokr_w1_a", "lokr_w1_b"),
+    ("lokr_w2_a", "lokr_w2_b"),
+)
 
 
 @dataclass(frozen=True)
 class LoraSummary:
     """What a LoRA's names and shapes say. `targets` counts modules by kind; `unknown` are names of no
-    module."""
+    module; `halves` counts modules of which a factor is missing."""
 
     dialect: str
     ranks: tuple[int, ...]
@@ -37,6 +44,7 @@ class LoraSummary:
     modules: int
     targets: dict[str, int]
     unknown: tuple[str, ...]
+    halves: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,6 +175,19 @@ def lora_summary(checkpoint: Checkpoint) -> LoraSummary:
         len(modules),
         dict(sorted(Counter(_kind_of_module(module) for module in modules).items())),
         tuple(sorted(name for name, key in keys.items() if key is None)),
+        _halves(known),
+    )
+
+
+def _halves(known: Mapping[str, Key]) -> int:
+    """Modules of which one factor lacks the other."""
+    parts: dict[tuple[str, ...], set[str]] = {}
+    for key in known.values():
+        parts.setdefault(key.targets, set()).add(key.part)
+    return sum(
+        len(targets)
+        for targets, found in parts.items()
+        if any((one in found) != (other in found) for one, other in _PAIRS)
     )
 
 
@@ -209,8 +230,9 @@ def _lora_sentence(lora: LoraSummary) -> str:
     kind, _, names = lora.dialect.partition(", ")
     rank = "rank " + " and ".join(map(str, lora.ranks)) if lora.ranks else "full factors"
     alpha = ", alpha " + " and ".join(f"{value:g}" for value in lora.alphas) if lora.alphas else ""
+    halves = f", {lora.halves} of them incomplete: a factor is missing" if lora.halves else ""
     unknown = f", but {len(lora.unknown)} tensors belong to no module of Z-Image" if lora.unknown else ""
-    return f"a {kind} for Z-Image with {names}: {rank}{alpha}, {lora.modules} modules{unknown}"
+    return f"a {kind} for Z-Image with {names}: {rank}{alpha}, {lora.modules} modules{halves}{unknown}"
 
 
 def _lora_lines(lora: LoraSummary) -> list[str]:

@@ -71,6 +71,8 @@ def _number(low: float, high: float) -> Callable[[object], float]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _Wrong("must be text")
+    if any("\ud800" <= char <= "\udfff" for char in value):  # JSON can spell it, no tokenizer takes it
+        raise _Wrong("has half a character (a lone surrogate)")
     return value
 
 
@@ -119,6 +121,10 @@ def parse_line(line: str) -> PromptLine:
     Raises ValueError with the rest of a sentence when an option is unknown, unreadable or given twice.
     """
     prompt, *chunks = _OPTION.split(" " + line.strip())
+    try:
+        _text(prompt)
+    except _Wrong as wrong:
+        raise ValueError(str(wrong)) from None
     given: list[tuple[str, object]] = []
     for chunk in chunks:
         name, _, value = chunk.strip().partition(" ")

@@ -88,9 +88,8 @@ def _entry(file: Path, number: int, line: bytes) -> Listed:
     if not isinstance(caption, str):
         return Listed(_resolve(file, image), line=number, problem="has no caption in the JSONL file")
     if not _whole(caption):
-        return Listed(
-            _resolve(file, image), line=number, problem="has a caption with half a character (\\ud800)"
-        )
+        problem = "has a caption with half a character (a lone surrogate)"
+        return Listed(_resolve(file, image), line=number, problem=problem)
     return Listed(_resolve(file, image), caption=caption.strip(), line=number)
 
 
