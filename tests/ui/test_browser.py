@@ -12,7 +12,7 @@ pytestmark = pytest.mark.browser
 
 
 def newest_run(window, command: str) -> Path:
-    return sorted((window.folder / "runs").glob(f"2*_{command}_*"))[-1]
+    return sorted((window.folder / "runs").glob(f"2*_{command}*"))[-1]
 
 
 def status(run: Path) -> dict:
@@ -31,7 +31,7 @@ def test_the_dataset_is_shown_and_a_caption_is_edited(page, window):
     page.tab("Dataset")
     page.press("#dataset-look")
     page.see("#dataset-grid .zg-card")
-    assert page.page.locator("#dataset-grid .zg-card").count() == 16
+    assert page.page.locator("#dataset-grid .zg-card").count() >= 16
     area = page.page.locator("#dataset-grid textarea").first
     area.fill("a red 星 <b>zorb</b>")
     area.blur()

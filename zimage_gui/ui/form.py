@@ -193,6 +193,7 @@ class Form:
 
     def _left(self, name: str, value: Raw, listed: str | None) -> str:
         """Errors of single fields while a form is filled in; a list that is shown is brought up to date."""
+        self._typed(name, value)
         contents = {**self.drafts.load(self.name), name: value}
         complete = "zg-notice" in (listed or "")
         try:

@@ -72,6 +72,14 @@
     input.dispatchEvent(new Event('input', {bubbles: true}));
   };
 
+  // gradio's textbox reports typed keys only; what is pasted, deleted or put in by the folder browser is kept too.
+  document.addEventListener('input', (event) => {
+    const box = event.target;
+    if (!box.closest || !box.closest('.zg-field')) return;
+    clearTimeout(box.zgTold);
+    box.zgTold = setTimeout(() => box.dispatchEvent(new KeyboardEvent('keypress', {key: 'Unidentified'})), 250);
+  });
+
   // ---- tooltip: the whole help sentence and the option's own name, as the command line and TOML call it
   document.addEventListener('mouseover', (event) => {
     const field = event.target.closest && event.target.closest('.zg-field[id*="--"]');
