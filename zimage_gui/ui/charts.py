@@ -43,7 +43,10 @@ def line_chart(title: str, lines: Sequence[Line], empty: str) -> str:
     """The chart as one `<figure>`; with no finite point, the sentence `empty` instead."""
     values = [y for line in lines for y in line.ys if math.isfinite(y)]
     if not values:
-        return f'<figure class="zg-chart"><figcaption>{escape(title)}</figcaption><p class="zg-empty">{escape(empty)}</p></figure>'
+        return (
+            f'<figure class="zg-chart"><figcaption>{escape(title)}</figcaption><p '
+            f'class="zg-empty">{escape(empty)}</p></figure>'
+        )
     positions = [x for line in lines for x in line.xs]
     scale = _Scale(min(positions), max(positions), *_y_limits(lines, values))
     body = _grid(scale) + "".join(_curve(line, scale) for line in lines)
@@ -72,7 +75,8 @@ class _Scale:
 
 
 def _y_limits(lines: Sequence[Line], values: Sequence[float]) -> tuple[float, float]:
-    """All values, except that a few spikes of a raw curve (over its 99th percentile) may leave the picture."""
+    """All values, except that a few spikes of a raw curve (over its 99th percentile) may leave the
+    picture."""
     low, high = min(values), max(values)
     ordered = sorted(values)
     if len(ordered) > 50 and any(line.style == "raw" for line in lines):
@@ -106,7 +110,8 @@ def _curve(line: Line, scale: _Scale) -> str:
         if not math.isfinite(y):
             pen_down = False
             marks.append(
-                f'<text class="zg-nan" x="{scale.x(x):.1f}" y="{TOP + 10}">{"NaN" if math.isnan(y) else "∞"}</text>'
+                f'<text class="zg-nan" x="{scale.x(x):.1f}" y="{TOP + 10}">'
+                f"{'NaN' if math.isnan(y) else '∞'}</text>"
             )
             continue
         pieces.append(f"{'L' if pen_down else 'M'}{scale.x(x):.1f} {scale.y(y):.1f}")

@@ -63,7 +63,8 @@ def strip(report: ScanReport, chosen: str) -> str:
     for one in filters(report):
         on = "zg-on" if one.key == chosen else ""
         chips.append(
-            f'<button type="button" class="zg-chip zg-{one.tone} {on}" data-action="filter" data-key="{one.key}">'
+            f'<button type="button" class="zg-chip zg-{one.tone} {on}" data-action="filter" '
+            f'data-key="{one.key}">'
             f"<b>{len(one.entries):,}</b> {escape(one.words)}</button>"
         )
     usable = f'<span class="zg-muted">{plural(len(report.pictures), "picture")} will be trained</span>'
@@ -104,7 +105,10 @@ def _pager(page: int, last: int) -> str:
         return ""
     back = button("‹ Previous", "page", page=str(page - 1)) if page > 1 else ""
     on = button("Next ›", "page", page=str(page + 1)) if page < last else ""
-    return f'<div class="zg-chips" style="margin:6px 0">{back}<span class="zg-muted">page {page} of {last}</span>{on}</div>'
+    return (
+        f'<div class="zg-chips" style="margin:6px 0">{back}<span class="zg-muted">page '
+        f"{page} of {last}</span>{on}</div>"
+    )
 
 
 def _card(entry: Entry, cache: PictureCache, captions: CaptionFiles) -> str:
@@ -113,9 +117,15 @@ def _card(entry: Entry, cache: PictureCache, captions: CaptionFiles) -> str:
     name = escape(entry.path.name)
     picture = '<div class="zg-thumb zg-empty">no picture</div>'
     if small is not None and whole is not None:
-        picture = f'<img class="zg-thumb" loading="lazy" src="{url(small)}" data-full="{url(whole)}" alt="{name}" title="{name}">'
+        picture = (
+            f'<img class="zg-thumb" loading="lazy" src="{url(small)}" '
+            f'data-full="{url(whole)}" alt="{name}" title="{name}">'
+        )
     wrong = "zg-wrong" if isinstance(entry, Refused) else ""
-    head = f'<span class="zg-name" title="{escape(str(entry.path))}">{name}</span><span class="zg-sub">{_about(entry)}</span>'
+    head = (
+        f'<span class="zg-name" title="{escape(str(entry.path))}">{name}</span><span '
+        f'class="zg-sub">{_about(entry)}</span>'
+    )
     return f'<div class="zg-card {wrong}">{picture}{head}{_editor(entry, captions)}</div>'
 
 
@@ -132,7 +142,8 @@ def _about(entry: Entry) -> str:
 
 
 def _editor(entry: Entry, captions: CaptionFiles) -> str:
-    """The caption to type in; captions of a JSONL file are only shown, since they have no file of their own."""
+    """The caption to type in; captions of a JSONL file are only shown, since they have no file of
+    their own."""
     file = caption_file(entry)
     if file is None:
         text = entry.caption if isinstance(entry, Picture) else ""
@@ -140,8 +151,10 @@ def _editor(entry: Entry, captions: CaptionFiles) -> str:
     text = read_caption(file).text if file.exists() else ""
     token = captions.token(file)
     return (
-        f'<textarea spellcheck="true" data-token="{token}" data-before="{escape(text)}" aria-label="Caption of '
-        f'{escape(entry.path.name)}" placeholder="No caption yet. Type one: it is saved when you leave the field.">'
+        f'<textarea spellcheck="true" data-token="{token}" data-before="{escape(text)}" '
+        f'aria-label="Caption of '
+        f'{escape(entry.path.name)}" placeholder="No caption yet. Type one: it is saved '
+        f'when you leave the field.">'
         f'{escape(text)}</textarea><span class="zg-sub" data-part="state"></span>'
     )
 

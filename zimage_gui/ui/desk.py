@@ -93,7 +93,8 @@ class Desk:
                     print(f"The generate worker cannot be started: {error}")
 
     def submit(self, config: Options, name: str) -> Path:
-        """Make a run of a validated config and put it into the queue; it begins at once when the GPU is free."""
+        """Make a run of a validated config and put it into the queue; it begins at once when the GPU
+        is free."""
         run = RunFolder.create(self.runs_dir, config.command, name, config, gpu=True)
         self.queue.add(run.folder)
         self.queue.start_next()
@@ -123,7 +124,8 @@ class Desk:
             self.stop(folder)
 
     def states(self, wanted: Callable[[RunState], bool] = lambda state: True) -> list[RunState]:
-        """Runs, newest first; judged at most twice a second, however many panels of however many pages ask."""
+        """Runs, newest first; judged at most twice a second, however many panels of however many pages
+        ask."""
         with self._guard:
             now = time.monotonic()
             if now - self._judged > STATES_KEPT:

@@ -94,22 +94,34 @@ def _metadata(files: list[tuple[Path, Header]]) -> str:
     if not entries:
         return '<p class="zg-muted">No metadata in the file.</p>'
     rows = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(value[:LONGEST_VALUE])}{'…' if len(value) > LONGEST_VALUE else ''}</td></tr>"
+        (
+            f"<tr><td>{escape(key)}</td><td>{escape(value[:LONGEST_VALUE])}"
+            f"{'…' if len(value) > LONGEST_VALUE else ''}</td></tr>"
+        )
         for key, value in sorted(entries.items())[:MOST_METADATA]
     )
-    return f'<details open><summary>Metadata</summary><div class="zg-scroll"><table class="zg-table">{rows}</table></div></details>'
+    return (
+        f'<details open><summary>Metadata</summary><div class="zg-scroll"><table '
+        f'class="zg-table">{rows}</table></div></details>'
+    )
 
 
 def _tensors(files: list[tuple[Path, Header]]) -> str:
     named = [(name, info) for _, header in files for name, info in header.tensors.items()]
     rows = "".join(
-        f'<tr><td class="zg-code">{escape(name)}</td><td>{" x ".join(map(str, info.shape))}</td><td>{escape(info.dtype)}</td></tr>'
+        (
+            f'<tr><td class="zg-code">{escape(name)}</td><td>'
+            f"{' x '.join(map(str, info.shape))}</td><td>{escape(info.dtype)}</td></tr>"
+        )
         for name, info in named[:MOST_TENSORS]
     )
     more = (
         f'<p class="zg-muted">and {len(named) - MOST_TENSORS:,} more</p>' if len(named) > MOST_TENSORS else ""
     )
-    return f'<details><summary>Tensors ({len(named):,})</summary><div class="zg-scroll"><table class="zg-table">{rows}</table></div>{more}</details>'
+    return (
+        f'<details><summary>Tensors ({len(named):,})</summary><div class="zg-scroll">'
+        f'<table class="zg-table">{rows}</table></div>{more}</details>'
+    )
 
 
 def _count(shape: tuple[int, ...]) -> int:

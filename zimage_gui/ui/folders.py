@@ -63,7 +63,8 @@ def inside(path: Path, roots: tuple[Path, ...]) -> bool:
 
 
 def list_folder(path: Path, roots: tuple[Path, ...], suffixes: tuple[str, ...] = ()) -> Listing:
-    """Sub-folders (hidden ones left out) and the files that end in `suffixes`, sorted as people sort names."""
+    """Sub-folders (hidden ones left out) and the files that end in `suffixes`, sorted as people sort
+    names."""
     if not inside(path, roots):
         path = roots[0]
     resolved = path.resolve()
@@ -112,4 +113,6 @@ def _count(folder: Path) -> tuple[int, int]:
 def _natural(path: Path) -> tuple[tuple[int, str], ...]:
     """`img2` before `img10`: runs of digits compare as numbers (by length, then digits)."""
     parts = re.split(r"(\d+)", path.name.casefold())
-    return tuple((len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (-1, part) for part in parts)
+    return tuple(
+        (len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else (-1, part) for part in parts
+    )

@@ -164,15 +164,19 @@ class Form:
         words = escape(f"{option.label}: {_beside(problem)}")
         if problem.option not in self.fields:
             return words
-        return f'<a class="zg-jump" href="#" data-jump="{self.name}--{problem.option}" data-section="{option.section}">{words}</a>'
+        return (
+            f'<a class="zg-jump" href="#" data-jump="{self.name}--{problem.option}" '
+            f'data-section="{option.section}">{words}</a>'
+        )
 
     # ---- events -----------------------------------------------------------------------------------------
 
     def wire(self, page: Page) -> None:
-        """Fill the fields when a page is opened, keep them when one is changed, look at each when it is left."""
+        """Fill the fields when a page is opened, keep them when one is changed, look at each when it
+        is left."""
         page.first(self.saved)
         for name, field in self.fields.items():
-            # One event per field with that field alone: gathering a whole form costs a tenth of a second per key.
+            # One event per field, with that field alone: gathering a whole form takes a tenth of a second.
             more: dict[str, Any] = {"inputs": [field], "trigger_mode": "always_last", **QUIET}
             field.input(partial(self._typed, name), **more)
             if isinstance(field, gr.Textbox):

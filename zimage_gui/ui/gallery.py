@@ -45,11 +45,17 @@ def _card(made: Made, cache: PictureCache) -> str:
     if small is None or whole is None:
         return ""
     words = escape(f"{made.prompt} · seed {made.seed}")
-    image = f'<img class="zg-thumb" loading="lazy" src="{url(small)}" data-full="{url(whole)}" alt="{words}" title="{words}">'
+    image = (
+        f'<img class="zg-thumb" loading="lazy" src="{url(small)}" '
+        f'data-full="{url(whole)}" alt="{words}" title="{words}">'
+    )
     path = str(made.path)
     actions = "".join([
         button("Settings", "picture", place=path, title="Put this picture's settings into the form"),
         button("Seed", "seed", place=path, title=f"Use seed {made.seed} again"),
         button("Path", "copy", copy=path, title=path),
     ])  # fmt: skip
-    return f'<div class="zg-card">{image}<span class="zg-name" title="{words}">{escape(made.prompt)}</span><div class="zg-chips">{actions}</div></div>'
+    return (
+        f'<div class="zg-card">{image}<span class="zg-name" title="{words}">'
+        f'{escape(made.prompt)}</span><div class="zg-chips">{actions}</div></div>'
+    )

@@ -1,8 +1,8 @@
 """Parts of the page that follow files: drawn again when what they show has changed, on every open page.
 
-Knows one small protocol: the page says which parts it shows and at which mark, the answer holds the parts whose mark
-has moved. It goes through a server function of one hidden HTML block and not through gradio events, because an event
-walks the whole page once per output on every tick. Knows nothing of runs.
+Knows one small protocol: the page says which parts it shows and at which mark, the answer holds the parts
+whose mark has moved. It goes through a server function of one hidden HTML block and not through gradio
+events, because an event walks the whole page once per output on every tick. Knows nothing of runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Look:
 
 
 LookAt = Callable[[str], Look | None]
-"""From the run chosen on the page ("" for the newest) to what there is to see; None when there is nothing yet."""
+"""From the run chosen on the page ("" for the newest) to what there is to see; None when there is nothing."""
 
 
 class Live:

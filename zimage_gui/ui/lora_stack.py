@@ -33,10 +33,16 @@ class LoraForm(Form):
         for number in range(ROWS):
             with gr.Row(visible=number == 0, elem_classes=["zg-actions"]) as row:
                 file = gr.Dropdown(
-                    known_loras(desk) if number == 0 else [], label=f"LoRA {number + 1}", allow_custom_value=True, value=None,
-                    scale=5, min_width=200, interactive=True, elem_id=f"{self.name}-lora-{number}",
+                    known_loras(desk) if number == 0 else [],
+                    label=f"LoRA {number + 1}",
+                    allow_custom_value=True,
+                    value=None,
+                    scale=5,
+                    min_width=200,
+                    interactive=True,
+                    elem_id=f"{self.name}-lora-{number}",
                     info="A trained one from the list, or the path of any .safetensors file.",
-                )  # fmt: skip
+                )
                 strength = gr.Textbox(
                     "1",
                     label="Strength",

@@ -1,7 +1,7 @@
 """The page as gradio sends it to a browser: with the values that were saved last already in it.
 
-Knows gradio's Blocks and its config. Restoring values by a load event would show defaults first and would walk the
-whole page once per field; here the fields are filled before the page leaves the server.
+Knows gradio's Blocks and its config. Restoring values by a load event would show defaults first and would
+walk the whole page once per field; here the fields are filled before the page leaves the server.
 """
 
 from __future__ import annotations

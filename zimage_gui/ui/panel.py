@@ -1,7 +1,8 @@
-"""The panel that watches one run of a tab: which run, its state, curves, pictures and log, and what can be done.
+"""The panel that watches one run of a tab: which run, its state, curves, pictures and log, and what can be
+done.
 
-Knows `Live` parts and `run_html`. Reads run folders through the desk and never waits: everything shown comes from
-files, so a reloaded page, a second browser and a restarted window show the same.
+Knows `Live` parts and `run_html`. Reads run folders through the desk and never waits: everything shown comes
+from files, so a reloaded page, a second browser and a restarted window show the same.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class JobPanel:
         if len(states) < 2:
             return ""
         options = ['<option value="">the newest run</option>', *(_choice(state, run) for state in states)]
-        return f'<label class="zg-choice">Watched run <select data-choice="{name}">{"".join(options)}</select></label>'
+        return (
+            f'<label class="zg-choice">Watched run <select data-choice="{name}">'
+            f"{''.join(options)}</select></label>"
+        )
 
     # ---- parts ------------------------------------------------------------------------------------------
 

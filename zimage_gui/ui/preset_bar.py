@@ -40,13 +40,24 @@ class PresetBar:
         name = self.form.name
         with gr.Row(elem_classes=["zg-actions"], equal_height=True):
             self.choice = gr.Dropdown(
-                self._choices(), value=None, label="Preset", interactive=True, scale=3, min_width=180, elem_id=f"{name}-preset",
-                allow_custom_value=True, info="Choose to load; type a name and press Save to keep these settings.",
-            )  # fmt: skip
+                self._choices(),
+                value=None,
+                label="Preset",
+                interactive=True,
+                scale=3,
+                min_width=180,
+                elem_id=f"{name}-preset",
+                allow_custom_value=True,
+                info="Choose to load; type a name and press Save to keep these settings.",
+            )
             self.search = gr.Textbox(
-                label="Find a setting", placeholder="e.g. warm-up", scale=2, min_width=150,
-                info="By label or option name; Enter jumps to it.", elem_id=f"{name}-search",
-            )  # fmt: skip
+                label="Find a setting",
+                placeholder="e.g. warm-up",
+                scale=2,
+                min_width=150,
+                info="By label or option name; Enter jumps to it.",
+                elem_id=f"{name}-search",
+            )
         with gr.Row(elem_classes=["zg-actions"], equal_height=True):
             self.save = gr.Button("Save preset", size="sm", elem_id=f"{name}-save-preset")
             self.upload = gr.UploadButton("Import TOML", size="sm", file_types=[".toml"], type="filepath")
@@ -54,7 +65,8 @@ class PresetBar:
             plain_html(self._index(), js_on_load=SWITCH_SCRIPT, elem_id=f"{name}-advanced", min_width=110)
 
     def _index(self) -> str:
-        """The switch, with the names of all settings for the search: closed sections are not in the page yet."""
+        """The switch, with the names of all settings for the search: closed sections are not in the
+        page yet."""
         known = options_of(self.form.config_class)
         entries = [[name, option.label, option.section] for name, option in known.items()]
         return f'<span id="{self.form.name}-index" data-index="{escape(json.dumps(entries))}"></span>{SWITCH}'

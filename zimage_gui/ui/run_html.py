@@ -59,7 +59,10 @@ def status(view: RunView, *, reuse: bool = True) -> str:
     if state is None:
         return notice("This run's folder is gone.", "warn")
     parts = [
-        f'<div class="zg-chips">{state_badge(state)}<b>{escape(title(state))}</b>{_actions(view, state, reuse)}</div>'
+        (
+            f'<div class="zg-chips">{state_badge(state)}<b>{escape(title(state))}</b>'
+            f"{_actions(view, state, reuse)}</div>"
+        )
     ]
     if not state.ended:
         parts.append(progress_bar(*progress(view, state)))
@@ -199,7 +202,10 @@ def _other_states(view: RunView) -> str:
         button(f"step {step:,}", "resume", run=run, place=str(path), title=str(path))
         for step, path in reversed(older)
     )
-    return f'<details><summary>Resume from an earlier state ({len(older)})</summary><div class="zg-chips">{buttons}</div></details>'
+    return (
+        f"<details><summary>Resume from an earlier state ({len(older)})</summary><div "
+        f'class="zg-chips">{buttons}</div></details>'
+    )
 
 
 def _results(view: RunView, state: RunState) -> str:
@@ -224,7 +230,10 @@ def _result_row(path: Path, state: RunState) -> str:
     if state.status.command in ("train-lora", "train"):
         use = button("Use in Generate", "generate", run=state.folder.name, place=str(path))
     copy = button("Copy path", "copy", copy=str(path))
-    return f'<tr><td title="{escape(str(path))}">{escape(path.name)}</td><td class="zg-num">{use} {copy}</td></tr>'
+    return (
+        f'<tr><td title="{escape(str(path))}">{escape(path.name)}</td><td '
+        f'class="zg-num">{use} {copy}</td></tr>'
+    )
 
 
 def curves(view: RunView) -> str:
@@ -236,13 +245,19 @@ def curves(view: RunView) -> str:
     ]
     rate = [Line("learning rate", thinned.steps, thinned.lr, "rate")]
     waiting = "Appears with the first step."
-    return f'<div class="zg-charts">{line_chart("Loss", loss, waiting)}{line_chart("Learning rate", rate, waiting)}</div>'
+    return (
+        f'<div class="zg-charts">{line_chart("Loss", loss, waiting)}'
+        f"{line_chart('Learning rate', rate, waiting)}</div>"
+    )
 
 
 def samples(view: RunView, cache: PictureCache) -> str:
     """A grid: one row per step (newest first), one column per prompt; a click opens the picture."""
     if not view.samples:
-        return '<p class="zg-empty">Pictures made during training appear here: one row per step, one column per prompt.</p>'
+        return (
+            '<p class="zg-empty">Pictures made during training appear here: one row per '
+            "step, one column per prompt.</p>"
+        )
     columns = sorted({sample.index for sample in view.samples})
     by_step: dict[int, dict[int, Sample]] = {}
     for sample in view.samples:
@@ -256,7 +271,10 @@ def samples(view: RunView, cache: PictureCache) -> str:
         cells = "".join(_cell(by_step[step].get(index), view.folder, cache) for index in columns)
         rows.append(f'<span class="zg-step">{step:,}</span>{cells}')
     style = f"grid-template-columns: 52px repeat({len(columns)}, minmax(110px, 220px))"
-    return f'<div class="zg-samples" style="{style}"><span class="zg-corner">step</span>{heads}{"".join(rows)}</div>'
+    return (
+        f'<div class="zg-samples" style="{style}"><span class="zg-corner">step</span>'
+        f"{heads}{''.join(rows)}</div>"
+    )
 
 
 def _cell(sample: Sample | None, folder: Path, cache: PictureCache) -> str:
@@ -268,7 +286,10 @@ def _cell(sample: Sample | None, folder: Path, cache: PictureCache) -> str:
         return f'<span class="zg-muted" title="{escape(str(path))}">not readable</span>'
     adapter = f" · training adapter {sample.adapter}" if sample.adapter else ""
     words = f"step {sample.step:,} · seed {sample.seed}{adapter} · {sample.prompt}"
-    return f'<img class="zg-thumb" loading="lazy" src="{url(small)}" data-full="{url(whole)}" alt="{escape(words)}" title="{escape(words)}">'
+    return (
+        f'<img class="zg-thumb" loading="lazy" src="{url(small)}" '
+        f'data-full="{url(whole)}" alt="{escape(words)}" title="{escape(words)}">'
+    )
 
 
 def log(lines: list[str]) -> str:

@@ -1,7 +1,8 @@
 """Settings that make Python import a class named by a text, and the question asked before that.
 
-Knows the options that take a dotted path. A preset, an imported TOML or another run may have brought such a name, and
-importing a module runs its code, so a person says yes once per name and page. Knows nothing of gradio.
+Knows the options that take a dotted path. A preset, an imported TOML or another run may have brought such a
+name, and importing a module runs its code, so a person says yes once per name and page. Knows nothing of
+gradio.
 """
 
 from __future__ import annotations

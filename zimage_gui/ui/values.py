@@ -93,6 +93,7 @@ def same(option: Option, one: Raw, other: Raw) -> bool:
 
 
 def from_values(config_class: type[Options], values: Mapping[str, Any]) -> dict[str, Raw]:
-    """Field contents for unchecked values by name (of a preset, a run, a draft); unknown names are left out."""
+    """Field contents for unchecked values by name (of a preset, a run, a draft); unknown names are
+    left out."""
     known = options_of(config_class)
     return {name: to_widget(known[name], value) for name, value in values.items() if name in known}

@@ -43,7 +43,10 @@ class CacheTab:
         self.live = live
         self.form = Form(CacheLatentsConfig, "cache-latents", desk.drafts, hidden=("runs_dir",))
         self.text = Form(CacheTextConfig, "cache-text", desk.drafts, hidden=("runs_dir", *COMMON))
-        empty = "Nothing has been encoded yet. Training encodes what is missing by itself; here you can do it ahead."
+        empty = (
+            "Nothing has been encoded yet. Training encodes what is missing by itself; "
+            "here you can do it ahead."
+        )
         self.panel = JobPanel(desk, ("cache-latents", "cache-text"), (), empty, reuse=False)
 
     def build(self, page: Page) -> None:

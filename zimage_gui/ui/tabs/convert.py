@@ -41,9 +41,16 @@ class ConvertTab:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
                 self.file = gr.Textbox(
-                    label="File", info="A model, LoRA or cache file (.safetensors), or a model folder. Only its header is read.",
-                    elem_id="convert-file", elem_classes=["zg-field"], interactive=True, buttons=[browse_button("convert-file")],
-                )  # fmt: skip
+                    label="File",
+                    info=(
+                        "A model, LoRA or cache file (.safetensors), or a model folder. Only its "
+                        "header is read."
+                    ),
+                    elem_id="convert-file",
+                    elem_classes=["zg-field"],
+                    interactive=True,
+                    buttons=[browse_button("convert-file")],
+                )
                 with gr.Row(elem_classes=["zg-actions"]):
                     self.inspect = gr.Button("Look into it", variant="primary", elem_id="convert-inspect")
                     self.known = gr.Dropdown(

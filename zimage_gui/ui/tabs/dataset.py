@@ -38,9 +38,16 @@ from zimage_gui.ui.page import Page
 from zimage_gui.ui.values import Raw
 
 SHARED = (
-    "dataset", "dataset_config", "resolution", "enable_bucket", "bucket_no_upscale", "num_repeats", "caption_extension",
-    "cache_directory", "batch_size",
-)  # fmt: skip
+    "dataset",
+    "dataset_config",
+    "resolution",
+    "enable_bucket",
+    "bucket_no_upscale",
+    "num_repeats",
+    "caption_extension",
+    "cache_directory",
+    "batch_size",
+)
 
 GRID_SCRIPT = ACT_SCRIPT + script("grid.js")
 
@@ -77,15 +84,19 @@ class DatasetTab:
                 with gr.Accordion("Buckets: the training sizes", open=False):
                     self.buckets = plain_html(elem_id="dataset-buckets")
                 self.grid = gr.HTML(
-                    self._empty(), js_on_load=GRID_SCRIPT, server_functions=[self._saver()], apply_default_css=False,
+                    self._empty(),
+                    js_on_load=GRID_SCRIPT,
+                    server_functions=[self._saver()],
+                    apply_default_css=False,
                     elem_id="dataset-grid",
-                )  # fmt: skip
+                )
         self.looked = gr.State(Looked())
         self._wire(page)
 
     def _empty(self) -> str:
         return (
-            '<p class="zg-empty">Choose a folder with 10 to 40 pictures and press <b>Look at the pictures</b>. '
+            '<p class="zg-empty">Choose a folder with 10 to 40 pictures and press <b>Look '
+            "at the pictures</b>. "
             "Captions are .txt files with the same name; missing ones can be written here.</p>"
         )
 

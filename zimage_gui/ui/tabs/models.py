@@ -40,13 +40,17 @@ SOURCES = (
         "Turbo as single files, as ComfyUI uses them",
         "Comfy-Org/z_image_turbo",
         "<code>split_files/diffusion_models/z_image_turbo_bf16.safetensors</code>, "
-        "<code>split_files/text_encoders/qwen_3_4b.safetensors</code>, <code>split_files/vae/ae.safetensors</code>. "
+        "<code>split_files/text_encoders/qwen_3_4b.safetensors</code>, <code>"
+        "split_files/vae/ae.safetensors</code>. "
         "ComfyUI's own <code>models</code> folder may be given as <b>Models folder</b>.",
     ),
     (
         "De-Turbo, to train on",
         "ostris/Z-Image-De-Turbo",
-        "<code>z_image_de_turbo_v1_bf16.safetensors</code> as <b>Transformer</b>; VAE and text encoder from above.",
+        (
+            "<code>z_image_de_turbo_v1_bf16.safetensors</code> as <b>Transformer</b>; VAE "
+            "and text encoder from above."
+        ),
     ),
     (
         "Adapter, to train on Turbo itself",
@@ -55,8 +59,10 @@ SOURCES = (
     ),
 )
 ADVICE = (
-    "<b>Which one?</b> Train on De-Turbo, on Turbo with the training adapter, or on the base model. Training plain "
-    "Turbo without the adapter undoes what makes it fast. A LoRA trained on any of them is used on Turbo with 8 or 9 "
+    "<b>Which one?</b> Train on De-Turbo, on Turbo with the training adapter, or "
+    "on the base model. Training plain "
+    "Turbo without the adapter undoes what makes it fast. A LoRA trained on any of "
+    "them is used on Turbo with 8 or 9 "
     "steps and guidance 0."
 )
 NAMES = {"dit": "Transformer", "vae": "VAE", "text_encoder": "Text encoder"}
@@ -134,9 +140,15 @@ class ModelsTab:
 def guide() -> str:
     """Where the real models are, with the exact names of pages and files."""
     rows = "".join(
-        f'<tr><td><b>{what}</b><br><a href="{HUB}{page}" target="_blank" rel="noreferrer">{page}</a></td><td>{files}</td></tr>'
+        (
+            f'<tr><td><b>{what}</b><br><a href="{HUB}{page}" target="_blank" '
+            f'rel="noreferrer">{page}</a></td><td>{files}</td></tr>'
+        )
         for what, page, files in SOURCES
     )
-    intro = "This program downloads nothing. Get the files once, with a browser or <code>hf download</code>, and name them here."
+    intro = (
+        "This program downloads nothing. Get the files once, with a browser or <code>"
+        "hf download</code>, and name them here."
+    )
     table = f'<table class="zg-table zg-guide">{rows}</table>'
     return notice(f"<b>Where to get the real models</b><p>{intro}</p>{table}<p>{ADVICE}</p>", raw=True)

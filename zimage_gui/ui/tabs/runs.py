@@ -52,7 +52,10 @@ def runs_table(desk: Desk) -> str:
     rows = [_row(state, place, len(queued)) for place, state in enumerate(queued)] + [
         _row(state, None, 0) for state in others
     ]
-    head = "<tr><th>State</th><th>Name</th><th>Command</th><th>Begun</th><th>Progress</th><th>Took</th><th>Result</th><th></th></tr>"
+    head = (
+        "<tr><th>State</th><th>Name</th><th>Command</th><th>Begun</th><th>Progress</th>"
+        "<th>Took</th><th>Result</th><th></th></tr>"
+    )
     where = f'<p class="zg-muted">Folder: {escape(str(desk.runs_dir))}</p>'
     return f'{where}<div class="zg-scroll"><table class="zg-table">{head}{"".join(rows)}</table></div>'
 
@@ -68,9 +71,15 @@ def _row(state: RunState, place: int | None, waiting: int) -> str:
         else _result(status.results)
     )
     cells = [
-        run_html.state_badge(state), f"<b>{escape(status.name)}</b>", escape(status.command), made, steps, took, result,
+        run_html.state_badge(state),
+        f"<b>{escape(status.name)}</b>",
+        escape(status.command),
+        made,
+        steps,
+        took,
+        result,
         _buttons(state, place, waiting),
-    ]  # fmt: skip
+    ]
     return f'<tr title="{escape(state.folder.name)}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 

@@ -123,7 +123,10 @@ class TrainingTab:
 
     def _command(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
-        lines = f"{self.form.command_line(data)}\n\n# or as a file: python -m zimage_gui {self.name} run.toml\n{dump(config)}"
+        lines = (
+            f"{self.form.command_line(data)}\n\n# or as a file: python -m zimage_gui "
+            f"{self.name} run.toml\n{dump(config)}"
+        )
         return {self.shown_command: gr.update(value=lines, visible=True)}
 
     def _act(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
