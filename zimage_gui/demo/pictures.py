@@ -80,7 +80,7 @@ def write_known(folder: Path) -> int:
 
 
 def write_training_set(folder: Path, copies: int, extra_copies: int) -> int:
-    """`copies` pictures of each trained combination, `extra_copies` of each extra one; returns their number."""
+    """`copies` pictures of each trained combination, `extra_copies` of each extra one; returns how many."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(s, copies) for s in trained_subjects()] + [(s, extra_copies) for s in extra_subjects()]
     for subject, count in wanted:
