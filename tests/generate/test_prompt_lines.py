@@ -102,8 +102,9 @@ def test_a_file_that_holds_no_prompts_is_refused(tmp_path, name, content):
 
 def test_every_wrong_line_is_named_at_once(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("a --w x\nb\nc --q 1\n")
+    path.write_text("a --w x --h y\nb\nc --q 1\n")
     with pytest.raises(UserError) as caught:
         read_prompt_file(path)
-    assert "line 1" in str(caught.value)
+    assert "line 1 --w must be" in str(caught.value)
+    assert "--h must be" in str(caught.value)
     assert "line 3" in str(caught.value)

@@ -230,7 +230,9 @@ class _Job:
             raise Interrupted("stopped within a picture") from None
         if not bool(torch.isfinite(latents).all()):
             rule = "gave infinite or undefined numbers instead of a picture"
-            remedy = "Use bf16; if that gives none either, the model or a LoRA is damaged"
+            remedy = "The model or a LoRA is damaged, or a strength is far too high"
+            if self.config.mixed_precision == "fp16":
+                remedy = "Use bf16; if that gives none either, the model or a LoRA is damaged"
             raise UserError.one("mixed_precision", self.config.mixed_precision, rule, remedy)
         return latents
 

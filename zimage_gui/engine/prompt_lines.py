@@ -140,6 +140,7 @@ def _built(
 ) -> PromptLine:
     fields: dict[str, Any] = {"prompt": prompt}
     notes: list[str] = []
+    wrong: list[str] = []
     seen: set[str] = set()
     # `l` and `cfg_scale` come last: where both are given, they win over `g` and `guidance_scale`.
     for name, value in sorted(given, key=lambda item: item[0] in ("l", "cfg_scale")):
@@ -147,17 +148,20 @@ def _built(
             notes.append(f"{dashes}{name} has no meaning for Z-Image")
             continue
         if name not in known:
-            raise ValueError(
+            wrong.append(
                 f"has the unknown option {dashes}{name}; known are {', '.join(dashes + k for k in known)}"
             )
+            continue
         if name in seen:
-            raise ValueError(f"gives {dashes}{name} twice")
+            wrong.append(f"gives {dashes}{name} twice")
         seen.add(name)
         field, convert = known[name]
         try:
             fields[field] = convert(value)
-        except _Wrong as wrong:
-            raise ValueError(f"{dashes}{name} {wrong}") from None
+        except _Wrong as error:
+            wrong.append(f"{dashes}{name} {error}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
     for edge in ("width", "height"):
         if edge in fields and fields[edge] % _EDGE:
             notes.append(
