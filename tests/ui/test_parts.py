@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from zimage_gui.config.training import TrainLoraConfig
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import folder_source
 from zimage_gui.ui import dataset_view
@@ -17,7 +18,6 @@ from zimage_gui.ui.html import duration, meter, notice, number, pace
 from zimage_gui.ui.live import Live, Look
 from zimage_gui.ui.pictures import PictureCache, url
 from zimage_gui.ui.trust import foreign_classes
-from zimage_gui.config.training import TrainLoraConfig
 
 
 def draw(path: Path, size=(600, 300), colour="red") -> Path:
