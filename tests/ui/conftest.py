@@ -77,13 +77,13 @@ class Page:
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.set_default_timeout(PATIENCE)
         self.foreign: list[str] = []
-        self.page.on("request", lambda request: self._note(request.url, address))
+        self.page.on("request", lambda request: self._note(request.url))
         self.page.on("dialog", lambda dialog: dialog.accept())
         self.address = address
         self.open()
 
-    def _note(self, url: str, address: str) -> None:
-        if not url.startswith((address, "data:", "blob:")):
+    def _note(self, url: str) -> None:
+        if not url.startswith(("http://127.0.0.1:", "data:", "blob:")):
             self.foreign.append(url)
 
     def open(self) -> None:

@@ -70,14 +70,17 @@ class ConvertTab:
                 )
                 self.report = plain_html(elem_id="convert-report")
             with gr.Column(scale=6, min_width=480):
-                self.form.finish()
-                self.form.build(open_sections=("models", "output"))
-                with gr.Row(elem_classes=["zg-actions"]):
-                    self.convert = gr.Button("Convert", variant="primary", elem_id="convert-start")
-                    self.suggest = gr.Button("Suggest an output name", elem_id="convert-suggest")
-                self.answer = plain_html(elem_id="convert-answer")
-                self.panel.build(self.live, self.name)
+                self._conversion()
         self._wire(page)
+
+    def _conversion(self) -> None:
+        self.form.finish()
+        self.form.build(open_sections=("models", "output"))
+        with gr.Row(elem_classes=["zg-actions"]):
+            self.convert = gr.Button("Convert", variant="primary", elem_id="convert-start")
+            self.suggest = gr.Button("Suggest an output name", elem_id="convert-suggest")
+        self.answer = plain_html(elem_id="convert-answer")
+        self.panel.build(self.live, self.name)
 
     def _wire(self, page: Page) -> None:
         form = self.form
