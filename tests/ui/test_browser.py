@@ -133,7 +133,7 @@ def test_a_file_is_looked_into_and_converted(page, window):
 
 def test_no_page_ever_asked_another_host(page):
     page.tab("Runs")
-    page.see("#runs-table table")
+    page.see("#runs-table p")
     page.tab("Models")
     page.press("#models-check")
     page.see("#models-answer .zg-notice")
