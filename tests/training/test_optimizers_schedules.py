@@ -66,6 +66,9 @@ def test_adamw8bit_really_keeps_eight_bit_states_on_the_cpu() -> None:
         ("no_such_package.Adam", [], "optimizer_type", "cannot be imported"),
         ("torch.nn.Linear", [], "optimizer_type", "not a subclass"),
         ("torch.optim.Optimizer", [], "optimizer_type", "only the base class"),
+        ("..AdamW", [], "optimizer_type", "begins with a dot"),
+        ("LBFGS", [], "optimizer_type", "its step needs closure"),
+        ("SparseAdam", [], "optimizer_type", "sparse gradients"),
         ("AdamW", ["momentum=1"], "optimizer_args", "refuses its arguments"),
         ("AdamW", ["betas=(0.9,"], "optimizer_args", "Python literal"),
         ("AdamW", ["weight_decay=__import__('os')"], "optimizer_args", "Python literal"),
@@ -77,6 +80,11 @@ def test_adamw8bit_really_keeps_eight_bit_states_on_the_cpu() -> None:
 def test_a_wrong_optimizer_is_refused_with_its_option_and_reason(name, arguments, option, part) -> None:
     _, problems = check_optimizer(name, arguments, 1e-3)
     assert [problem.option for problem in problems] == [option] and part in problems[0].sentence()
+
+
+def test_an_optimizer_of_matrices_only_is_refused_where_vectors_are_trained() -> None:
+    assert check_optimizer("Muon", [], 1e-3)[1] == []
+    assert [problem.option for problem in check_optimizer("Muon", [], 1e-3, vectors=True)[1]] == ["optimizer_type"]
 
 
 def rates(total: int = 100, **options: object) -> list[float]:
@@ -128,12 +136,16 @@ def test_every_named_schedule_passes_its_check() -> None:
         ({"lr_scheduler": "adafactor"}, "lr_scheduler"),
         ({"lr_scheduler_type": "os.path.join"}, "lr_scheduler_type"),
         ({"lr_scheduler_type": "StepLR"}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "ReduceLROnPlateau"}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "LRScheduler"}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "OneCycleLR", "lr_scheduler_args": ("max_lr=1", "total_steps=9")}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ("step_size=9",), "lr_warmup_steps": 5}, "lr_warmup_steps"),
         ({"lr_scheduler_args": ("gamma=1",)}, "lr_scheduler_args"),
     ],
 )
 def test_a_wrong_schedule_is_refused(options, option) -> None:
     optimizer = torch.optim.SGD(parameters(), lr=1.0)
-    assert option in [problem.option for problem in check_schedule(ScheduleSpec(**options), optimizer)]
+    assert option in [problem.option for problem in check_schedule(ScheduleSpec(**options), optimizer, 10)]
 
 
 def test_adafactor_with_relative_steps_reports_its_own_rate() -> None:

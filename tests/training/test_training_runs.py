@@ -252,12 +252,33 @@ def test_an_exploding_run_stops_with_a_clear_failure_and_keeps_the_last_good_sta
 
 def test_a_run_resumed_with_other_settings_is_refused_or_says_so(project: Path) -> None:
     _, stopped = train(lora_config(project, max_train_steps=6), stop_at=2)
-    for change in ({"network_dim": 4}, {"optimizer_type": "Adafactor"}, {"seed": 8}):
+    refused = ({"network_dim": 4}, {"optimizer_type": "Adafactor"}, {"seed": 8}, {"optimizer_args": ("eps=1e-6",)})
+    for change in refused:
         with pytest.raises(UserError):
             train(lora_config(project, resume=stopped[-1], **({"max_train_steps": 6} | change)))
-    reporter, _ = train(lora_config(project, resume=stopped[-1], max_train_steps=5, learning_rate=5e-3))
-    assert any("max_train_steps was 6, is 5" in event.text for event in reporter.of(Warning))
+    changes = {"max_train_steps": 5, "learning_rate": 5e-3, "network_dropout": 0.5, "optimizer_type": "adamw"}
+    reporter, _ = train(lora_config(project, resume=stopped[-1], **changes))
+    said = "".join(event.text for event in reporter.of(Warning))
+    assert "max_train_steps was 6, is 5" in said and "network_dropout was 0.0, is 0.5" in said
     assert [step.lr for step in reporter.of(Step)] == pytest.approx([5e-3] * 3)
+
+
+@pytest.mark.parametrize("part", ["trainer", "random", "run", "weights"])
+def test_a_state_whose_manifest_was_tampered_with_is_refused_in_words(project: Path, part: str) -> None:
+    _, stopped = train(lora_config(project), stop_at=1)
+    manifest = json.loads((stopped[-1] / "manifest.json").read_text(encoding="utf-8"))
+    manifest["values"][part] = {"dict": [["progress", {"dict": [["step", 1], ["epoch", 0]]}]]}
+    (stopped[-1] / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match="resume"):
+        train(lora_config(project, resume=stopped[-1]))
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_step_in_which_every_adapter_is_left_out_changes_nothing(project: Path, precision: str) -> None:
+    config = lora_config(project, module_dropout=0.999, mixed_precision=precision, max_train_steps=2)
+    reporter, results = train(config)
+    assert [step.grad_norm for step in reporter.of(Step)] == [0.0, 0.0]
+    assert not any(bool(tensor.any()) for name, tensor in load_file(results[-1]).items() if "lora_B" in name)
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(project: Path) -> None:
@@ -302,7 +323,7 @@ def test_a_preview_that_fails_never_ends_the_run(project: Path, monkeypatch: pyt
     (project / "out" / "sample").write_text("in the way", encoding="utf-8")
     reporter, results = train(lora_config(project, sample_prompts=prompts, sample_every_n_steps=2))
     assert results[-1].name == "zimage.safetensors"
-    assert len([event for event in reporter.of(Warning) if "training goes on" in event.text]) == 2
+    assert len([event for event in reporter.of(Warning) if "training goes on" in event.text]) == 2 * 2
 
 
 def test_previews_say_that_the_training_adapter_was_on(project: Path) -> None:

@@ -64,8 +64,9 @@ class TrainingConfig(
                     "Set attn_mode to torch",
                 )
             )
-        if self.lr_scheduler == "constant" and self.lr_warmup_steps and not self.lr_scheduler_type:
-            rule = "has no effect on the constant schedule"
+        fixed = self.lr_scheduler in ("constant", "adafactor") and self.lr_scheduler
+        if (fixed := self.lr_scheduler_type or fixed) and self.lr_warmup_steps:
+            rule = f"has no effect on the {fixed} schedule"
             remedy = "Use lr_scheduler constant_with_warmup"
             found.append(Problem("lr_warmup_steps", show(self.lr_warmup_steps), rule, remedy))
         if self.lr_scheduler_args and not self.lr_scheduler_type:

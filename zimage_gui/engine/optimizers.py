@@ -4,6 +4,7 @@ not know what is trained or how steps are counted.
 
 import ast
 import importlib
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -47,6 +48,8 @@ def load_class(path: str, home: str, base: type) -> type:
     """The class named by a dotted `path`, or by a bare name inside the module `home`; it must be a subclass
     of `base`."""
     module_name, _, name = path.rpartition(".")
+    if path.startswith("."):
+        raise OptimizerError(f"{path} is no dotted path: it begins with a dot")
     try:
         found = getattr(importlib.import_module(module_name or home), name)
     except ImportError as error:
@@ -55,7 +58,16 @@ def load_class(path: str, home: str, base: type) -> type:
         raise OptimizerError(f"{module_name or home} has no {name}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise OptimizerError(f"{path} is not a subclass of {base.__module__}.{base.__qualname__}")
+    if required := _required(getattr(found, "step", lambda self: None)):
+        raise OptimizerError(f"{path} cannot be used here: its step needs {', '.join(required)}")
     return found
+
+
+def _required(method: Callable[..., object]) -> list[str]:
+    """The arguments a method cannot do without: LBFGS wants a closure, ReduceLROnPlateau the loss."""
+    arguments = list(inspect.signature(method).parameters.values())[1:]
+    collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [a.name for a in arguments if a.default is a.empty and a.kind not in collecting]
 
 
 def optimizer_factory(
@@ -75,6 +87,8 @@ def optimizer_factory(
     found = load_class(name, "torch.optim", torch.optim.Optimizer)
     if found is torch.optim.Optimizer:
         raise OptimizerError(f"{name} is only the base class; known are {_PATH_EXAMPLES}")
+    if issubclass(found, torch.optim.SparseAdam):
+        raise OptimizerError(f"{name} takes sparse gradients only, which no layer here has")
     return _bind(found, {"lr": learning_rate} | arguments)
 
 
@@ -123,9 +137,10 @@ def build_optimizer(
 
 
 def check_optimizer(
-    name: str, argument_texts: list[str], learning_rate: float
+    name: str, argument_texts: list[str], learning_rate: float, vectors: bool = False
 ) -> tuple[torch.optim.Optimizer | None, list[Problem]]:
-    """Build it once on a dummy parameter, so that every mistake shows before any weights are loaded."""
+    """Build it once on a dummy matrix, so that every mistake shows before any weights are loaded; with
+    `vectors` also on a vector, which some optimizers refuse."""
     shown = " ".join(argument_texts)
     try:
         arguments = parse_assignments(argument_texts)
@@ -135,10 +150,17 @@ def check_optimizer(
         factory = optimizer_factory(name, arguments, learning_rate)
     except OptimizerError as error:
         return None, [Problem("optimizer_type", name, str(error), f"Use {_PATH_EXAMPLES}")]
+    dummies = [nn.Parameter(torch.zeros(2, 2))]
     try:
-        return factory([nn.Parameter(torch.zeros(2, 2))]), []
+        optimizer = factory(dummies)
     except OptimizerError as error:
         return None, [Problem("optimizer_args", shown, str(error), f"See the arguments of {name}")]
+    if vectors:
+        try:
+            factory([*dummies, nn.Parameter(torch.zeros(2))])
+        except OptimizerError as error:
+            return None, [Problem("optimizer_type", name, str(error), f"Use {_PATH_EXAMPLES}")]
+    return optimizer, []
 
 
 def describe(optimizer: torch.optim.Optimizer, argument_texts: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 headers; must not know how training is done.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,12 @@ def check(config: Any) -> list[Problem]:
 
 def _optimizer_problems(config: Any) -> list[Problem]:
     optimizer, problems = check_optimizer(
-        config.optimizer_type, list(config.optimizer_args), config.learning_rate
-    )
+        config.optimizer_type, list(config.optimizer_args), config.learning_rate,
+        vectors=not hasattr(config, "network_dim"),
+    )  # fmt: skip
     stand_in = optimizer or torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    return problems + check_schedule(schedule_spec(config), stand_in)
+    steps = config.max_train_steps if config.max_train_epochs is None else 1
+    return problems + check_schedule(schedule_spec(config), stand_in, steps)
 
 
 def _of(look: Any) -> list[Problem]:
@@ -166,4 +169,6 @@ def _folder_problems(config: Any) -> list[Problem]:
         folder = folder.parent
     if folder is not None and folder.exists() and not folder.is_dir():
         return [Problem("output_dir", str(folder), "is a file, not a folder", "Choose another folder")]
+    if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+        return [Problem("output_dir", str(folder), "cannot be written to", "Choose another folder")]
     return []

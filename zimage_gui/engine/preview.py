@@ -82,19 +82,26 @@ class Previews:
         self.model.eval()
         try:
             for index, prompt in enumerate(self.prompts):
-                self._one(self.model, prompt, index, step, epoch)
+                self._tried(self.model, prompt, index, step, epoch)
         except Cancelled:
             pass  # a stop was asked for: the loop sees the same request and saves
-        except Exception as error:  # whatever goes wrong in a preview, training goes on
-            traceback.print_exc()
-            self.run.emit(
-                Warning(text=f"no picture at step {step}: {type(error).__name__}: {error}; training goes on")
-            )
         finally:
             self.model.train()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         self.run.emit(Stage(name="train", text="Training"))
+
+    def _tried(
+        self, model: ZImageTransformer, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
+    ) -> None:
+        try:
+            self._one(model, prompt, index, step, epoch)
+        except Cancelled:
+            raise
+        except Exception as error:  # whatever goes wrong in a preview, training and the other pictures go on
+            traceback.print_exc()
+            what = f"no picture {index + 1} at step {step}: {type(error).__name__}: {error}"
+            self.run.emit(Warning(text=f"{what}; training goes on"))
 
     def _one(
         self, model: ZImageTransformer, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
@@ -114,8 +121,10 @@ class Previews:
             )  # fmt: skip
         if not bool(torch.isfinite(latents).all()):
             raise ValueError("the model gave infinite or undefined numbers")
-        picture = _decoded(self.vae.to(self.device), latents)
-        self.vae.to("cpu")
+        try:
+            picture = _decoded(self.vae.to(self.device), latents)
+        finally:  # out of memory too: training needs the room
+            self.vae.to("cpu")
         occasion = f"e{epoch:06d}" if epoch is not None else f"{step:06d}"
         when = time.strftime("%Y%m%d%H%M%S")
         path = self.names.samples / f"{self.names.name}_{occasion}_{index:02d}_{when}_{prompt.seed}_000.png"

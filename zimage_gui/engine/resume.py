@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.methods import Method, load_parameters
 from zimage_gui.engine.state import State, StateError, load_or_previous, restore_random_states
@@ -13,12 +15,18 @@ from zimage_gui.engine.trainer import Trainer
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Warning
 
-_MUST_AGREE = ("what", "optimizer_type", "seed", "alpha")
-_SHOULD_AGREE = (
-    "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "weighting_scheme",
-    "mixed_precision",
-    "lr_scheduler", "max_train_steps", "max_train_epochs",
+# The state brings the arguments of optimizer and scheduler class back: other ones would have no effect.
+_MUST_AGREE = (
+    "what", "optimizer_type", "optimizer_args", "lr_scheduler_type", "lr_scheduler_args", "seed", "alpha",
 )  # fmt: skip
+_SHOULD_AGREE = (
+    "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "sigmoid_scale",
+    "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "min_timestep", "max_timestep",
+    "preserve_distribution_shape", "mixed_precision", "max_grad_norm", "lr_scheduler", "lr_warmup_steps",
+    "max_train_steps", "max_train_epochs",
+)  # fmt: skip
+_LORA_SHOULD_AGREE = ("network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier")
+_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "dit", "base_weights")
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,13 @@ class Resumed:
 def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]:
     """What a state remembers of its run beside weights and numbers."""
     output = getattr(config, "output", None)
-    facts = {
-        name: getattr(config, name) for name in ("optimizer_type", "seed", "learning_rate", *_SHOULD_AGREE)
-    }
-    return facts | {
+    names = [name for name in _MUST_AGREE if name not in ("what", "alpha")]
+    names += ["learning_rate", *_SHOULD_AGREE]
+    names += [name for name in _LORA_SHOULD_AGREE if hasattr(config, name)]
+    return {name: getattr(config, name) for name in names} | {
         "what": method.what,
+        "dit": Path(config.dit).name,
+        "base_weights": tuple(Path(path).name for path in getattr(config, "base_weights", ())),
         "alpha": getattr(config, "alpha", None),
         "output_name": Path(output).stem if output is not None else config.output_name,
         "dataset": index.fingerprint,
@@ -80,13 +90,42 @@ def load_resumed(config: Any, run: Run) -> Resumed:
         raise UserError.one(
             "resume", state.folder, f"lacks {', '.join(sorted(missing))}", "Choose another state"
         )
-    progress = state.values["trainer"]["progress"]
-    run.emit(
-        Note(
-            text=f"resuming from {state.folder.name}: step {progress['step']}, epoch {progress['epoch'] + 1}"
-        )
+    resumed = Resumed(state)
+    try:
+        progress = state.values["trainer"]["progress"]
+        place = f"step {int(progress['step'])}, epoch {int(progress['epoch']) + 1}"
+        if not (resumed.name and resumed.requested_name and resumed.seed >= 0 and state.values["weights"]):
+            raise ValueError("it names no run")
+        if not all(isinstance(tensor, Tensor) for tensor in state.values["weights"].values()):
+            raise ValueError("its weights are no tensors")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _unusable(state.folder, error) from error
+    run.emit(Note(text=f"resuming from {state.folder.name}: {place}"))
+    return resumed
+
+
+def _unusable(folder: Path, error: Exception) -> UserError:
+    rule = f"cannot be resumed: it is damaged ({type(error).__name__}: {error})"
+    return UserError.one("resume", folder, rule, "Choose another state")
+
+
+def _differs(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether both know `name` (older states have fewer facts) and disagree; case means nothing in a name."""
+    if name not in before or name not in now:
+        return False
+    one, other = (
+        list(value)
+        if isinstance(value, list | tuple)
+        else value.casefold()
+        if isinstance(value, str)
+        else value
+        for value in (before[name], now[name])
     )
-    return Resumed(state)
+    return bool(one != other)
+
+
+def _shown(value: object) -> str:
+    return (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)) or "empty"
 
 
 def restore(
@@ -98,31 +137,39 @@ def restore(
     raise_if_any(
         Problem(
             name,
-            str(now[name]),
-            f"differs from the state's {before.get(name)}",
+            _shown(now[name]),
+            f"differs from the state's {_shown(before[name])}",
             "Use the state's, or start anew",
         )
         for name in _MUST_AGREE
-        if before.get(name) != now[name]
+        if _differs(name, before, now)
     )
     if wrong := load_parameters(method, resumed.state.values["weights"]):
         rule = f"does not fit this run: {'; '.join(wrong[:5])}" + (
             f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         )
         raise UserError.one("resume", resumed.folder, rule, "Use the settings of the stopped run")
-    trainer.restore(resumed.state.values["trainer"])
-    restore_random_states(resumed.state.values["random"])
+    try:
+        trainer.restore(resumed.state.values["trainer"])
+        restore_random_states(resumed.state.values["random"])
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unusable(resumed.folder, error) from error
     changed = [
-        f"{name} was {before.get(name)}, is {now[name]}"
-        for name in _SHOULD_AGREE
-        if before.get(name) != now[name]
+        f"{name} was {_shown(before[name])}, is {_shown(now[name])}"
+        for name in _WARNED
+        if _differs(name, before, now)
     ]
     if changed:
         run.emit(Warning(text=f"the resumed run goes on with other settings: {'; '.join(changed)}"))
     if before.get("dataset") != index.fingerprint:
         run.emit(
-            Warning(text="the pictures have changed since this state: the rest of the epoch is another one")
+            Warning(
+                text="the pictures, captions or batch sizes have changed since this state: "
+                "the rest of the epoch is another one"
+            )
         )
+    if (step := trainer.progress.step) >= (total := trainer.settings.total_steps):
+        run.emit(Warning(text=f"the state is at step {step} and the run ends at {total}: nothing is trained"))
     _apply_new_rate(before.get("learning_rate"), config.learning_rate, trainer, run)
 
 

@@ -17,6 +17,7 @@ NAMES = (
     "inverse_sqrt",
     "cosine_with_min_lr", "warmup_stable_decay", "adafactor",
 )  # fmt: skip
+_WITHOUT_WARMUP = ("constant", "adafactor")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def build_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_s
     if not spec.lr_scheduler_type and (relative or spec.lr_scheduler == "adafactor"):
         return _adafactor(spec, optimizer, relative)
     if spec.lr_scheduler_type:
-        return _by_path(spec, optimizer)
+        return _by_path(spec, optimizer, total_steps)
     if spec.lr_scheduler == "constant":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, _one)
     return _named(spec, optimizer, total_steps)
@@ -54,14 +55,19 @@ def _one(step: int) -> float:
     return 1.0
 
 
-def _by_path(spec: ScheduleSpec, optimizer: torch.optim.Optimizer) -> LRScheduler:
+def _by_path(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
     cls = load_class(spec.lr_scheduler_type, "torch.optim.lr_scheduler", LRScheduler)
     arguments = parse_assignments(spec.lr_scheduler_args)
     try:
         scheduler = cls(optimizer, **arguments)
-    except (TypeError, ValueError, KeyError) as error:
+    except NotImplementedError as error:
+        raise OptimizerError(f"{cls.__name__} is only a base class") from error
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise OptimizerError(f"{cls.__name__} refuses its arguments {arguments}: {error}") from error
     assert isinstance(scheduler, LRScheduler)
+    longest = getattr(scheduler, "total_steps", None)  # OneCycleLR refuses to go on after its end
+    if isinstance(longest, int) and longest < total_steps:
+        raise OptimizerError(f"{cls.__name__} ends after {longest} steps, the run has {total_steps}")
     return scheduler
 
 
@@ -101,8 +107,11 @@ def _named(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: in
     return scheduler
 
 
-def check_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer) -> list[Problem]:
-    """What is wrong with the options, found on a dummy `optimizer` of the kind that will be used."""
+def check_schedule(
+    spec: ScheduleSpec, optimizer: torch.optim.Optimizer, total_steps: int = 1
+) -> list[Problem]:
+    """What is wrong with the options, found on a dummy `optimizer` of the kind that will be used.
+    `total_steps`: 1 while the length is not known yet."""
     if not spec.lr_scheduler_type and spec.lr_scheduler not in NAMES:
         remedy = f"Use one of {', '.join(NAMES)}, or a class given by lr_scheduler_type"
         return [Problem("lr_scheduler", spec.lr_scheduler, "is not a known schedule", remedy)]
@@ -111,12 +120,13 @@ def check_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer) -> list
         shown = " ".join(spec.lr_scheduler_args)
         rule = "belongs to lr_scheduler_type, which is not set"
         problems.append(Problem("lr_scheduler_args", shown, rule, "Leave it out"))
-    if not spec.lr_scheduler_type and spec.lr_scheduler == "constant" and spec.lr_warmup_steps:
-        rule = "has no effect on the constant schedule"
+    fixed = spec.lr_scheduler_type or (spec.lr_scheduler if spec.lr_scheduler in _WITHOUT_WARMUP else "")
+    if fixed and spec.lr_warmup_steps:
+        rule = f"has no effect on the {fixed} schedule"
         remedy = "Use lr_scheduler constant_with_warmup"
         problems.append(Problem("lr_warmup_steps", f"{spec.lr_warmup_steps:g}", rule, remedy))
     try:
-        build_schedule(spec, optimizer, 100)
+        build_schedule(spec, optimizer, total_steps)
     except OptimizerError as error:
         option = "lr_scheduler_type" if spec.lr_scheduler_type else "lr_scheduler"
         problems.append(Problem(option, getattr(spec, option), str(error), "See docs/options"))

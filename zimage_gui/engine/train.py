@@ -24,7 +24,7 @@ from zimage_gui.engine.loader import DatasetIndex, Loader
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
 from zimage_gui.engine.objective import Objective
-from zimage_gui.engine.optimizers import build_optimizer, describe
+from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, describe
 from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
@@ -83,7 +83,12 @@ def _train(
     optimizer = build_optimizer(
         config.optimizer_type, config.optimizer_args, config.learning_rate, method.parameters()
     )
-    schedule = build_schedule(preflight.schedule_spec(config), optimizer, settings.total_steps)
+    try:
+        schedule = build_schedule(preflight.schedule_spec(config), optimizer, settings.total_steps)
+    except OptimizerError as error:  # the length of a run in epochs is known only now
+        raise UserError.one(
+            "lr_scheduler_args", " ".join(config.lr_scheduler_args), str(error), "Fit it to the run"
+        ) from error
     trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run)
     index = feed.loader.index
     if resumed is not None:

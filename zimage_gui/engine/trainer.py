@@ -139,18 +139,21 @@ class Trainer:
             loss = self.loss(batch, self.progress.epoch) * share
             total += loss.detach()
             on_host = _to_host(total)  # queued before the backward pass: read below without waiting for it
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if loss.requires_grad:  # not when module_dropout left every adapter out
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value = on_host()
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")
         self.flush()
-        self.scaler.unscale_(self.optimizer)
+        changed = any(parameter.grad is not None for parameter in self._parameters)
+        if changed:  # the scaler refuses an update without any gradient
+            self.scaler.unscale_(self.optimizer)
         grad_norm = self._clip()
         if self.device.type == "cpu":  # reading it costs nothing here, and the weights stay good
             self._check(grad_norm)
         rate = self.optimizer.param_groups[0]["lr"]  # None where Adafactor works it out itself
         rate = self.schedule.get_last_lr()[0] if rate is None else rate
-        if self._stepped():
+        if self._stepped(changed):
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(value, grad_norm, float(rate), samples)
@@ -205,11 +208,14 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.settings.max_grad_norm, norm)
         return norm
 
-    def _stepped(self) -> bool:
-        """Update the weights; False when fp16 gradients overflowed and the scaler left the update out."""
+    def _stepped(self, changed: bool) -> bool:
+        """Update the weights; False when fp16 gradients overflowed and the scaler left the update out, or had
+        none."""
         if not self.scaler.is_enabled():
             self.optimizer.step()
             return True
+        if not changed:
+            return False
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
