@@ -11,7 +11,7 @@ import pytest
 
 from zimage_gui.config.app import GuiConfig
 from zimage_gui.errors import UserError
-from zimage_gui.ui.app import credentials, free_port, host_check
+from zimage_gui.ui.app import free_port, host_check
 from zimage_gui.ui.desk import Desk
 
 ROOT = Path(__file__).parents[2]
@@ -40,17 +40,16 @@ def test_the_window_and_all_its_tabs_never_import_torch(tmp_path):
 def test_other_machines_need_a_password(config, monkeypatch):
     monkeypatch.delenv("ZIMAGE_GUI_AUTH", raising=False)
     with pytest.raises(UserError, match="needs a password"):
-        credentials(config)
+        config.credentials()
     monkeypatch.setenv("ZIMAGE_GUI_AUTH", "me:secret:with colon")
-    assert credentials(config) == [("me", "secret:with colon")]
+    assert config.credentials() == [("me", "secret:with colon")]
 
 
-def test_a_password_file_holds_one_person_per_line(tmp_path):
+def test_a_password_file_without_a_person_does_not_open_the_window(tmp_path):
     file = tmp_path / "users.txt"
-    file.write_text("\ufeffa:b\n\nbroken\nc:d\n", encoding="utf-8")
-    assert credentials(GuiConfig(listen=True, auth_file=file)) == [("a", "b"), ("c", "d")]
-    with pytest.raises(UserError, match="cannot be read"):
-        credentials(GuiConfig(auth_file=tmp_path / "none.txt"))
+    file.write_text("\n", encoding="utf-8")
+    with pytest.raises(UserError, match="needs a password"):
+        GuiConfig(listen=True, auth_file=file).credentials()
 
 
 def test_a_taken_port_gives_the_next_one():

@@ -96,11 +96,14 @@ class GuiConfig(Options):
         if self.listen and self.host not in ("0.0.0.0", "127.0.0.1"):
             found.append(Problem("listen", "true", f"excludes host {self.host}", "Leave out one of the two"))
         if not self.is_local and not (self.auth or self.auth_file or os.environ.get(AUTH_VARIABLE)):
-            name, value = ("listen", "true") if self.listen else ("host", self.host)
-            rule = "lets other machines start programs here, so it needs a password"
-            remedy = f"Set {AUTH_VARIABLE}=user:password in the environment, or give auth_file or auth"
-            found.append(Problem(name, value, rule, remedy))
+            found.append(self._needs_password())
         return found
+
+    def _needs_password(self) -> Problem:
+        name, value = ("listen", "true") if self.listen else ("host", self.host)
+        rule = "lets other machines start programs here, so it needs a password"
+        remedy = f"Set {AUTH_VARIABLE}=user:password in the environment, or give auth_file or auth"
+        return Problem(name, value, rule, remedy)
 
     def credentials(self) -> list[tuple[str, str]]:
         """(user, password) pairs the window asks for; empty: it asks for none. Raises UserError."""
@@ -111,6 +114,8 @@ class GuiConfig(Options):
         if not all(user and password for user, password in pairs):
             remedy = f"See {self.auth_file or AUTH_VARIABLE}"
             raise UserError.one("auth", "", "must be user:password, one per line", remedy)
+        if not pairs and not self.is_local:  # a password file may be empty
+            raise UserError([self._needs_password()])
         return pairs
 
 

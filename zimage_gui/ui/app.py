@@ -74,7 +74,7 @@ def run(config: GuiConfig, run: Run) -> list[Path]:
 
     Runs that were started go on after the window is closed and are shown again by the next one.
     """
-    logins = credentials(config)
+    logins = config.credentials()
     from zimage_gui.ui.desk import Desk
     from zimage_gui.ui.start import open_project
 
@@ -98,29 +98,6 @@ def run(config: GuiConfig, run: Run) -> list[Path]:
         page.close(verbose=False)
         desk.close()
     return []
-
-
-def credentials(config: GuiConfig) -> list[tuple[str, str]]:
-    """Who may log in, from the option, the file or the environment; needed for any address but this
-    machine's."""
-    lines = [config.auth or os.environ.get("ZIMAGE_GUI_AUTH", "")]
-    if config.auth_file is not None:
-        try:
-            lines += config.auth_file.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError.one(
-                "auth_file", config.auth_file, f"cannot be read ({error})", "Check the path"
-            ) from error
-    found: list[tuple[str, str]] = []
-    for line in lines:
-        user, _, password = line.strip().partition(":")
-        if user and password:
-            found.append((user, password))
-    if config.address not in LOOPBACK and not found:
-        rule = "opens the window to other machines, which needs a password"
-        remedy = "Set ZIMAGE_GUI_AUTH=user:password, or --auth_file FILE; or leave --listen out"
-        raise UserError.one("listen" if config.listen else "host", config.address, rule, remedy)
-    return found
 
 
 def serve(page: Page, desk: Desk, config: GuiConfig, logins: list[tuple[str, str]]) -> str:

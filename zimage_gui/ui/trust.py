@@ -1,24 +1,12 @@
-"""Settings that make Python import a class named by a text, and the question asked before that.
+"""The question asked before a class named by a text is imported.
 
-Knows the options that take a dotted path. A preset, an imported TOML or another run may have brought such a
-name, and importing a module runs its code, so a person says yes once per name and page. Knows nothing of
-gradio.
+Knows its words. Which settings name code is `config.trust`'s knowledge: a preset, an imported TOML or another
+run may have brought such a name, so a person says yes once per name and page.
 """
 
 from __future__ import annotations
 
-from zimage_gui.config.schema import Options
 from zimage_gui.ui.html import button, escape, notice
-
-OPTIONS = ("optimizer_type", "lr_scheduler_type")
-OURS = frozenset({"torch", "bitsandbytes", "transformers"})
-"""Packages that this program imports anyway."""
-
-
-def foreign_classes(config: Options) -> list[str]:
-    """Dotted class names in a config whose package is not one that is used here anyway."""
-    names = [str(getattr(config, option, "") or "") for option in OPTIONS]
-    return [name for name in names if "." in name and name.split(".")[0] not in OURS]
 
 
 def question(names: list[str]) -> str:

@@ -15,6 +15,7 @@ import gradio as gr
 from zimage_gui.config.schema import Options
 from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import TrainingConfig
+from zimage_gui.config.trust import foreign_classes
 from zimage_gui.errors import UserError
 from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act
 from zimage_gui.ui.desk import Desk
@@ -27,7 +28,7 @@ from zimage_gui.ui.preset_bar import PresetBar
 from zimage_gui.ui.presets import Presets
 from zimage_gui.ui.summary import before_training
 from zimage_gui.ui.tabs.generate import GenerateTab
-from zimage_gui.ui.trust import foreign_classes, question
+from zimage_gui.ui.trust import question
 from zimage_gui.ui.values import Raw
 
 OPEN = ("models", "dataset", "lora", "length", "optimizer", "saving", "previews")
@@ -102,7 +103,7 @@ class TrainingTab:
 
     def _start(self, config: Options, trusted: frozenset[str]) -> Updates:
         """Queue the run, unless it would import code that nobody has agreed to yet."""
-        unknown = [name for name in foreign_classes(config) if name not in trusted]
+        unknown = [name for name in foreign_classes(config).values() if name not in trusted]
         if unknown:
             return {self.answer: question(unknown)}
         name = str(getattr(config, "output_name", ""))
