@@ -17,7 +17,9 @@ from zimage_gui.demo.project import write_project
 def test_the_shipped_settings_teach_the_zorb(tmp_path: Path) -> None:
     write_project(tmp_path)
     settings = str(tmp_path / "train_lora.toml")
-    subprocess.run([sys.executable, "-m", "zimage_gui", "train-lora", settings, "--runs_dir", str(tmp_path)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "zimage_gui", "train-lora", settings, "--runs_dir", str(tmp_path)], check=True
+    )
     model = DemoModel(tmp_path / "models/hub", lora=tmp_path / "output/zorb.safetensors")
     zorbs = measure(model, [ZORB_PROMPT] * 50)
     circles = measure(model, [Subject("circle", "red", "white")] * 50)
