@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zimage_gui.engine.checkpoints import Mark, OutputNames, drop
 from zimage_gui.engine.state import (
     MANIFEST,
     StateError,
@@ -22,6 +23,7 @@ from zimage_gui.engine.state import (
     states_in,
     unpack,
 )
+from zimage_gui.files import TEMP_SUFFIX
 
 VALUES = {
     "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)},
@@ -152,6 +154,14 @@ def test_a_folder_of_states_means_its_newest(tmp_path: Path) -> None:
     assert load_or_previous(tmp_path)[0].folder.name == "cats-step00000004-state"
     with pytest.raises(StateError, match="no training state"):
         load_or_previous(tmp_path / "nowhere")
+
+
+def test_a_state_whose_deletion_is_cut_short_lies_under_a_name_that_is_swept(tmp_path: Path, monkeypatch) -> None:
+    names = OutputNames(tmp_path, "cats")
+    save_state(names.state(Mark(step=1)), {"a": {"b": torch.ones(2)}}, names.pointer)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    assert drop(names, Mark(step=1), state=True) == names.state(Mark(step=1))
+    assert [path.name.endswith(TEMP_SUFFIX) for path in tmp_path.iterdir() if path.is_dir()] == [True]
 
 
 def test_all_random_generators_continue_where_they_were() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from zimage_gui.files import sweep_temp_files
+from zimage_gui.files import replace_file, sweep_temp_files, temp_path
 
 Naming = Literal["kohya", "dotted"]
 
@@ -113,8 +113,11 @@ def drop(names: OutputNames, mark: Mark, state: bool) -> Path | None:
     """Delete one earlier save of this run; returns what was deleted."""
     path = names.state(mark) if state else names.weights(mark)
     if state and path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return path
+        aside = temp_path(path)  # a kill while deleting must leave no half state under its name
+        with contextlib.suppress(OSError):
+            replace_file(path, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            return path
     if not state and path.is_file():
         with contextlib.suppress(OSError):
             path.unlink()
