@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from zimage_gui.config.training import TrainLoraConfig
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import folder_source
 from zimage_gui.ui import dataset_view
@@ -17,7 +16,6 @@ from zimage_gui.ui.folders import list_folder
 from zimage_gui.ui.html import duration, meter, notice, number, pace
 from zimage_gui.ui.live import Live, Look
 from zimage_gui.ui.pictures import PictureCache, url
-from zimage_gui.ui.trust import foreign_classes
 
 
 def draw(path: Path, size=(600, 300), colour="red") -> Path:
@@ -156,9 +154,3 @@ def test_a_live_part_is_sent_only_when_its_mark_moved():
     state["mark"] = 2
     assert live.changes({"marks": {"g:p": sent["mark"]}})[0]["html"] == " 2"
     assert live.changes(["no", "dict"]) == live.changes({"marks": {"g:p": 3}}) == []
-
-
-def test_code_from_outside_is_asked_about():
-    assert foreign_classes(TrainLoraConfig(optimizer_type="AdamW")) == []
-    assert foreign_classes(TrainLoraConfig(optimizer_type="torch.optim.SGD")) == []
-    assert foreign_classes(TrainLoraConfig(optimizer_type="evil.module.Opt")) == ["evil.module.Opt"]
