@@ -342,6 +342,14 @@ def test_left_over_temp_files_of_a_killed_run_are_swept(project: Path) -> None:
     assert names(out) == ["zimage.safetensors"]
 
 
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_stop_at_a_step_that_was_just_saved_saves_no_more_than_is_missing(project: Path, with_state: bool) -> None:
+    reporter, _ = train(lora_config(project, save_every_n_steps=2, save_state=with_state), stop_at=2)
+    saved = [Path(event.path).name for event in reporter.of(Checkpoint)]
+    weights, state = "zimage-step00000002.safetensors", "zimage-step00000002-state"
+    assert saved == ([weights, state] if with_state else [weights, weights, state])
+
+
 def test_every_save_is_reported_with_its_step_and_epoch(project: Path) -> None:
     reporter, _ = train(lora_config(project, max_train_epochs=2, save_every_n_epochs=1, save_state_on_train_end=True))
     told = [(event.what, event.step, event.epoch, Path(event.path).name) for event in reporter.of(Checkpoint)]

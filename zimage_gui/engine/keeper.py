@@ -48,6 +48,7 @@ class RunKeeper:
     preview_times: PreviewTimes = PreviewTimes()
     sidecar: bytes | None = None
     results: list[Path] = field(default_factory=list)
+    _newest: tuple[Mark, bool] | None = None
 
     def at_start(self, progress: Progress) -> None:
         if self.previews and self.preview_times.sample_at_first and progress.step == 0:
@@ -73,7 +74,9 @@ class RunKeeper:
     def at_stop(self, progress: Progress) -> None:
         """Everything a resume needs, and the result so far."""
         self.run.emit(Stage(name="stopping", text=f"Stopping after step {progress.step}: saving"))
-        self.save(Mark(step=progress.step), progress, True)
+        mark = Mark(step=progress.step)
+        if self._newest != (mark, True):  # this very step may just have been saved, state and all
+            self.save(mark, progress, True)
 
     def at_end(self, progress: Progress, with_state: bool) -> None:
         """The final file, and the state when it was asked for."""
@@ -96,6 +99,7 @@ class RunKeeper:
         self._tell(path, progress.step, epoch, self.method.what)
         if with_state:
             self._save_state(mark, progress, epoch)
+        self._newest = (mark, with_state)
         self._drop_outdated(mark)
 
     def _drop_outdated(self, mark: Mark) -> None:
