@@ -53,7 +53,6 @@ def main() -> int:
     import lora_step
     import starts
     import torch
-
     from diffusers.utils import logging as diffusers_logging
 
     diffusers_logging.set_verbosity_error()
