@@ -261,6 +261,9 @@ def test_a_run_resumed_with_other_settings_is_refused_or_says_so(project: Path) 
     said = "".join(event.text for event in reporter.of(Warning))
     assert "max_train_steps was 6, is 5" in said and "network_dropout was 0.0, is 0.5" in said
     assert [step.lr for step in reporter.of(Step)] == pytest.approx([5e-3] * 3)
+    _, still = train(lora_config(project, output_name="still", learning_rate=0), stop_at=2)
+    reporter, _ = train(lora_config(project, output_name="still", resume=still[-1], learning_rate=5e-3))
+    assert [step.lr for step in reporter.of(Step)] == [5e-3] * 2
 
 
 @pytest.mark.parametrize("part", ["trainer", "random", "run", "weights"])

@@ -175,12 +175,15 @@ def restore(
 
 def _apply_new_rate(before: float | None, now: float, trainer: Trainer, run: Run) -> None:
     """A learning rate changed between the runs holds from here on: the state's own is scaled."""
-    if not before or before == now:
+    if before is None or before == now:
         return
-    ratio = now / before
+
+    def changed(rate: float) -> float:
+        return rate * (now / before) if before else now  # a rate of 0 cannot be scaled
+
     for group in trainer.optimizer.param_groups:
         for name in ("lr", "initial_lr"):
             if group.get(name) is not None:
-                group[name] *= ratio
-    trainer.schedule.base_lrs = [rate * ratio for rate in trainer.schedule.base_lrs]
+                group[name] = changed(group[name])
+    trainer.schedule.base_lrs = [changed(float(rate)) for rate in trainer.schedule.base_lrs]
     run.emit(Note(text=f"learning_rate changes from {before:g} to {now:g}"))
