@@ -1,0 +1,59 @@
+"""What only a CUDA device can show: `pytest -m gpu`. The built-in demo is the model."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from zimage_gui.demo.project import DATA
+from zimage_gui.model.weights import load_transformer, load_vae
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+def command(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "zimage_gui", *arguments], capture_output=True, text=True, encoding="utf-8", timeout=250
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@torch.no_grad()
+def test_the_transformer_gives_the_cpu_values_on_a_gpu() -> None:
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(2, 16, 12, 10, generator=generator)
+    time = torch.tensor([0.03, 0.8])
+    models = [load_transformer(DATA / "transformer", torch.device(d), torch.float32) for d in ("cpu", "cuda")]
+    captions = [torch.randn(n, models[0].config.cap_feat_dim, generator=generator) for n in (9, 20)]
+    on_cpu = models[0](latents, time, captions)
+    on_gpu = models[1](latents.cuda(), time.cuda(), [caption.cuda() for caption in captions])
+    assert (on_gpu.cpu() - on_cpu).abs().max() < 1e-4 * on_cpu.abs().max()
+
+
+@torch.no_grad()
+def test_the_autoencoder_gives_the_cpu_values_on_a_gpu() -> None:
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    vaes = [load_vae(DATA / "vae", torch.device(d), torch.float32) for d in ("cpu", "cuda")]
+    on_cpu, on_gpu = vaes[0].encode_mode(images), vaes[1].encode_mode(images.cuda())
+    # cuDNN computes convolutions in TF32 unless told otherwise: ten bits of mantissa
+    assert (on_gpu.cpu() - on_cpu).abs().max() < 1e-2 * on_cpu.abs().max()
+
+
+def test_a_lora_is_trained_stopped_resumed_and_used_on_a_gpu(tmp_path: Path) -> None:
+    command("demo", "--to", str(tmp_path / "demo"))
+    train = [
+        "train-lora", str(tmp_path / "demo" / "train_lora.toml"), "--device", "cuda",
+        "--output_dir", str(tmp_path / "out"), "--output_name", "z", "--runs_dir", str(tmp_path / "runs"), "--save_state_on_train_end",
+    ]  # fmt: skip
+    command(*train, "--max_train_steps", "10")
+    command(*train, "--max_train_steps", "20", "--resume", str(tmp_path / "out" / "z-state"))
+    command(
+        "generate", "--model_dir", str(tmp_path / "demo" / "models" / "hub"), "--device", "cuda", "--prompt", "a red zorb on a white background",
+        "--image_size", "128", "128", "--lora_weight", str(tmp_path / "out" / "z.safetensors"), "--save_path", str(tmp_path / "pictures"),
+    )  # fmt: skip
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
