@@ -169,11 +169,13 @@ def _dry_run(spec: CommandSpec, config: Options) -> int:
 def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> int:
     """A command with a run folder, so that the window shows it too."""
     from zimage_gui.jobs.here import run_here
+    from zimage_gui.jobs.processes import leave_a_core_free
     from zimage_gui.terminal import TerminalView
 
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         rule = "asks for several processes, and training on several GPUs comes in a later version"
         raise UserError.one("WORLD_SIZE", os.environ["WORLD_SIZE"], rule, "Start one process")
+    leave_a_core_free()
     if run_folder is None:  # else the window has checked
         raise_if_any(spec.check(config))
 

@@ -22,7 +22,7 @@ from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import CONFIG_FILE, RunFolder
 from zimage_gui.jobs.here import execute, heading
 from zimage_gui.jobs.lock import Busy, exclusive
-from zimage_gui.jobs.processes import identity_in, is_alive, myself
+from zimage_gui.jobs.processes import identity_in, is_alive, leave_a_core_free, myself
 from zimage_gui.jobs.queue import withdraw
 from zimage_gui.jobs.resident import (
     BELL_FILE,
@@ -175,6 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--maker", default=MAKER, help="package.module:factory of the object that does requests"
     )
     options = parser.parse_args(arguments)
+    leave_a_core_free()
     threading.current_thread().name = "worker"
     Worker(options.runs_dir, options.maker, options.idle_seconds).serve()
 
