@@ -46,7 +46,7 @@ def test_a_signal_finishes_the_step_saves_and_ends_with_130(new_run, number):
 
 @POSIX
 def test_a_second_ctrl_c_leaves_at_once_without_saving(new_run):
-    run = new_run(steps=10000, pause=0.5)
+    run = new_run(steps=10000, pause=3)  # long enough that the second one comes within the step
     process = started(run)
     process.send_signal(signal.SIGINT)
     wait_for(lambda: "the step is finished" in (run.folder / "console.log").read_text(encoding="utf-8"))

@@ -50,7 +50,11 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if self.asked:
+                # The process only has to end now; an impatient Ctrl-C must not turn 130 into a traceback.
+                signal.signal(number, signal.SIG_IGN)
+            else:
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
