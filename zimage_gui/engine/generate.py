@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.dataset.progress import Meter
-from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.devices import format_note, pick_device
 from zimage_gui.engine.generate_plan import lora_choices, needed_parts, problems_of, prompts_of, requests_of
 from zimage_gui.engine.generator import Generator, ModelKey, PictureRequest
 from zimage_gui.engine.latent_files import latent_metadata, read_latent, settings_of_latent
@@ -197,6 +197,9 @@ class _Job:
             self.run.emit(Note(text=f"Guidance {pairs}"))
         elif self.config.negative_prompt:
             self.run.emit(Note(text="The negative prompt has no effect: guidance_scale is 0"))
+        note = format_note(self.generator.device, self.config.mixed_precision, self.generator.dtype)
+        if note:
+            self.run.emit(Note(text=note))
         if self.config.mixed_precision == "fp16":
             self.run.emit(Warning(text="fp16 can overflow into black pictures; bf16 does not"))
 

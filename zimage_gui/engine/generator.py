@@ -5,7 +5,6 @@ write, runs, or where requests come from.
 """
 
 import gc
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from zimage_gui.engine.devices import number_format
 from zimage_gui.engine.model_files import ModelFiles
 from zimage_gui.engine.sampler import OnStep, denoise
 from zimage_gui.model import flow
@@ -28,7 +28,6 @@ from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, to_vae_space
 from zimage_gui.model.weights import load_text_encoder, load_transformer, load_vae
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROMPTS_KEPT = 512
 _HEADROOM = 3 << 30
 """Bytes that must stay free beside the weights for activations and the VAE's decode."""
@@ -95,7 +94,9 @@ class Generator:
     def __init__(self, key: ModelKey, attention: str = "torch", on_load: OnLoad = _silent) -> None:
         self.key = key
         self.device = torch.device(key.device)
-        self.dtype = DTYPES[key.precision]
+        dit = key.files.dit
+        weights = _size(dit, "transformer", torch.uint8) if dit is not None else 0
+        self.dtype = number_format(self.device, key.precision, weights)
         self.attention = attention
         self.on_load = on_load
         self._features: OrderedDict[str, Tensor] = OrderedDict()
@@ -286,8 +287,7 @@ def _stamped(
 
 def _size(path: Path, part: str, dtype: torch.dtype) -> int:
     """Bytes of a model in memory."""
-    places = open_checkpoint(part_folder(path, part), part).places.values()
-    return sum(math.prod(place.info.shape) for place in places) * dtype.itemsize
+    return open_checkpoint(part_folder(path, part), part).weights * dtype.itemsize
 
 
 def _module_bytes(module: nn.Module) -> int:

@@ -17,7 +17,7 @@ import torch
 from zimage_gui.engine import preflight
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
-from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
 from zimage_gui.engine.loader import DatasetIndex, Loader
@@ -32,6 +32,7 @@ from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.attention import use_backend
+from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.lora import attach_lora
 from zimage_gui.model.lora_merge import merge_lora
 from zimage_gui.model.lora_read import read_lora
@@ -162,7 +163,13 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
 def _method(config: Any, run: Run, device: torch.device) -> Method:
     """The model with what is trained on it."""
     lora = hasattr(config, "network_dim")
-    dtype = DTYPES[config.mixed_precision] if lora or getattr(config, "full_bf16", False) else torch.float32
+    weights = open_checkpoint(part_folder(config.dit, "transformer"), "dit").weights
+    computing = number_format(device, config.mixed_precision, weights)
+    if getattr(config, "full_bf16", False):
+        computing = DTYPES[config.mixed_precision]
+    if note := format_note(device, config.mixed_precision, computing):
+        run.emit(Note(text=note))
+    dtype = computing if lora or config.full_bf16 else torch.float32
     run.emit(
         Stage(
             name="load_dit", text=f"Loading the transformer ({str(dtype).removeprefix('torch.')}, {device})"
@@ -177,7 +184,7 @@ def _method(config: Any, run: Run, device: torch.device) -> Method:
         _merge_base_weights(model, config, run)
         network = attach_lora(model, preflight.lora_spec(config), config.seed)
         return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
-    autocast = None if config.full_bf16 or config.mixed_precision == "no" else DTYPES[config.mixed_precision]
+    autocast = None if config.full_bf16 or computing is torch.float32 else computing
     return FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision])
 
 

@@ -6,6 +6,7 @@ Knows folders, shards and headers. Must not know torch or what the tensors mean.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,11 @@ class Checkpoint:
             self.settings.get("_class_name") or self.settings.get("model_type") or PART_CLASSES[part][0]
         )
         return self.settings if described in PART_CLASSES[part] else {}
+
+    @property
+    def weights(self) -> int:
+        """How many numbers all tensors hold."""
+        return sum(math.prod(place.info.shape) for place in self.places.values())
 
     @property
     def total_bytes(self) -> int:
