@@ -154,7 +154,9 @@ def _check_bpk(path: Path, content: bytes) -> bool:
     again = write_bpk(path.with_name("again.bpk"), copied_entries(path, header), header.metadata, header.scalars)
     second, rewritten = read_bpk_header(again), again.read_bytes()
     assert found == naive_bpk(rewritten)
-    assert (second.metadata, repr(second.scalars)) == (header.metadata, repr(header.scalars))
+    assert second.metadata == header.metadata
+    # As text, for NaN is not equal to itself.
+    assert repr(sorted(second.scalars.items())) == repr(sorted(header.scalars.items()))
     third = write_bpk(path.with_name("third.bpk"), copied_entries(again, second), second.metadata, second.scalars)
     assert third.read_bytes() == rewritten
     return True
