@@ -224,8 +224,8 @@ def _counts(value: object) -> bool:
 def expand_shards(path: Path, option: str = "file") -> list[Path]:
     """All files of a model given by one path: a file, any shard of a `-00001-of-0000N` set, or a folder.
 
-    A folder is read by its `*.safetensors.index.json`, else by its only set or file. Raises UserError naming
-    the missing files; never leaves the folder the user chose.
+    A folder is read by its `*.safetensors.index.json`, else by its only set or file, else by its only .bpk.
+    Raises UserError naming the missing files; never leaves the folder the user chose.
     """
     if path.is_dir():
         return _files_of_folder(path, option)
@@ -245,12 +245,13 @@ def _files_of_folder(folder: Path, option: str) -> list[Path]:
     if len(indexes) == 1:
         return _files_of_index(indexes[0], option)
     files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
+    files = files or sorted(file for file in folder.glob("*.bpk") if file.is_file())
     if len(files) == 1:
         return expand_shards(files[0], option)
     match = _SHARD.match(files[0].name) if files else None
     if match and all((other := _SHARD.match(file.name)) and other["stem"] == match["stem"] for file in files):
         return expand_shards(files[0], option)
-    rule = "holds several models" if files else "holds no .safetensors file"
+    rule = "holds several models" if files else "holds no .safetensors or .bpk file"
     raise UserError.one(option, folder, rule, "Give the path of the file that is meant")
 
 

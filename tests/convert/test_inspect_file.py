@@ -96,7 +96,7 @@ def test_a_whole_model_folder_is_told_part_by_part(capsys):
 
 
 @pytest.mark.parametrize(
-    ("start", "kind"), [(b"GGUF\x03\0\0\0", "gguf"), (b"PK\x03\x04rest", "pickle"), (b"NRUBrest", "burnpack")]
+    ("start", "kind"), [(b"GGUF\x03\0\0\0", "gguf"), (b"PK\x03\x04rest", "pickle")]
 )
 def test_foreign_formats_are_named(tmp_path, start, kind):
     path = tmp_path / "x.bin"

@@ -50,7 +50,7 @@ def problems_of(
             problems += error.problems
     if not models_are_loaded:
         wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
-        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder)
+        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder, decoder_only=True)
     problems += latent_problems(config.latent_path)
     return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
 

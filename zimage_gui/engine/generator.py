@@ -199,7 +199,10 @@ class Generator:
     def vae(self) -> AutoencoderKL:
         if self._vae is None:
             assert self.key.files.vae is not None
-            self._vae = load_vae(self.key.files.vae, self.device, torch.float32, on_bytes=self._told("VAE"))
+            told = self._told("VAE")
+            self._vae = load_vae(
+                self.key.files.vae, self.device, torch.float32, decoder_only=True, on_bytes=told
+            )
         return self._vae
 
     def load(self, vae: bool = True) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zimage_gui.burnpack import is_bpk
 from zimage_gui.config.convert import InspectConfig
 from zimage_gui.errors import Problem, raise_if_any
 from zimage_gui.events import Run
@@ -22,7 +23,7 @@ from zimage_gui.model.lora_dialects import Key, describe_dialect, parse_key
 from zimage_gui.model.recognise import USABLE, Recognised, recognise
 
 _SHOWN_METADATA = 200
-_FORMATS = {"gguf": "gguf", "burnpack": "bpk", "pickle": "pickle"}
+_FORMATS = {"gguf": "gguf", "pickle": "pickle"}
 _ALPHA_FORMS = {"F32": "<f", "F64": "<d", "F16": "<e"}
 _PAIRS = (
     ("down", "up"),
@@ -153,7 +154,7 @@ def _report(path: Path, found: Recognised) -> FileReport:
         path,
         found.kind,
         found.layout,
-        "safetensors",
+        "bpk" if is_bpk(checkpoint.files[0]) else "safetensors",
         _lora_sentence(lora) if lora else found.sentence,
         tensors,
         dict(checkpoint.metadata),

@@ -4,7 +4,7 @@ Knows the folder layouts a user may have: Hugging Face, ComfyUI's `models`, the 
 It must not know torch or what is done with the models.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -43,13 +43,14 @@ class _Part:
     names: tuple[str, ...]
 
 
-# Names known to be meant when a folder holds several files of a kind; the first that is there wins.
+# Names known to be meant when a folder holds several files of a kind; the first that is there wins, in the
+# order of z-image-train.
 _PARTS = {
     "transformer": _Part(
         "dit",
         "Z-Image transformer",
         ("diffusion_models", "unet", "."),
-        ("z_image_turbo_bf16", "z_image_turbo_f16"),
+        ("z_image_turbo_f16", "z_image_turbo_bf16", "z_image_turbo", "z_image"),
     ),
     "vae": _Part("vae", "VAE", ("vae", "."), ("ae",)),
     "text_encoder": _Part(
@@ -90,16 +91,17 @@ def find_part(model_dir: Path, part: str) -> Path:
     known = _PARTS[part]
     found = _of_kind(_candidates(model_dir, known.folders), part)
     if not found:
-        package = next((file for name in known.names if (file := model_dir / f"{name}.bpk").is_file()), None)
-        if package is not None:
-            return package
+        # A file by one of the names is meant, so its own fault is the better answer than its absence.
+        meant = _named(_candidates(model_dir, known.folders), known.names)
+        if meant:
+            return meant[0]
         raise UserError.one(
             "model_dir",
             str(model_dir),
             f"holds no {known.label} (looked in {', '.join(known.folders)})",
             f"Put the file there, or give its path as {known.option}",
         )
-    named = [file for name in known.names for file in found if file.stem == name]
+    named = _named(found, known.names)
     if len(found) == 1 or named:
         return (named or found)[0]
     raise UserError.one(
@@ -108,6 +110,12 @@ def find_part(model_dir: Path, part: str) -> Path:
         f"holds several files that could be the {known.label}: {', '.join(file.name for file in found[:6])}",
         f"Give the one you mean as {known.option}",
     )
+
+
+def _named(files: Iterable[Path], names: tuple[str, ...]) -> list[Path]:
+    """Those with one of the names, the first name first and of one name the .bpk, as z-image-train looks."""
+    there = sorted(files, key=lambda file: file.suffix.lower() != ".bpk")
+    return [file for name in names for file in there if file.stem == name]
 
 
 def _is_hub_folder(folder: Path) -> bool:
@@ -120,7 +128,8 @@ def _candidates(model_dir: Path, folders: tuple[str, ...]) -> Iterator[Path]:
         folder = model_dir / name
         depth = 1 if name == "." else _DEEPEST
         for level in range(depth):
-            for file in sorted(folder.glob("*/" * level + "*.safetensors")):
+            here = folder.glob("*/" * level + "*")
+            for file in sorted(file for file in here if file.suffix in (".safetensors", ".bpk")):
                 if "-of-" not in file.stem or file.stem.split("-of-")[0].endswith("-00001"):
                     yield file
 

@@ -198,4 +198,5 @@ def encode_previews(
             run.emit(Warning(text=warning))
     del encoder
     gc.collect()
-    return Previews(run, names, config, prompts, features, load_vae(config.vae, "cpu", torch.float32), device)
+    vae = load_vae(config.vae, "cpu", torch.float32, decoder_only=True)
+    return Previews(run, names, config, prompts, features, vae, device)

@@ -166,18 +166,22 @@ def vae_sizes_from(shapes: Shapes, settings: Mapping[str, Any]) -> dict[str, Any
     The group count cannot be read from tensors: config.json decides, else 32 when every width divides by it,
     otherwise 8. Raises SizeError as the others do.
     """
-    levels = count_layers((name.removeprefix("encoder.") for name in shapes), "down_blocks")
-    widths = tuple(
-        _shape(shapes, f"encoder.down_blocks.{level}.resnets.0.conv2.weight", 4)[0] for level in range(levels)
-    )
-    first_level = (name.removeprefix("encoder.down_blocks.0.") for name in shapes)
+    # A decoder alone tells the same, widest level first and one layer more in each.
+    whole = any(name.startswith("encoder.") for name in shapes)
+    blocks = "encoder.down_blocks." if whole else "decoder.up_blocks."
+    side, _, kind = blocks.removesuffix(".").partition(".")
+    levels = count_layers((name.removeprefix(f"{side}.") for name in shapes), kind)
+    widths = tuple(_shape(shapes, f"{blocks}{level}.resnets.0.conv2.weight", 4)[0] for level in range(levels))
+    first_level = (name.removeprefix(f"{blocks}0.") for name in shapes)
+    layers = count_layers(first_level, "resnets")
+    widths, layers = (widths, layers) if whole else (widths[::-1], layers - 1)
     sizes: dict[str, Any] = {
         "block_out_channels": widths,
-        "layers_per_block": count_layers(first_level, "resnets"),
+        "layers_per_block": layers,
         "latent_channels": _shape(shapes, "decoder.conv_in.weight", 4)[1],
     }
-    if not widths or min(widths) < 1:
-        raise SizeError("has no usable encoder levels")
+    if not widths or min(widths) < 1 or layers < 0:
+        raise SizeError(f"has no usable {side} levels")
     stated = settings.get("block_out_channels", list(widths))
     if stated != list(widths):
         raise SizeError(

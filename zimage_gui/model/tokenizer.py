@@ -139,7 +139,7 @@ def _files_in(place: Path) -> Iterator[Path]:
         yield place
         return
     for folder in (place, place / "tokenizer"):
-        for name in ("tokenizer.json", "qwen3-tokenizer.json"):
+        for name in ("qwen3-tokenizer.json", "tokenizer.json"):
             if (folder / name).is_file():
                 yield folder / name
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():

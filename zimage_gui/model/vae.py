@@ -9,6 +9,7 @@ variance, is where the transformer works: model = (vae - shift_factor) * scaling
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -209,13 +210,18 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder of one autoencoder; runs in the dtype of its parameters."""
+    """Encoder and decoder of one autoencoder, or the decoder alone; runs in the dtype of its parameters."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: VaeConfig, *, decoder_only: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        if not decoder_only:
+            self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+
+    def unused_names(self, names: Iterable[str]) -> list[str]:
+        """Tensors of a whole autoencoder that a decoder alone leaves on disk."""
+        return [name for name in names if name.startswith("encoder.") and not hasattr(self, "encoder")]
 
     def encode_moments(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior, each (B, latent, H/8, W/8), VAE space.

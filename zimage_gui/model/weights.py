@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.checkpoint import Checkpoint
-from zimage_gui.model.keymaps import Source, text_encoder_sources, transformer_sources, vae_sources
+from zimage_gui.model.keymaps import Source
 from zimage_gui.model.recognise import require
 from zimage_gui.model.sizes import (
     Shapes,
@@ -28,7 +29,8 @@ from zimage_gui.model.sizes import (
     transformer_config_from,
     vae_sizes_from,
 )
-from zimage_gui.model.tensor_files import FLOATS, read_tensor
+from zimage_gui.model.sources import sources_of
+from zimage_gui.model.tensor_files import FLOATS, read_source
 from zimage_gui.model.text_encoder import Qwen3TextEncoder
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, VaeConfig
@@ -76,13 +78,18 @@ def load_vae(
     dtype: torch.dtype = torch.float32,
     *,
     option: str = "vae",
+    decoder_only: bool = False,
     on_bytes: OnBytes = _silent,
 ) -> AutoencoderKL:
-    """The autoencoder of a hub folder, its vae folder or a single file, in the diffusers or ldm layout."""
+    """The autoencoder of a hub folder, its vae folder or a single file, in any layout.
+
+    decoder_only: leave the encoder on disk, where there may be none (the published ae.bpk has none).
+    """
     checkpoint = _open(path, "vae", option)
-    config = _vae_config(checkpoint)
+    config = _vae_config(checkpoint, decoder_only)
+    sources = _sources(checkpoint, "vae")
     return _fill(
-        lambda: AutoencoderKL(config), checkpoint, _sources(checkpoint, "vae"), device, dtype, on_bytes
+        lambda: AutoencoderKL(config, decoder_only=decoder_only), checkpoint, sources, device, dtype, on_bytes
     )
 
 
@@ -109,11 +116,12 @@ def transformer_config_of(path: Path, option: str = "dit") -> TransformerConfig:
     return config
 
 
-def vae_config_of(path: Path, option: str = "vae") -> VaeConfig:
+def vae_config_of(path: Path, option: str = "vae", *, decoder_only: bool = False) -> VaeConfig:
     """Sizes of the autoencoder at `path`, from headers only; raises UserError when a load would."""
     checkpoint = _open(path, "vae", option)
-    config = _vae_config(checkpoint)
-    _strict(_on_meta(lambda: AutoencoderKL(config)), checkpoint, _sources(checkpoint, "vae"))
+    config = _vae_config(checkpoint, decoder_only)
+    model = _on_meta(lambda: AutoencoderKL(config, decoder_only=decoder_only))
+    _strict(model, checkpoint, _sources(checkpoint, "vae"))
     return config
 
 
@@ -126,12 +134,19 @@ def text_encoder_config_of(path: Path, option: str = "text_encoder") -> TextEnco
 
 
 def model_problems(
-    transformer: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
+    transformer: Path | None = None,
+    vae: Path | None = None,
+    text_encoder: Path | None = None,
+    *,
+    decoder_only: bool = False,
 ) -> list[Problem]:
-    """Everything that would stop loading these models, for a command's preflight; reads no tensor."""
+    """Everything that would stop loading these models, for a command's preflight; reads no tensor.
+
+    decoder_only: the command does not encode pictures, as `load_vae` takes it.
+    """
     checks: list[tuple[Callable[..., Any], Path | None, str]] = [
         (transformer_config_of, transformer, "dit"),
-        (vae_config_of, vae, "vae"),
+        (partial(vae_config_of, decoder_only=decoder_only), vae, "vae"),
         (text_encoder_config_of, text_encoder, "text_encoder"),
     ]
     problems: list[Problem] = []
@@ -150,15 +165,8 @@ def _open(path: Path, part: str, option: str) -> Checkpoint:
     return checkpoint
 
 
-_SOURCES: dict[str, Callable[[Shapes], dict[str, Source]]] = {
-    "transformer": transformer_sources,
-    "vae": vae_sources,
-    "text_encoder": text_encoder_sources,
-}
-
-
 def _sources(checkpoint: Checkpoint, part: str) -> dict[str, Source]:
-    return _SOURCES[part](checkpoint.shapes)
+    return sources_of(part, checkpoint.shapes)
 
 
 def _shapes(checkpoint: Checkpoint, part: str) -> Shapes:
@@ -167,8 +175,7 @@ def _shapes(checkpoint: Checkpoint, part: str) -> Shapes:
 
 
 def _stored_shape(checkpoint: Checkpoint, source: Source) -> tuple[int, ...]:
-    shape = checkpoint.places[source.name].info.shape
-    return shape if source.rows is None else (source.rows[1] - source.rows[0], *shape[1:])
+    return source.shape_of(checkpoint.places[source.name].info.shape)
 
 
 @contextlib.contextmanager
@@ -194,7 +201,11 @@ def _text_encoder_config(checkpoint: Checkpoint) -> TextEncoderConfig:
         )
 
 
-def _vae_config(checkpoint: Checkpoint) -> VaeConfig:
+def _vae_config(checkpoint: Checkpoint, decoder_only: bool) -> VaeConfig:
+    if not decoder_only and not any(name.startswith("encoder.") for name in _sources(checkpoint, "vae")):
+        rule = "is the decoder of an autoencoder alone; making caches, and so training, needs its encoder too"
+        remedy = "Use ae.safetensors (Flux) or the vae folder of Tongyi-MAI/Z-Image-Turbo"
+        raise UserError.one(checkpoint.option, checkpoint.path, rule, remedy)
     with _size_errors(checkpoint):
         return VaeConfig(**vae_sizes_from(_shapes(checkpoint, "vae"), checkpoint.settings_of("vae")))
 
@@ -268,7 +279,7 @@ def _fill(
         key=lambda a: (
             str(place[a.source.name].file),
             place[a.source.name].info.start,
-            a.source.rows or (0, 0),
+            a.source.rows or a.source.columns or (0, 0),
         )
     )
     total = sum(a.shape.numel() * _bytes_each(checkpoint, a) for a in assignments)
@@ -277,7 +288,7 @@ def _fill(
         files = {path: stack.enter_context(open(path, "rb")) for path in checkpoint.files}
         for assignment in assignments:
             where = place[assignment.source.name]
-            tensor = read_tensor(files[where.file], where.info, assignment.source.rows).view(assignment.shape)
+            tensor = read_source(files[where.file], where.info, assignment.source).view(assignment.shape)
             owner, _, leaf = assignment.name.rpartition(".")
             value = nn.Parameter(tensor.to(device).to(dtype), requires_grad=False)
             setattr(model.get_submodule(owner), leaf, value)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from zimage_gui.files import Header, expand_shards, read_header
+from zimage_gui.files import Header, expand_shards
+from zimage_gui.model.checkpoint import header_of
 from zimage_gui.model.recognise import recognise
 from zimage_gui.ui.html import badge, escape, facts, file_size, notice
 
@@ -35,9 +36,9 @@ def report(path: Path) -> str:
 
 
 def _headers(path: Path) -> list[tuple[Path, Header]]:
-    if path.suffix.lower() != ".safetensors" and not path.is_dir():
+    if path.suffix.lower() not in (".safetensors", ".bpk") and not path.is_dir():
         return []
-    return [(file, read_header(file)) for file in expand_shards(path)]
+    return [(file, header_of(file)) for file in expand_shards(path)]
 
 
 def _numbers(files: list[tuple[Path, Header]]) -> str:
