@@ -51,18 +51,18 @@ class ModelOutput(Options):
         None,
         section="output",
         label="Layout",
-        help="diffusers: split q, k, v, as on the hub; comfy: ComfyUI's single file (fused qkv; ldm names for a "
-        "VAE); burn: .bpk of z-image-train. Empty: what the output's name asks for (.bpk: burn, .safetensors: "
-        "comfy, a folder: diffusers with config.json, shards and index).",
+        help="diffusers: split q, k, v, as on the hub; comfy: ComfyUI's single file (fused qkv; ldm names "
+        "for a VAE); burn: .bpk of z-image-train. Empty: what the output's name asks for (.bpk: burn, "
+        ".safetensors: comfy, a folder: diffusers with config.json, shards and index).",
         values=_LAYOUTS,
     )
     dtype: Dtype = option(
         "keep",
         section="output",
         label="Number format",
-        help="keep: each tensor its own; f32, f16, bf16; fp8_comfy: ComfyUI's scaled fp8 (one scale per matrix); "
-        "fp8_blocks: the first seed's scaled fp8 (a scale per 64 numbers). fp8 touches only the matrices in "
-        "the blocks.",
+        help="keep: each tensor its own; f32, f16, bf16; fp8_comfy: ComfyUI's scaled fp8 (one scale per "
+        "matrix); fp8_blocks: the first seed's scaled fp8 (a scale per 64 numbers). fp8 touches only the "
+        "matrices in the blocks.",
         values=_DTYPES,
     )
     max_shard_size: float = option(
@@ -80,8 +80,9 @@ class ModelOutput(Options):
         None,
         section="output",
         label="Prefix",
-        help="First part of every tensor name in a single .safetensors file, such as model.diffusion_model. with "
-        "its dot; empty text for none. Left out: model. for a text encoder, none otherwise.",
+        help="First part of every tensor name in a single .safetensors file, such as "
+        "model.diffusion_model. with its dot; empty text for none. Left out: model. for a text encoder, "
+        "none otherwise.",
         advanced=True,
         blank=True,
     )
@@ -125,8 +126,8 @@ class ConvertConfig(ModelOutput):
         None,
         section="models",
         label="Kind of model",
-        help="Which part to take: transformer, autoencoder or text-encoder. Left out: recognised; from a file "
-        "that holds several, the transformer.",
+        help="Which part to take: transformer, autoencoder or text-encoder. Left out: recognised; from a "
+        "file that holds several, the transformer.",
         values=_TYPES,
     )
 
@@ -147,8 +148,8 @@ class MergeConfig(ModelOutput):
         None,
         section="models",
         label="Base model",
-        help="The transformer into which the LoRAs are merged, in any layout. Left out: the LoRAs are merged "
-        "into one LoRA.",
+        help="The transformer into which the LoRAs are merged, in any layout. Left out: the LoRAs are "
+        "merged into one LoRA.",
         path="any",
         aliases=("base", "transformer"),
     )
@@ -189,6 +190,27 @@ class MergeConfig(ModelOutput):
         aliases=("save_merged_model",),
     )
 
+    rank: int | None = option(
+        None,
+        section="lora",
+        label="Rank",
+        help="Without dit: cut the merged LoRA to this rank by singular values; the error is printed. Empty: "
+        "exact, with the ranks added up.",
+        ge=1,
+        le=16384,
+        matters="no base model is given",
+    )
+    energy: float | None = option(
+        None,
+        section="lora",
+        label="Energy kept",
+        help="Without dit: the smallest rank that keeps this part of the squared singular values, such as "
+        "0.99. With rank: at most that rank.",
+        gt=0,
+        le=1,
+        matters="no base model is given",
+    )
+
     @field_validator("include_patterns", "exclude_patterns")
     @classmethod
     def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -204,4 +226,9 @@ class MergeConfig(ModelOutput):
             rule = f"has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRAs"
             remedy = "Give one per file, or fewer"
             found.append(Problem("lora_multiplier", show(self.lora_multiplier), rule, remedy))
-        return found
+        alone = ("rank", "energy") if self.dit is not None else ("prefix", "layout")
+        rule, remedy = "belongs to a merge into a model", "Give dit, or leave it out"
+        if self.dit is not None:
+            rule, remedy = "belongs to a merge of LoRAs into one LoRA", "Leave it out"
+        given = {name: getattr(self, name) for name in alone if getattr(self, name) is not None}
+        return found + [Problem(name, show(value), rule, remedy) for name, value in given.items()]

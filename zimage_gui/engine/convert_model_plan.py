@@ -97,7 +97,9 @@ def layout_of(config: ModelOutput, output: Path) -> str:
         raise UserError.one("output", output, rule, "End it in .safetensors or .bpk, or name a folder")
     if _SHARD_NAME.search(output.stem):
         rule = "is the name of one shard of several, whose number follows from their size"
-        raise UserError.one("output", output, rule, f"Give a folder, for example {output.parent / 'transformer'}")
+        raise UserError.one(
+            "output", output, rule, f"Give a folder, for example {output.parent / 'transformer'}"
+        )
     natural = "diffusers" if folder else {".bpk": "burn", ".safetensors": "comfy"}[suffix]
     layout = config.layout or natural
     fits = layout == natural or (layout == "diffusers" and suffix == ".safetensors")
@@ -125,7 +127,9 @@ def make_plan(
     _refuse_formats(source, config, layout, folder)
     prefix = _prefix(source, config, layout, folder)
     copied = config.dtype == "keep" and source.scaled
-    tensors = _as_stored(source, layout, prefix) if copied else _tensors(source, config, layout, prefix, shapes)
+    tensors = (
+        _as_stored(source, layout, prefix) if copied else _tensors(source, config, layout, prefix, shapes)
+    )
     files = {"": tuple(tensors)}
     if folder:
         files = _shards(tensors, _HUB_STEMS[source.part], config.max_shard_size)
@@ -178,7 +182,9 @@ def _tensors(
         try:
             records = burn_records(source.part, shapes)
         except ValueError as error:
-            raise UserError.one("input", source.checkpoint.path, str(error), "Choose another layout") from error
+            raise UserError.one(
+                "input", source.checkpoint.path, str(error), "Choose another layout"
+            ) from error
         return [OutTensor(r.name, dtype_of(r.parts), r.shape, r.parts, r.transposed) for r in records]
     tensors = []
     for name, parts in _names(source.part, layout, shapes).items():
@@ -294,5 +300,7 @@ def _notes(source: ModelSource) -> tuple[str, ...]:
         shown = ", ".join(source.left_out[:4]) + (" …" if own > 4 else "")
         notes.append(f"Left out, because no program reads it: {shown}")
     if others:
-        notes.append(f"Left out: {others} tensors of other parts in the same file (model_type chooses the part)")
+        notes.append(
+            f"Left out: {others} tensors of other parts in the same file (model_type chooses the part)"
+        )
     return tuple(notes)

@@ -95,7 +95,9 @@ def _part_of(found: Recognised, path: Path, option: str, asked: str | None) -> s
             "gguf": "Use the bf16 safetensors file of the same model",
             "pickle": "Use the safetensors file of the same model",
         }
-        rule = f"must be a Z-Image transformer, a Flux VAE or a Qwen3 text encoder, but this is {found.sentence}"
+        rule = (
+            f"must be a Z-Image transformer, a Flux VAE or a Qwen3 text encoder, but this is {found.sentence}"
+        )
         raise UserError.one(option, path, rule, remedies.get(found.kind, "Choose another file"))
     if asked is None:
         return present[0]
