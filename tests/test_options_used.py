@@ -21,6 +21,8 @@ ROOMS = {
     "finetune": ("engine", "cli.py"),
     "generate": ("engine", "cli.py"),
     "convert-lora": ("engine",),
+    "convert": ("engine",),
+    "merge": ("engine",),
     "inspect": ("engine",),
 }
 ELSEWHERE = {

@@ -63,6 +63,8 @@ _SPECS = (
     CommandSpec("finetune", "zimage_gui.engine.train:run", True, "Train all weights of the transformer."),
     CommandSpec("generate", "zimage_gui.engine.generate:run", True, "Generate pictures."),
     CommandSpec("convert-lora", "zimage_gui.engine.convert_lora:run", False, "Convert a LoRA file."),
+    CommandSpec("convert", "zimage_gui.engine.convert_model:run", False, "Convert a model file or folder."),
+    CommandSpec("merge", "zimage_gui.engine.merge:run", False, "Merge LoRAs into a model, or into one LoRA."),
     CommandSpec("inspect", "zimage_gui.engine.inspect_file:run", False, "Say what a file is."),
     CommandSpec(
         "train", "zimage_gui.engine.train:run", True, "From a models folder and a picture folder to a LoRA."

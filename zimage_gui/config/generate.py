@@ -152,6 +152,17 @@ class GenerateConfig(RunOptions, ModelPaths):
         advanced=True,
         matters="a LoRA is given",
     )
+    save_merged_model: Path | None = option(
+        None,
+        section="lora",
+        label="Save merged model",
+        help="Write the transformer with the LoRAs merged into it, and generate nothing. A .safetensors file is "
+        "written as ComfyUI reads it, a .bpk file as z-image-train does, a folder as diffusers does; the "
+        "command merge chooses more.",
+        path="out_any",
+        advanced=True,
+        matters="a LoRA is given",
+    )
     latent_path: tuple[Path, ...] = option(
         (),
         section="output",
@@ -248,6 +259,8 @@ class GenerateConfig(RunOptions, ModelPaths):
         return regular_expressions(value)
 
     def problems(self) -> list[Problem]:
+        if self.save_merged_model is not None:
+            return [*self._model_problems("dit"), *self._lora_problems()]
         if self.latent_path:
             return [*self._model_problems("vae"), *self._output_problems()]
         found = self._model_problems("dit", "vae", "text_encoder")
@@ -258,17 +271,24 @@ class GenerateConfig(RunOptions, ModelPaths):
         if self.prompt is not None and self.from_file is not None:
             rule = "excludes prompt: the prompts come from one place"
             found.append(Problem("from_file", str(self.from_file), rule, "Leave out one of the two"))
-        if len(self.lora_multiplier) > len(self.lora_weight):
-            rule = f"has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRAs"
-            found.append(
-                Problem("lora_multiplier", show(self.lora_multiplier), rule, "Give one per file, or fewer")
-            )
+        found += self._lora_problems()
         if self.width is not None or self.height is not None:
             edge = "width" if self.width is not None else "height"
             found.append(
                 Problem(edge, show(getattr(self, edge)), "excludes image_size", "Leave out one of the two")
             )
         return [*found, *self._output_problems()]
+
+    def _lora_problems(self) -> list[Problem]:
+        found = []
+        if self.save_merged_model is not None and not self.lora_weight:
+            rule, remedy = "merges LoRAs, and lora_weight is empty", "Give a LoRA, or use the command convert"
+            found.append(Problem("save_merged_model", str(self.save_merged_model), rule, remedy))
+        if len(self.lora_multiplier) > len(self.lora_weight):
+            rule = f"has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRAs"
+            remedy = "Give one per file, or fewer"
+            found.append(Problem("lora_multiplier", show(self.lora_multiplier), rule, remedy))
+        return found
 
     def _output_problems(self) -> list[Problem]:
         if self.output is None:

@@ -139,7 +139,6 @@ LATER: tuple[Later, ...] = (
     Later("save_state_to_huggingface", "switch", _TRAINING, _HUB),
     Later("resume_from_huggingface", "switch", _TRAINING, _HUB),
     Later("async_upload", "switch", _TRAINING, _HUB),
-    Later("save_merged_model", "value", ("generate",), "saving a merged model comes in a later version"),
     Later(
         "interactive",
         "switch",
@@ -149,10 +148,7 @@ LATER: tuple[Later, ...] = (
     Later("lokr_rank", "value", ("convert-lora",), _NETWORK),
 )
 
-LATER_COMMANDS: dict[str, str] = {
-    "convert": "converting whole models and .bpk files comes in a later version; convert-lora "
-    "converts LoRA files",
-}
+LATER_COMMANDS: dict[str, str] = {}
 """Commands of the two older programs that are not built yet."""
 
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})

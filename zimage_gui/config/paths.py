@@ -48,8 +48,8 @@ def _given(value: object) -> Iterator[Path]:
 
 def _problem(known: Option, path: Path) -> Problem | None:
     name, kind = known.name, known.extra.path
-    if kind in ("out_file", "out_folder"):
-        return _output_problem(name, path, kind == "out_file")
+    if kind in ("out_file", "out_folder", "out_any"):
+        return _output_problem(name, path, kind)
     if not os.path.lexists(path):
         return Problem(name, str(path), "does not exist", _nearest(path))
     if kind == "file" and not path.is_file():
@@ -69,10 +69,10 @@ def _nearest(path: Path) -> str:
     return "Check the path"
 
 
-def _output_problem(name: str, path: Path, is_file: bool) -> Problem | None:
-    if is_file and path.is_dir():
+def _output_problem(name: str, path: Path, kind: str) -> Problem | None:
+    if kind == "out_file" and path.is_dir():
         return Problem(name, str(path), "is a folder", "Give the name of a file")
-    if not is_file and path.exists() and not path.is_dir():
+    if kind == "out_folder" and path.exists() and not path.is_dir():
         return Problem(name, str(path), "is a file, not a folder", "Choose another folder")
     for parent in path.parents:
         if parent.exists():

@@ -20,6 +20,8 @@ _CLASSES = {
     "finetune": ("training", "FinetuneConfig"),
     "generate": ("generate", "GenerateConfig"),
     "convert-lora": ("convert", "ConvertLoraConfig"),
+    "convert": ("convert_model", "ConvertConfig"),
+    "merge": ("convert_model", "MergeConfig"),
     "inspect": ("convert", "InspectConfig"),
     "train": ("training", "TrainConfig"),
 }

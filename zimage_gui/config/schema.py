@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from zimage_gui.errors import Problem
 
 Kind = Literal["int", "float", "bool", "text", "choice", "path"]
-PathKind = Literal["", "file", "folder", "any", "out_file", "out_folder"]
+PathKind = Literal["", "file", "folder", "any", "out_file", "out_folder", "out_any"]
 """What a path must be: an existing file, folder or either; or something that the command writes."""
 
 SECTIONS: dict[str, str] = {

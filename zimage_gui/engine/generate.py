@@ -14,9 +14,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.engine import merge_model
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.devices import format_note, pick_device
-from zimage_gui.engine.generate_plan import lora_choices, needed_parts, problems_of, prompts_of, requests_of
+from zimage_gui.engine.generate_plan import (
+    lora_choices,
+    merging,
+    needed_parts,
+    problems_of,
+    prompts_of,
+    requests_of,
+)
 from zimage_gui.engine.generator import Generator, ModelKey, PictureRequest
 from zimage_gui.engine.latent_files import latent_metadata, read_latent, settings_of_latent
 from zimage_gui.engine.model_files import find_models
@@ -61,6 +69,9 @@ class Resident:
         Raises UserError before any weight is loaded, and Interrupted when a stop was asked for: what was
         finished by then is saved.
         """
+        if config.save_merged_model is not None:
+            raise_if_any(config.problems())
+            return merge_model.run(merging(config), run)
         holds = self._generator is not None and _holds(self._generator, config)
         loras_are_on = (
             self._generator is not None and holds and self._generator.has_loras(lora_choices(config))

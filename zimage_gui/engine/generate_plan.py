@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from zimage_gui.config.convert_model import MergeConfig
 from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.engine import merge_model
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.generator import LoraChoice, PictureRequest
 from zimage_gui.engine.latent_files import latent_problems
 from zimage_gui.engine.model_files import ModelFiles, find_models
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
-from zimage_gui.errors import Problem, UserError
+from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.lora_files import fit_problems, linear_shapes, read_lora
 from zimage_gui.model.transformer import ZImageTransformer
@@ -35,6 +37,11 @@ def problems_of(
     config: GenerateConfig, models_are_loaded: bool = False, loras_are_on: bool = False
 ) -> list[Problem]:
     """Everything wrong with the options, without what costs time where models or LoRAs are known to be on."""
+    if config.save_merged_model is not None:
+        try:
+            return config.problems() or merge_model.check(merging(config))
+        except UserError as error:
+            return list(error.problems)
     problems = config.problems()
     files, absent = find_models(config, *needed_parts(config))
     problems += absent
@@ -53,6 +60,21 @@ def problems_of(
         problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder, decoder_only=True)
     problems += latent_problems(config.latent_path)
     return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
+
+
+def merging(config: GenerateConfig) -> MergeConfig:
+    """The options of `merge` that `save_merged_model` stands for. Raises UserError when there is no model."""
+    files, absent = find_models(config, "transformer")
+    raise_if_any(absent)
+    return MergeConfig(
+        dit=files.dit,
+        lora_weight=config.lora_weight,
+        lora_multiplier=config.lora_multiplier,
+        include_patterns=config.include_patterns,
+        exclude_patterns=config.exclude_patterns,
+        output=config.save_merged_model,
+        overwrite=config.overwrite,
+    )
 
 
 def _lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:

@@ -7,9 +7,11 @@ instead of a memory map: no file stays locked, and a file replaced while a model
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zimage_gui.errors import UserError
-from zimage_gui.files import TensorInfo, atomic_write
+from zimage_gui.files import BITS_OF_DTYPE, TensorInfo, atomic_write
 from zimage_gui.model.keymaps import Source
 
 DTYPES = {
@@ -72,33 +74,72 @@ def entry_of(tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
     return Entry(dtype or tensor.dtype, tuple(tensor.shape), (tensor,))
 
 
+@dataclass(frozen=True)
+class RawEntry:
+    """A tensor to be written, its bytes made when their turn comes; dtype as safetensors spells it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+
 def write_tensors(
     path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Writes a safetensors file atomically, tensor by tensor; equal input gives equal bytes."""
+
+    def chunks(entry: Entry) -> Iterable[memoryview]:
+        for piece in entry.pieces:
+            tensor = piece if isinstance(piece, Tensor) else piece()
+            yield tensor_bytes(tensor.detach().to("cpu", entry.dtype))
+
     names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
-    table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    offset = 0
-    for name in names:
-        entry = entries[name]
-        size = torch.Size(entry.shape).numel() * entry.dtype.itemsize
-        table[name] = {
-            "dtype": _NAMES[entry.dtype],
-            "shape": entry.shape,
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    header += b" " * (-len(header) % 8)
+    raw = [
+        RawEntry(name, _NAMES[entry.dtype], entry.shape, partial(chunks, entry))
+        for name in names
+        for entry in (entries[name],)
+    ]
+    return write_raw(path, raw, metadata)
+
+
+def write_raw(path: Path, entries: Sequence[RawEntry], metadata: Mapping[str, str] | None = None) -> Path:
+    """Writes a safetensors file atomically, its tensors in the order given, chunk by chunk.
+
+    Raises ValueError for a name twice or an entry whose chunks are not as long as its shape and dtype say.
+    """
+    head, sizes = _head(entries, metadata)
 
     def write(file: BinaryIO) -> None:
-        file.write(struct.pack("<Q", len(header)) + header)
-        for name in names:
-            for piece in entries[name].pieces:
-                tensor = piece if isinstance(piece, Tensor) else piece()
-                file.write(tensor_bytes(tensor.detach().to("cpu", entries[name].dtype)))
+        file.write(head)
+        for entry, size in zip(entries, sizes, strict=True):
+            written = 0
+            for chunk in entry.chunks():
+                written += len(chunk)
+                file.write(chunk)
+            if written != size:
+                raise ValueError(f"{entry.name} has {written} bytes instead of {size}")
 
     return atomic_write(path, write)
+
+
+def _head(entries: Sequence[RawEntry], metadata: Mapping[str, str] | None) -> tuple[bytes, list[int]]:
+    """The header and every tensor's bytes."""
+    table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset, sizes = 0, []
+    for entry in entries:
+        if entry.name in table:
+            raise ValueError(f"{entry.name} is given twice")
+        sizes.append(math.prod(entry.shape) * BITS_OF_DTYPE[entry.dtype] // 8)
+        table[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": entry.shape,
+            "data_offsets": [offset, offset + sizes[-1]],
+        }
+        offset += sizes[-1]
+    header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header, sizes
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

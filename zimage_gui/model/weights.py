@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.checkpoint import Checkpoint
 from zimage_gui.model.keymaps import Source
 from zimage_gui.model.recognise import require
+from zimage_gui.model.saving import text_encoder_settings, transformer_settings, vae_settings
 from zimage_gui.model.sizes import (
     Shapes,
     SizeError,
@@ -133,6 +134,34 @@ def text_encoder_config_of(path: Path, option: str = "text_encoder") -> TextEnco
     return config
 
 
+@dataclass(frozen=True)
+class WholeModel:
+    """All tensors of a model under our names, a text encoder's unused last layer too; its config.json."""
+
+    shapes: dict[str, tuple[int, ...]]
+    settings: dict[str, Any]
+
+
+def whole_model(part: str, shapes: Shapes, settings: Mapping[str, Any]) -> WholeModel:
+    """What a model of this part must consist of, from the tensors it has. Raises SizeError when they tell no
+    sizes."""
+    model: nn.Module
+    more: dict[str, tuple[int, ...]] = {}
+    if part == "transformer":
+        transformer = transformer_config_from(shapes, settings)
+        model, written = _on_meta(lambda: ZImageTransformer(transformer)), transformer_settings(transformer)
+    elif part == "vae":
+        vae = VaeConfig(**vae_sizes_from(shapes, settings))
+        model, written = _on_meta(lambda: AutoencoderKL(vae)), vae_settings(vae)
+    else:
+        encoder = text_encoder_config_from(shapes, settings)
+        all_layers = replace(encoder, n_layers=encoder.n_layers + 1)
+        model, written = _on_meta(lambda: Qwen3TextEncoder(all_layers)), text_encoder_settings(encoder)
+        more = {"norm.weight": (encoder.hidden_size,)}
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return WholeModel(found | more, written)
+
+
 def model_problems(
     transformer: Path | None = None,
     vae: Path | None = None,
@@ -233,14 +262,33 @@ def _strict(model: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, Sour
     misshaped, wrong_dtype = [], []
     for name in sorted(set(wanted) & set(sources)):
         stored = _stored_shape(checkpoint, sources[name])
-        if _squeezed(stored) != _squeezed(tuple(wanted[name])):
+        if squeezed(stored) != squeezed(tuple(wanted[name])):
             misshaped.append(f"{name} is {list(stored)}, needed {list(wanted[name])}")
         dtype = checkpoint.places[sources[name].name].info.dtype
         if dtype not in FLOATS:
             wrong_dtype.append(f"{name} is {dtype}")
+    raise_misfit(
+        checkpoint,
+        missing=missing,
+        unexpected=[sources[name].name for name in unexpected],
+        misshaped=misshaped,
+        wrong_dtype=wrong_dtype,
+    )
+    return [_Assignment(name, wanted[name], sources[name]) for name in wanted]
+
+
+def raise_misfit(
+    checkpoint: Checkpoint,
+    *,
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
+    wrong_dtype: list[str],
+) -> None:
+    """One UserError with all that keeps a checkpoint from being a whole model, if there is anything."""
     findings = [
         _finding(missing, "missing"),
-        _finding([sources[name].name for name in unexpected], "unexpected"),
+        _finding(unexpected, "unexpected"),
         _finding(misshaped, "of another shape"),
         _finding(wrong_dtype, "of a dtype that holds no plain weights"),
     ]
@@ -248,10 +296,9 @@ def _strict(model: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, Sour
     if rule:
         remedy = "Download the model again; if it is another variant, this program does not know it"
         raise UserError.one(checkpoint.option, checkpoint.path, f"does not fit the model: {rule}", remedy)
-    return [_Assignment(name, wanted[name], sources[name]) for name in wanted]
 
 
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape without its ones: a 1x1 convolution serves as a Linear, a flat pad token as a row."""
     return tuple(size for size in shape if size != 1)
 

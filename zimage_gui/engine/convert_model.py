@@ -1,0 +1,129 @@
+"""The command `convert`: a transformer, VAE or text encoder into another layout or number format.
+
+Knows options and what is said about the result. It must not know tensor names or bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from zimage_gui.burnpack import is_bpk
+from zimage_gui.config.convert_model import ConvertConfig, ModelOutput
+from zimage_gui.engine.convert_bpk import BpkPlan, plan_bpk, write_bpk_plan
+from zimage_gui.engine.convert_model_output import output_problems
+from zimage_gui.engine.convert_model_plan import Plan, layout_of, make_plan
+from zimage_gui.engine.convert_model_source import WORDS, ModelSource, open_model
+from zimage_gui.engine.convert_model_write import write_plan
+from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.events import Note, Run
+from zimage_gui.model.keymaps import Shape
+from zimage_gui.model.sizes import SizeError
+from zimage_gui.model.weights import WholeModel, raise_misfit, squeezed, whole_model
+
+PARTS = {"transformer": "transformer", "autoencoder": "vae", "text-encoder": "text_encoder"}
+_LAYOUT_WORDS = {
+    ("diffusers", "transformer"): "diffusers layout (split q, k, v)",
+    ("diffusers", "vae"): "diffusers layout",
+    ("diffusers", "text_encoder"): "hub layout",
+    ("comfy", "transformer"): "ComfyUI layout (fused qkv)",
+    ("comfy", "vae"): "ldm layout (ae.safetensors)",
+    ("comfy", "text_encoder"): "hub and ComfyUI layout",
+}
+
+
+def check(config: ConvertConfig) -> list[Problem]:
+    """Everything that keeps the model from being converted; reads headers, writes nothing."""
+    problems = config.problems()
+    if problems or config.input is None or config.output is None:
+        return problems
+    try:
+        plan_of(config)
+    except UserError as error:
+        return list(error.problems)
+    return []
+
+
+def run(config: ConvertConfig, run: Run) -> list[Path]:
+    """Converts one model, verifies it by reading it back, and says what was done."""
+    raise_if_any(config.problems())
+    plan = plan_of(config)
+    for note in plan.notes:
+        run.emit(Note(text=note))
+    if isinstance(plan, BpkPlan):
+        written = write_bpk_plan(plan, run)
+        text = (
+            f"{len(plan.entries)} tensors written to {plan.output.name} as burn has them; all read back equal"
+        )
+        run.emit(Note(text=text))
+        return written
+    written = write_plan(plan, run)
+    run.emit(Note(text=sentence(plan)))
+    return written
+
+
+def plan_of(config: ConvertConfig) -> Plan | BpkPlan:
+    """What `run` would write. Raises UserError for everything that keeps it from that."""
+    assert config.input is not None and config.output is not None  # `problems` has seen to it
+    part = PARTS[config.model_type] if config.model_type else None
+    if is_bpk(config.input) and layout_of(config, config.output) == "burn":
+        plan: Plan | BpkPlan = plan_bpk(config, config.input, config.output, part)
+        files: Sequence[Path] = (config.input,)
+    else:
+        source = open_model(config.input, "input", part)
+        plan = checked_plan(source, config, config.output)
+        files = source.checkpoint.files
+    raise_if_any(output_problems(config.output, files, config.overwrite, plan.bytes))
+    return plan
+
+
+def checked_plan(source: ModelSource, config: ModelOutput, output: Path) -> Plan:
+    """A plan for a source that is a whole model; raises UserError naming what is missing otherwise."""
+    model = _whole(source)
+    _refuse_misfit(source, model)
+    settings = dict(source.checkpoint.settings_of(source.part)) or model.settings
+    return make_plan(source, config, output, model.shapes, settings)
+
+
+def _whole(source: ModelSource) -> WholeModel:
+    checkpoint = source.checkpoint
+    shapes = source.shapes()
+    # The ae.bpk of z-image-burn is a decoder alone.
+    if source.part == "vae" and not any(name.startswith("encoder.") for name in shapes):
+        found = {name: _as_linear(name, shape) for name, shape in shapes.items()}
+        return WholeModel(found, {})
+    try:
+        return whole_model(source.part, shapes, checkpoint.settings_of(source.part))
+    except SizeError as error:
+        remedy = "Download the model again, or choose another file"
+        raise UserError.one(checkpoint.option, checkpoint.path, str(error), remedy) from error
+
+
+def _as_linear(name: str, shape: Shape) -> Shape:
+    """The attention's projections are 1x1 convolutions in some layouts."""
+    return shape[:2] if ".attentions." in name and len(shape) == 4 else shape
+
+
+def _refuse_misfit(source: ModelSource, model: WholeModel) -> None:
+    shapes = source.shapes()
+    raise_misfit(
+        source.checkpoint,
+        missing=sorted(set(model.shapes) - set(shapes)),
+        unexpected=sorted(source.sources[name].name for name in set(shapes) - set(model.shapes)),
+        misshaped=[
+            f"{name} is {list(shape)}, needed {list(model.shapes[name])}"
+            for name, shape in sorted(shapes.items())
+            if name in model.shapes and squeezed(shape) != squeezed(model.shapes[name])
+        ],
+        wrong_dtype=[],
+    )
+
+
+def sentence(plan: Plan) -> str:
+    """What was written, in words."""
+    layout = _LAYOUT_WORDS.get((plan.layout, plan.source.part), "burn layout (z-image-train)")
+    dtypes = " and ".join(sorted({tensor.dtype for tensor in plan.tensors}))
+    files = f", {len(plan.files)} files" if len(plan.files) > 1 else ""
+    what = f"{WORDS[plan.source.part]}: {len(plan.tensors)} tensors in the {layout}, {dtypes}"
+    size = f"{plan.bytes / 1e9:.2f} GB" if plan.bytes >= 1e9 else f"{plan.bytes / 1e6:.2f} MB"
+    return f"{what}, {size}{files} written to {plan.output.name}; all read back equal"

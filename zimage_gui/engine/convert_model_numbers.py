@@ -1,0 +1,139 @@
+"""The bytes of every tensor to write, made from the source chunk by chunk when their turn comes.
+
+Knows casting, fusing, turning, quantising and the changes of LoRAs. Must not know files to write or options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from zimage_gui.engine.convert_model_plan import OutTensor
+from zimage_gui.engine.convert_model_source import ModelSource
+from zimage_gui.errors import UserError
+from zimage_gui.model.fp8 import block_scales, quantised, tensor_scale
+from zimage_gui.model.fp8_names import MARK
+from zimage_gui.model.lora_entries import Dora, Entry, LoKr
+from zimage_gui.model.streaming import Rows, Scratch, TensorReader, cast_floats, gathered, pieces, turned
+from zimage_gui.model.tensor_files import DTYPES, RawEntry, tensor_bytes
+
+Changes = Mapping[str, list[tuple[Entry, float]]]
+"""{our name of a weight: the adapters that change it, each with its strength}."""
+
+
+@dataclass
+class Numbers:
+    """Makes the tensors of a plan. `changes` are added in fp32, before any rounding or quantising."""
+
+    source: ModelSource
+    reader: TensorReader
+    changes: Changes
+
+    def __post_init__(self) -> None:
+        self._scratch = Scratch()
+        self._scales: dict[str, Tensor] = {}
+
+    def entries(self, tensor: OutTensor) -> list[RawEntry]:
+        """The tensor, and its scale behind it: the scale is known once the tensor is made."""
+        main = RawEntry(tensor.name, tensor.dtype, tensor.shape, partial(self._bytes, tensor))
+        if tensor.scale is None:
+            return [main]
+        name, dtype, shape = tensor.scale
+        return [main, RawEntry(name, dtype, shape, partial(self._scale_bytes, name))]
+
+    def _bytes(self, tensor: OutTensor) -> Iterator[memoryview]:
+        for chunk in self._chunks(tensor):
+            yield tensor_bytes(chunk)
+
+    def _scale_bytes(self, name: str) -> Iterator[memoryview]:
+        yield tensor_bytes(self._scales.pop(name))
+
+    def _chunks(self, tensor: OutTensor) -> Rows:
+        if tensor.copied == MARK:
+            return pieces(torch.zeros(tensor.shape, dtype=DTYPES[tensor.dtype]))
+        if tensor.copied:
+            return self.reader.stored(tensor.copied)
+        if tensor.fp8:
+            return self._quantised(tensor)
+        dtype = DTYPES[tensor.dtype]
+        cast = partial(cast_floats, dtype=dtype, name=tensor.name)
+        if not tensor.transposed:
+            return map(cast, self._rows(tensor))
+        sources = [self.source.sources[part] for part in tensor.parts]
+        changed = any(part in self.changes for part in tensor.parts)
+        if not changed and all(source.transposed for source in sources):
+            return map(cast, self.reader.turned_rows(sources))
+        return self._turned(tensor, cast, dtype)
+
+    def _turned(self, tensor: OutTensor, cast: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Rows:
+        """The narrower of the two number formats is what is held while a matrix is turned."""
+        columns, rows = tensor.shape
+        sources = [self.source.sources[part] for part in tensor.parts]
+        widest = max(self.reader.dtype_of(source).itemsize for source in sources)
+        mixed = len({self.reader.dtype_of(source) for source in sources}) > 1
+        if mixed or dtype.itemsize <= widest or any(part in self.changes for part in tensor.parts):
+            return turned(map(cast, self._rows(tensor)), rows, columns, self._scratch)
+        return map(cast, turned(self._rows(tensor), rows, columns, self._scratch))
+
+    def _quantised(self, tensor: OutTensor) -> Rows:
+        assert tensor.scale is not None  # the plan gives every quantised weight a scale
+        name, dtype, shape = tensor.scale
+        if tensor.fp8 == "comfy":
+            scale = tensor_scale(chunk.float() for chunk in self._rows(tensor))
+            for chunk in self._rows(tensor):
+                yield quantised(chunk.float(), scale)
+            self._scales[name] = scale.to(DTYPES[dtype])
+            return
+        scales = []
+        for chunk in self._rows(tensor):
+            values = chunk.float()
+            scales.append(block_scales(values, DTYPES[dtype]))
+            yield quantised(values, scales[-1])
+        self._scales[name] = torch.cat(scales).reshape(shape)
+
+    def _rows(self, tensor: OutTensor) -> Rows:
+        for part in tensor.parts:
+            if part in self.changes:
+                yield from self._changed(part)
+            else:
+                yield from self.reader.rows(self.source.sources[part])
+
+    def _changed(self, part: str) -> Rows:
+        """Rows of a weight with all adapters added, in fp32. Each is made for the weight as it was."""
+        adapters = self.changes[part]
+        source = self.source.sources[part]
+        steps = [_row_step(entry) for entry, _ in adapters]
+        chunks: Iterable[Tensor]
+        if None in steps:
+            shape = source.shape_of(self.source.info(source.name).shape)
+            chunks = [gathered(self.reader.rows(source), shape)]
+        else:
+            chunks = self.reader.rows(source, max(step or 1 for step in steps))
+        start = 0
+        for chunk in chunks:
+            changed = chunk.to(torch.float32, copy=True)
+            for entry, multiplier in adapters:
+                inner = entry if None in steps else entry.rows(start, start + len(chunk))
+                changed += inner.delta(chunk) * multiplier
+            _refuse_infinite(changed, chunk, part)
+            yield from pieces(changed)
+            start += len(chunk)
+
+
+def _row_step(entry: Entry) -> int | None:
+    """How many rows of an adapter are cheap to make together; None: only all of them."""
+    if isinstance(entry, Dora):
+        return None if entry.magnitude.shape[0] == 1 else _row_step(entry.inner)
+    if isinstance(entry, LoKr):
+        return None if entry.row_count is not None else entry.w2[0].shape[0]
+    return 1
+
+
+def _refuse_infinite(changed: Tensor, base: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(changed).all()) and bool(torch.isfinite(base).all()):
+        rule = f"make infinite or undefined numbers of {name}"
+        raise UserError.one("lora_weight", "", rule, "Lower lora_multiplier; if it is low, a LoRA is damaged")

@@ -1,0 +1,210 @@
+"""Our tensors out of a checkpoint in row chunks, so that no model is ever in memory.
+
+Knows reading, turning, casting and undoing fp8. Must not know layouts, options or files to write. Chunks are
+valid until the next one is asked for. Only what must be turned (burn keeps matrices transposed) is held as a
+whole, one matrix at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from zimage_gui.errors import UserError
+from zimage_gui.files import TensorInfo
+from zimage_gui.model.checkpoint import Checkpoint
+from zimage_gui.model.fp8 import dequantised
+from zimage_gui.model.fp8_names import scale_grid
+from zimage_gui.model.keymaps import Source
+from zimage_gui.model.tensor_files import DTYPES, read_tensor
+
+CHUNK = 4 << 20
+"""Bytes read at once: large enough for the disk, small enough for the processor's cache and for malloc to use
+the same memory again."""
+_STRIP = 240
+# torch turns whole, contiguous matrices in fast tiles; these are seen as integers of the same width.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Rows = Iterator[Tensor]
+
+
+class Scratch:
+    """Memory for one turned matrix, used again for the next: fresh pages cost more than the turning."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def matrix(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        size = rows * columns * dtype.itemsize
+        if self._bytes.numel() < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size].view(dtype).view(rows, columns)
+
+
+def turned(chunks: Iterable[Tensor], rows: int, columns: int, scratch: Scratch) -> Rows:
+    """The transpose (columns, rows) of a matrix (rows, columns) that comes in row chunks."""
+    whole: Tensor | None = None
+    done = 0
+    for chunk in chunks:
+        if whole is None:
+            whole = scratch.matrix(columns, rows, chunk.dtype)
+        _turn_into(whole[:, done : done + len(chunk)], chunk.contiguous())
+        done += len(chunk)
+    if whole is not None:
+        yield from pieces(whole)
+
+
+def _turn_into(target: Tensor, matrix: Tensor) -> None:
+    integers = _INTEGERS[matrix.dtype.itemsize]
+    source, place = matrix.view(integers), target.view(integers)
+    for start in range(0, len(source), _STRIP):
+        strip = source[start : start + _STRIP]
+        place[:, start : start + len(strip)].copy_(strip.t().contiguous())
+
+
+def pieces(tensor: Tensor) -> Rows:
+    """A tensor in memory, in row chunks."""
+    if tensor.dim() == 0:
+        yield tensor
+        return
+    for start, stop in spans(0, len(tensor), tensor.numel() // max(len(tensor), 1) * tensor.itemsize):
+        yield tensor[start:stop]
+
+
+def spans(first: int, last: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Row ranges of about `CHUNK` bytes, each a multiple of so many rows but the last."""
+    step = max(1, CHUNK // max(row_bytes, 1) // multiple) * multiple
+    for start in range(first, last, step):
+        yield start, min(start + step, last)
+
+
+class TensorReader:
+    """Open files of a checkpoint. scales: {weight: its fp8 scale}; on_bytes is told what was read."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, scales: dict[str, str], on_bytes: Callable[[int], object]
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._scales = scales
+        self._on_bytes = on_bytes
+        self._open = contextlib.ExitStack()
+        self._files: dict[Path, BinaryIO] = {}
+        self._scratch = Scratch()
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def stored(self, name: str) -> Rows:
+        """A tensor of the file exactly as it is stored."""
+        info = self._info(name)
+        yield from self._ranges(name, 0, info.shape[0] if info.shape else 1, 1, as_stored=True)
+
+    def rows(self, source: Source, multiple: int = 1) -> Rows:
+        """Our tensor in row chunks of a multiple of so many rows; fp8 with a scale comes as fp32."""
+        shape = self._info(source.name).shape
+        if not source.transposed:
+            first, last = source.rows or (0, shape[0] if shape else 1)
+            for chunk in self._ranges(source.name, first, last, multiple):
+                yield chunk if source.columns is None else chunk[:, slice(*source.columns)]
+            return
+        columns = source.columns or (0, shape[1])
+        first, last = source.rows or (0, shape[0])
+        chunks = (chunk[:, slice(*columns)] for chunk in self._ranges(source.name, first, last, 1))
+        whole = turned(chunks, last - first, columns[1] - columns[0], self._scratch)
+        yield from whole if multiple == 1 else _regrouped(whole, multiple)
+
+    def turned_rows(self, sources: list[Source]) -> Rows:
+        """Transpose of our tensors one below the other, of which each lies transposed on disk: nothing is turned.
+
+        Their columns stand side by side in the file's rows.
+        """
+        shapes = [self._info(source.name).shape for source in sources]
+        row_bytes = sum(self._row_bytes(name) for name in {source.name for source in sources})
+        for start, stop in spans(0, shapes[0][0], row_bytes):
+            read = {name: self._read(name, start, stop) for name in {source.name for source in sources}}
+            parts = [
+                read[s.name][:, slice(*(s.columns or (0, n[1])))]
+                for s, n in zip(sources, shapes, strict=True)
+            ]
+            yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def dtype_of(self, source: Source) -> torch.dtype:
+        """Of the chunks that `rows` gives."""
+        return torch.float32 if source.name in self._scales else DTYPES[self._info(source.name).dtype]
+
+    def _info(self, name: str) -> TensorInfo:
+        return self._checkpoint.places[name].info
+
+    def _row_bytes(self, name: str) -> int:
+        info = self._info(name)
+        return (info.end - info.start) // max(info.shape[0], 1) if info.shape else info.end - info.start
+
+    def _ranges(self, name: str, first: int, last: int, multiple: int, as_stored: bool = False) -> Rows:
+        for start, stop in spans(first, last, self._row_bytes(name), multiple):
+            yield self._read(name, start, stop, as_stored)
+
+    def _read(self, name: str, start: int, stop: int, as_stored: bool = False) -> Tensor:
+        chunk = self._raw(name, start, stop)
+        self._on_bytes(chunk.numel() * chunk.itemsize)
+        if as_stored or name not in self._scales:
+            return chunk
+        scale_name = self._scales[name]
+        scale = self._info(scale_name).shape
+        grid = scale_grid(self._info(name).shape, scale)
+        rows = (0, scale[0]) if scale and grid == (1, 1) else (start, stop)
+        return dequantised(chunk, self._raw(scale_name, *rows))
+
+    def _raw(self, name: str, start: int, stop: int) -> Tensor:
+        place = self._checkpoint.places[name]
+        file = self._files.get(place.file)
+        if file is None:
+            file = self._open.enter_context(open(place.file, "rb"))
+            self._files[place.file] = file
+        whole = not place.info.shape
+        return read_tensor(file, place.info, None if whole else (start, stop))
+
+
+def _regrouped(chunks: Rows, multiple: int) -> Rows:
+    """The same rows in chunks of a multiple of so many."""
+    kept: list[Tensor] = []
+    for chunk in chunks:
+        kept.append(chunk)
+        whole = sum(map(len, kept)) // multiple * multiple
+        if whole:
+            joined = torch.cat(kept)
+            yield joined[:whole]
+            kept = [joined[whole:]] if len(joined) > whole else []
+    if kept:
+        yield torch.cat(kept)
+
+
+def gathered(chunks: Iterable[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """All rows in one tensor of its own, in `shape`."""
+    found = [chunk.clone() for chunk in chunks]
+    whole = found[0] if len(found) == 1 else torch.cat(found)
+    return whole.reshape(shape) if math.prod(shape) == whole.numel() else whole
+
+
+def cast_floats(chunk: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """A chunk in another number format. Raises UserError naming the tensor when fp16 cannot hold a number."""
+    if chunk.dtype == dtype:
+        return chunk
+    cast = chunk.to(dtype)
+    if dtype == torch.float16 and not bool(torch.isfinite(cast).all()):
+        lost = int((~torch.isfinite(cast) & torch.isfinite(chunk)).sum())
+        if lost:
+            rule = f"cannot hold {lost} numbers of {name}: they lie beyond 65504"
+            raise UserError.one("dtype", "f16", rule, "Choose bf16 or f32")
+    return cast
