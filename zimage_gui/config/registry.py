@@ -20,6 +20,11 @@ _CLASSES = {
     "finetune": ("training", "FinetuneConfig"),
     "generate": ("generate", "GenerateConfig"),
     "convert-lora": ("convert", "ConvertLoraConfig"),
+    "resize-lora": ("lora_tools", "ResizeLoraConfig"),
+    "extract-lora": ("lora_tools", "ExtractLoraConfig"),
+    "edit-lora": ("lora_tools", "EditLoraConfig"),
+    "verify-lora": ("lora_tools", "VerifyLoraConfig"),
+    "ema-lora": ("lora_tools", "EmaLoraConfig"),
     "inspect": ("convert", "InspectConfig"),
     "train": ("training", "TrainConfig"),
 }
