@@ -21,6 +21,7 @@ from zimage_gui.files import read_header, sweep_temp_files
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
 from zimage_gui.model.lora_dialects import Key, native_name, parse_key
 from zimage_gui.model.lora_files import LoraFile
+from zimage_gui.model.lora_forms import Form
 from zimage_gui.model.lora_read import load_tensors, taken_apart
 from zimage_gui.model.lora_write import write_tensors
 
@@ -38,7 +39,7 @@ def check(config: EditLoraConfig) -> list[Problem]:
     try:
         file = read_input(config.input)
         sidecar = sidecar_of(config.input, read_header(config.input, "input").tensors)
-        form = "rust" if sidecar else None
+        form: Form | None = "rust" if sidecar else None
         problems += output_problems(config.output, [config.input], config.overwrite, form)
         if config.scale != 1:
             problems += dora_problems(file, "scale")

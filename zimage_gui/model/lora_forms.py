@@ -28,7 +28,8 @@ LOW_RANK_FORMS: tuple[Form, ...] = ("peft", "rust")
 """Forms that say LoRA and no other kind."""
 _OPTION = "target"
 _RUST_BLOCKS = ("layers", "noise_refiner", "context_refiner")
-_RUST_MODULES = ("attention.qkv", "attention.to_out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+_RUST_MODULES = (*QKV, "attention.to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -73,31 +74,34 @@ def written(
 
 def form_problems(entries: Mapping[str, Entry], form: Form, prefix: str = "diffusion_model") -> list[Problem]:
     """What of `entries` the form cannot say, whatever is done to them."""
-    problems = [p for path, entry in entries.items() for p in _module_problems(path, entry, form, prefix)]
-    doras = sum(isinstance(entry, Dora) for entry in entries.values())
-    if not problems and 0 < doras < len(entries):
-        rule = f"only {doras} of the {len(entries)} modules are DoRAs, and PEFT takes all or none"
+    doras = {path: entry for path, entry in entries.items() if isinstance(entry, Dora)}
+    allowed = form == "peft" or (form == "universal" and prefix == "transformer")
+    refused = [path for path, entry in doras.items() if not (allowed and _is_pefts(entry))]
+    problems = []
+    if refused:
+        rule = f"{_some(refused)} is a DoRA, whose size per row this form cannot say"
+        remedy = "Use the target peft (exact in diffusers), or merge it into a model"
+        problems.append(Problem(_OPTION, form, rule, remedy))
+    elif doras and len(doras) < len(entries):
+        rule = f"only {len(doras)} of the {len(entries)} modules are DoRAs, and PEFT takes all or none"
         problems.append(Problem(_OPTION, form, rule, "Merge it into a model instead"))
+    foreign = [path for path in entries if form == "rust" and not _in_rust(path)]
+    if foreign:
+        rule = (
+            f"{_some(foreign)} is no layer that z-image-train adapts (attention and feed-forward of blocks)"
+        )
+        remedy = "Take it out with edit-lora --prune, or use another target"
+        problems.append(Problem(_OPTION, form, rule, remedy))
     return problems
 
 
-def _module_problems(path: str, entry: Entry, form: Form, prefix: str) -> Iterator[Problem]:
-    if isinstance(entry, Dora):
-        per_row = isinstance(entry.inner, LowRank) and entry.magnitude.shape[1] == 1
-        if not per_row or not (form == "peft" or (form == "universal" and prefix == "transformer")):
-            yield Problem(
-                _OPTION,
-                form,
-                f"{path} is a DoRA, whose size per row this form cannot say",
-                "Use the target peft (exact in diffusers), or merge it into a model",
-            )
-    if form == "rust" and _rust_name(path) is None:
-        yield Problem(
-            _OPTION,
-            form,
-            f"{path} is no layer that z-image-train adapts (attention and feed-forward of the blocks)",
-            "Take it out with edit-lora --prune, or use another target",
-        )
+def _is_pefts(entry: Dora) -> bool:
+    return isinstance(entry.inner, LowRank) and entry.magnitude.shape[1] == 1
+
+
+def _some(paths: list[str]) -> str:
+    shown = ", ".join(paths[:_NAMED])
+    return shown if len(paths) <= _NAMED else f"{shown} (and {len(paths) - _NAMED} more)"
 
 
 def fused(entries: Mapping[str, Entry], out: str) -> dict[str, Entry]:
@@ -195,13 +199,9 @@ def _short(alpha: float) -> int | float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def _rust_name(path: str) -> str | None:
+def _in_rust(path: str) -> bool:
     block, _, rest = path.partition(".")
-    number, _, module = rest.partition(".")
-    module = {**dict.fromkeys(QKV, "attention.qkv"), "attention.to_out.0": "attention.to_out"}.get(
-        module, module
-    )
-    return f"{block}.{number}.{module}" if block in _RUST_BLOCKS and module in _RUST_MODULES else None
+    return block in _RUST_BLOCKS and rest.partition(".")[2] in _RUST_MODULES
 
 
 def _rust(entries: Mapping[str, Entry]) -> tuple[dict[str, Tensor], str]:
