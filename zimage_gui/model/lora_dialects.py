@@ -186,3 +186,9 @@ def _where(prefixes: set[str], suffixes: set[str], metadata: Mapping[str, str]) 
 def native_name(path: str) -> str:
     """The kohya name of a module: `layers.0.attention.to_q` -> `lora_unet_layers_0_attention_to_q`."""
     return "lora_unet_" + path.replace(".", "_")
+
+
+def comfy_name(path: str) -> str:
+    """ComfyUI's path of a module outside the blocks; others stay as they are."""
+    names = {ours: comfy for comfy, ours in GLOBAL_MODULES.items() if comfy != ours}
+    return names.get(path, path)

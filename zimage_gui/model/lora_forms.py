@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zimage_gui.errors import Problem
 from zimage_gui.model.lora_alphas import HEADER_KEY
-from zimage_gui.model.lora_dialects import QKV, native_name
+from zimage_gui.model.lora_dialects import QKV, comfy_name, native_name
 from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
 from zimage_gui.model.lora_qkv import fuse_qkv
 
@@ -64,6 +64,8 @@ def written(
         named = _flat(_universal(start + path, entry, prefix) for path, entry in entries.items())
     else:
         whole = fused(entries, "out") if form == "comfy" else entries
+        if form == "comfy":
+            whole = {comfy_name(path): entry for path, entry in whole.items()}
         named = _flat(_native(native_name(path), entry) for path, entry in whole.items())
     tensors = {
         name: tensor.detach().to("cpu", None if name.endswith(".alpha") else dtype).contiguous().clone()
