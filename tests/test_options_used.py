@@ -21,6 +21,11 @@ ROOMS = {
     "finetune": ("engine", "cli.py"),
     "generate": ("engine", "cli.py"),
     "convert-lora": ("engine",),
+    "resize-lora": ("engine",),
+    "extract-lora": ("engine",),
+    "edit-lora": ("engine", "config/lora_tools.py"),
+    "verify-lora": ("engine",),
+    "ema-lora": ("engine",),
     "inspect": ("engine",),
 }
 ELSEWHERE = {

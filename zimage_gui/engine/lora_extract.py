@@ -18,14 +18,15 @@ from zimage_gui.engine.lora_losses import Losses
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Progress, Run, Warning
 from zimage_gui.model.checkpoint import Checkpoint
-from zimage_gui.model.keymaps import Source, transformer_sources
+from zimage_gui.model.keymaps import Source
 from zimage_gui.model.lora_dialects import native_name, resolve_module
 from zimage_gui.model.lora_entries import Entry, LowRank
+from zimage_gui.model.lora_files import linear_shapes
 from zimage_gui.model.lora_forms import Form, form_problems
 from zimage_gui.model.lora_lowrank import of_dense
-from zimage_gui.model.recognise import require
 from zimage_gui.model.tensor_files import read_tensor
-from zimage_gui.model.weights import transformer_config_of
+from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.weights import transformer_config_of, transformer_tensors
 
 _SHOWN = 4
 _USUAL_RANK = 32
@@ -37,6 +38,11 @@ class _Model:
 
     checkpoint: Checkpoint
     sources: Mapping[str, Source]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        source = self.sources[name]
+        stored = self.checkpoint.places[source.name].info.shape
+        return stored if source.rows is None else (source.rows[1] - source.rows[0], *stored[1:])
 
     def tensor(self, name: str) -> Tensor:
         source = self.sources[name]
@@ -99,9 +105,14 @@ def _form(config: ExtractLoraConfig) -> Form:
 
 
 def _open(path: Path, option: str) -> _Model:
-    checkpoint = require(path, "transformer", option).checkpoint
-    assert checkpoint is not None  # `require` returns only what it has read
-    return _Model(checkpoint, transformer_sources(checkpoint.shapes))
+    model = _Model(*transformer_tensors(path, option))
+    with torch.device("meta"):
+        wanted = linear_shapes(ZImageTransformer(transformer_config_of(path, option)))
+    other = [name for name, shape in wanted.items() if model.shape(f"{name}.weight") != shape]
+    if other:
+        rule = f"keeps {other[0]} another way round than this command reads"
+        raise UserError.one(option, path, rule, "Convert it to .safetensors first")
+    return model
 
 
 def _is_linear(name: str) -> bool:

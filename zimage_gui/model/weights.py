@@ -125,6 +125,12 @@ def text_encoder_config_of(path: Path, option: str = "text_encoder") -> TextEnco
     return config
 
 
+def transformer_tensors(path: Path, option: str = "dit") -> tuple[Checkpoint, dict[str, Source]]:
+    """A transformer's headers and where each of our tensors lies, for reading it one tensor at a time."""
+    checkpoint = _open(path, "transformer", option)
+    return checkpoint, _sources(checkpoint, "transformer")
+
+
 def model_problems(
     transformer: Path | None = None, vae: Path | None = None, text_encoder: Path | None = None
 ) -> list[Problem]:
