@@ -23,6 +23,11 @@ ROOMS = {
     "convert-lora": ("engine",),
     "convert": ("engine",),
     "merge": ("engine",),
+    "resize-lora": ("engine",),
+    "extract-lora": ("engine",),
+    "edit-lora": ("engine", "config/lora_tools.py"),
+    "verify-lora": ("engine",),
+    "ema-lora": ("engine",),
     "inspect": ("engine",),
 }
 ELSEWHERE = {

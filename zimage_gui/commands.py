@@ -65,6 +65,13 @@ _SPECS = (
     CommandSpec("convert-lora", "zimage_gui.engine.convert_lora:run", False, "Convert a LoRA file."),
     CommandSpec("convert", "zimage_gui.engine.convert_model:run", False, "Convert a model file or folder."),
     CommandSpec("merge", "zimage_gui.engine.merge:run", False, "Merge LoRAs into a model, or into one LoRA."),
+    CommandSpec("resize-lora", "zimage_gui.engine.lora_resize:run", False, "Make a LoRA's rank smaller."),
+    CommandSpec(
+        "extract-lora", "zimage_gui.engine.lora_extract:run", False, "Make a LoRA of two models' difference."
+    ),
+    CommandSpec("edit-lora", "zimage_gui.engine.lora_edit:run", False, "Scale, prune or describe a LoRA."),
+    CommandSpec("verify-lora", "zimage_gui.engine.lora_verify:run", False, "Say whether a LoRA lands whole."),
+    CommandSpec("ema-lora", "zimage_gui.engine.lora_ema:run", False, "Average a training's checkpoints."),
     CommandSpec("inspect", "zimage_gui.engine.inspect_file:run", False, "Say what a file is."),
     CommandSpec(
         "train", "zimage_gui.engine.train:run", True, "From a models folder and a picture folder to a LoRA."

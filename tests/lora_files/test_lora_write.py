@@ -83,8 +83,8 @@ def test_loha_and_lokr_keep_their_factors(tmp_path, base, name, form):
     [
         ("dora_peft.safetensors", "universal", "DoRA"),
         ("dora_peft.safetensors", "native", "DoRA"),
-        ("loha_dm.safetensors", "comfy", "needs all three"),
-        ("lokr_full_dm.safetensors", "comfy", "needs all three"),
+        ("dora_plain.safetensors", "comfy", "DoRA"),
+        ("all_kohya_split.safetensors", "rust", "no layer that z-image-train adapts"),
     ],
 )
 def test_what_a_form_cannot_say_is_refused_and_nothing_is_written(tmp_path, name, form, reason):

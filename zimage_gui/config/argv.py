@@ -15,7 +15,7 @@ from pathlib import Path
 
 from zimage_gui.config.build import names_of, unknown
 from zimage_gui.config.later import inert_of, later_of
-from zimage_gui.config.schema import Option, Options
+from zimage_gui.config.schema import Option, Options, options_of
 from zimage_gui.errors import Problem
 
 LAUNCHER = {
@@ -128,6 +128,10 @@ def _place(parsed: Parsed, cls: type[Options], loose: list[str]) -> None:
     if parsed.config_file is not None and not parsed.config_file.suffix:
         parsed.config_file = parsed.config_file.with_suffix(".toml")
     free = [name for name in cls.positionals if name not in {spelled for spelled, _ in parsed.given}]
+    if free and options_of(cls)[free[-1]].many and len(loose) >= len(free):
+        first = len(free) - 1
+        parsed.given.append((free.pop(), tuple(loose[first:])))
+        del loose[first:]
     for name, word in zip(free, loose, strict=False):
         parsed.given.append((name, word))
     for word in loose[len(free) :]:

@@ -21,14 +21,22 @@ class ConvertLoraConfig(Options):
     output: Path | None = option(
         None, section="output", label="Output file", help="The file to write.", path="out_file"
     )
-    target: Literal["other", "default", "comfy"] | None = option(
+    target: Literal["other", "default", "comfy", "peft", "rust"] | None = option(
         None,
         section="output",
         label="Form",
         help="other: the universal form for ComfyUI and diffusers; default: the first seed's "
-        "lora_unet_ names; "
-        "comfy: lora_unet_ names with fused qkv, as convert_z_image_lora_to_comfy writes. Empty: other.",
-        values={"universal": "other", "diffusers": "other", "native": "default", "musubi": "default"},
+        "lora_unet_ names; comfy: lora_unet_ names with fused qkv, as convert_z_image_lora_to_comfy writes; "
+        "peft: transformer. names with rank and alpha in the header; rust: z-image-train's, with its "
+        ".lora.json. Empty: other, or comfy when lokr_rank is given.",
+        values={
+            "universal": "other",
+            "diffusers": "other",
+            "native": "default",
+            "musubi": "default",
+            "comfyui": "comfy",
+            "burn": "rust",
+        },
     )
     reverse: bool = option(
         False,
@@ -44,6 +52,17 @@ class ConvertLoraConfig(Options):
         advanced=True,
         matters="target is other",
     )
+    lokr_rank: int | None = option(
+        None,
+        section="output",
+        label="LoKr rank",
+        help="Largest rank of the LoRA that a LoKr becomes where the form has no LoKr; the error is printed. "
+        "Empty: as many as it takes to lose nothing.",
+        ge=1,
+        le=65536,
+        advanced=True,
+        matters="the file is a LoKr and target is comfy, peft or rust",
+    )
     overwrite: bool = option(
         False,
         section="output",
@@ -58,7 +77,7 @@ class ConvertLoraConfig(Options):
             for name, word in (("input", "LoRA to convert"), ("output", "file to write"))
             if getattr(self, name) is None
         ]
-        if self.reverse and self.target in ("other", "comfy"):
+        if self.reverse and self.target not in (None, "default"):
             rule = f"contradicts target {self.target}"
             found.append(Problem("reverse", "true", rule, "Leave out one of the two"))
         if self.output is not None and self.output.suffix.lower() != ".safetensors":
@@ -69,7 +88,7 @@ class ConvertLoraConfig(Options):
                 Problem("output", str(self.output), "is the input file itself", "Choose another name")
             )
         if self.diffusers_prefix != "diffusion_model" and (
-            self.reverse or self.target in ("default", "comfy")
+            self.reverse or self.target not in (None, "other") or self.lokr_rank is not None
         ):
             rule = "belongs to target other"
             found.append(Problem("diffusers_prefix", self.diffusers_prefix, rule, "Leave it out"))

@@ -145,7 +145,6 @@ LATER: tuple[Later, ...] = (
         ("generate",),
         "asking for prompts comes in a later version; --from_file takes many",
     ),
-    Later("lokr_rank", "value", ("convert-lora",), _NETWORK),
 )
 
 LATER_COMMANDS: dict[str, str] = {}

@@ -22,6 +22,11 @@ _CLASSES = {
     "convert-lora": ("convert", "ConvertLoraConfig"),
     "convert": ("convert_model", "ConvertConfig"),
     "merge": ("convert_model", "MergeConfig"),
+    "resize-lora": ("lora_tools", "ResizeLoraConfig"),
+    "extract-lora": ("lora_tools", "ExtractLoraConfig"),
+    "edit-lora": ("lora_tools", "EditLoraConfig"),
+    "verify-lora": ("lora_tools", "VerifyLoraConfig"),
+    "ema-lora": ("lora_tools", "EmaLoraConfig"),
     "inspect": ("convert", "InspectConfig"),
     "train": ("training", "TrainConfig"),
 }

@@ -39,47 +39,45 @@ GLOBAL_MODULES: dict[str, str] = {
     "t_embedder.mlp.2": "t_embedder.mlp.2",
 }
 
-# Longest first: `base_model.model.transformer.` must win over `base_model.model.`.
-DOTTED_PREFIXES = (
-    "base_model.model.transformer.",
-    "base_model.model.",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "transformer.",
-    "",
+# Wrappers a name may carry in front, in any order: PEFT, torch.compile, DataParallel, whole checkpoints.
+_DOTTED_PREFIX = re.compile(r"(?:(?:base_model|_orig_mod|diffusion_model|model|transformer|module|unet)\.)*")
+_UNDERSCORED_PREFIX = re.compile(
+    r"(?:lora|lycoris)_(?:unet_|(?:base_model|diffusion_model|model|transformer)_)*"
 )
-UNDERSCORE_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
 
-_SUFFIXES: dict[str, str] = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_a": "down",
-    ".lora_b": "up",
-    ".alpha": "alpha",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lora_magnitude_vector.default": "magnitude",
-    ".lora_magnitude_vector.default.weight": "magnitude",
-    ".dora_scale": "dora_scale",
-    ".hada_w1_a": "hada_w1_a",
-    ".hada_w1_b": "hada_w1_b",
-    ".hada_w2_a": "hada_w2_a",
-    ".hada_w2_b": "hada_w2_b",
-    ".lokr_w1": "lokr_w1",
-    ".lokr_w1_a": "lokr_w1_a",
-    ".lokr_w1_b": "lokr_w1_b",
-    ".lokr_w2": "lokr_w2",
-    ".lokr_w2_a": "lokr_w2_a",
-    ".lokr_w2_b": "lokr_w2_b",
-}
-_SUFFIX = re.compile("(" + "|".join(re.escape(s) for s in sorted(_SUFFIXES, key=len, reverse=True)) + ")$")
+# PEFT writes the adapter's name, `default` or another, before `.weight`.
+_FACTOR = re.compile(
+    r"\.lora_(A|B|down|up)(?:\.[^.]+)?\.weight$|\.lora(?:_linear_layer)?\.(down|up)\.weight$"
+)
+_MAGNITUDE = re.compile(r"\.lora_magnitude_vector(?:\.(?!weight$)[^.]+)?(?:\.weight)?$")
+_OTHER_PART = re.compile(
+    r"\.(alpha|dora_scale|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|lora_a|lora_b)$"
+)  # fmt: skip
+_SIDES = {"A": "down", "B": "up", "lora_a": "down", "lora_b": "up"}
+
+# Parts of adapters that change something else than the weight of a Linear layer by a product of factors.
+_UNUSABLE = (
+    (re.compile(r"\.diff$"), "whole weight differences (.diff), which are no adapter"),
+    (re.compile(r"\.diff_b$|\.lora_(B|up)(\.[^.]+)?\.bias$|\.b_norm$"), "changes of a bias"),
+    (re.compile(r"\.w_norm$|_norm[12qk]?\.(lora_|diff)"), "changes of a norm"),
+    (re.compile(r"\.(lora_mid\.weight|lokr_t2|hada_t[12])$"), "factors of convolutions"),
+    (re.compile(r"\.(oft_|boft_|ia3_|on_input$|glora_)"), "adapters of another kind"),
+    (re.compile(r"^(lora_te|text_encoder|te\.|text_model)"), "changes of the text encoder"),
+)
+
+_OF_ADAPTERS = re.compile(r"(^|[._])lora_|\.(diff|diff_b|w_norm|oft_\w+|boft_\w+)$")
+
+
+def unusable_part(name: str) -> str:
+    """What a tensor of an adapter file holds that no program here can apply, in words; empty when unknown."""
+    return next((words for pattern, words in _UNUSABLE if pattern.search(name)), "")
+
+
 _BLOCK = re.compile(r"(layers|noise_refiner|context_refiner)([._])(\d{1,4})\2(.+)")
 _UNDERSCORED_BLOCK_MODULES = {name.replace(".", "_"): name for name in BLOCK_MODULES}
-_UNDERSCORED_GLOBAL_MODULES = {name.replace(".", "_"): name for name in GLOBAL_MODULES}
+_UNDERSCORED_GLOBAL_MODULES = {
+    name.replace(".", "_").replace("-", dash): name for name in GLOBAL_MODULES for dash in "-_"
+}
 
 
 @dataclass(frozen=True)
@@ -105,24 +103,36 @@ def resolve_module(name: str, separator: str) -> tuple[str, ...]:
     return (GLOBAL_MODULES[dotted],) if dotted in GLOBAL_MODULES else ()
 
 
+def _part_of(key: str) -> tuple[str, str] | None:
+    """(part, suffix) of a tensor name, whatever module it belongs to."""
+    if found := _FACTOR.search(key):
+        side = found[1] or found[2]
+        return _SIDES.get(side, side), found[0]
+    if found := _MAGNITUDE.search(key):
+        return "magnitude", found[0]
+    if found := _OTHER_PART.search(key):
+        return _SIDES.get(found[1], found[1]), found[0]
+    return None
+
+
 def parse_key(key: str) -> Key | None:
     """Takes a tensor name apart; None when it is no LoRA tensor of a Z-Image transformer."""
-    found = _SUFFIX.search(key)
-    if not found:
+    found = _part_of(key)
+    if found is None:
         return None
-    suffix = found[1]
+    part, suffix = found
     stem = key[: -len(suffix)]
-    for prefix, separator in [(p, "_") for p in UNDERSCORE_PREFIXES] + [(p, ".") for p in DOTTED_PREFIXES]:
-        if stem.startswith(prefix):
-            targets = resolve_module(stem[len(prefix) :], separator)
-            if targets:
-                return Key(prefix, targets, _SUFFIXES[suffix], suffix)
+    for pattern, separator in ((_UNDERSCORED_PREFIX, "_"), (_DOTTED_PREFIX, ".")):
+        prefix = match[0] if (match := pattern.match(stem)) else ""
+        targets = resolve_module(stem[len(prefix) :], separator) if match else ()
+        if targets:
+            return Key(prefix, targets, part, suffix)
     return None
 
 
 def looks_like_lora(names: Iterable[str]) -> bool:
     """Whether any tensor name is that of an adapter of whatever model."""
-    return any(_SUFFIX.search(name) and not name.endswith(".alpha") for name in names)
+    return any((_part_of(name) or ("alpha",))[0] != "alpha" or _OF_ADAPTERS.search(name) for name in names)
 
 
 def describe_dialect(names: Iterable[str], metadata: Mapping[str, str]) -> str:
@@ -158,19 +168,27 @@ def _kind(parts: set[str]) -> str:
 def _where(prefixes: set[str], suffixes: set[str], metadata: Mapping[str, str]) -> str:
     if ".lora_a" in suffixes:
         return "z-image-train names with a .lora.json sidecar"
-    if ".lora_A.default.weight" in suffixes:
+    if ".lora_A.default.weight" in suffixes and prefixes == {""}:
         return "DiffSynth names (.default)"
-    if "lora_unet_" in prefixes:
+    if prefixes == {"lora_unet_"}:
         return "kohya / musubi names (lora_unet_)"
-    if prefixes & {"lora_transformer_", "lycoris_"}:
+    if any(prefix.endswith("_") for prefix in prefixes):
         return f"underscored names ({', '.join(sorted(prefixes))})"
-    if "transformer." in prefixes or any(p.startswith("base_model") for p in prefixes):
+    if any(prefix.startswith("base_model.") for prefix in prefixes):
+        return "PEFT names (base_model.)"
+    if "transformer." in prefixes:
         return "diffusers / PEFT names (transformer.)"
-    if "diffusion_model." in prefixes or "model.diffusion_model." in prefixes:
+    if any(prefix.endswith("diffusion_model.") for prefix in prefixes):
         return "ComfyUI names (diffusion_model.)"
-    return "bare names"
+    return f"names beginning with {', '.join(sorted(prefixes))}" if any(prefixes) else "bare names"
 
 
 def native_name(path: str) -> str:
     """The kohya name of a module: `layers.0.attention.to_q` -> `lora_unet_layers_0_attention_to_q`."""
     return "lora_unet_" + path.replace(".", "_")
+
+
+def comfy_name(path: str) -> str:
+    """ComfyUI's path of a module outside the blocks; others stay as they are."""
+    names = {ours: comfy for comfy, ours in GLOBAL_MODULES.items() if comfy != ours}
+    return names.get(path, path)

@@ -63,14 +63,13 @@ class LowRank:
         return (_fp32(self.up, weight) @ _fp32(self.down, weight)) * self.scale
 
     def rows(self, start: int, stop: int) -> "LowRank":
-        """Shares `down`. Ranks whose `up` column is zero in these rows do nothing there and are dropped, so
-        that a block-diagonal fusion of three rank-r LoRAs comes apart into the three it was made of."""
-        up = self.up[start:stop]
-        used = up.abs().amax(dim=0) > 0
-        if used.any() and not used.all():
-            kept = int(used.sum())
-            return LowRank(self.down[used], up[:, used].contiguous(), self.alpha * kept / self.rank)
-        return LowRank(self.down, up.contiguous(), self.alpha)
+        """Shares `down`."""
+        return LowRank(self.down, self.up[start:stop].contiguous(), self.alpha)
+
+    def ranks(self, chosen: slice | Tensor) -> "LowRank":
+        """Only these ranks, at the same scale."""
+        down = self.down[chosen].contiguous()
+        return LowRank(down, self.up[:, chosen].contiguous(), self.scale * len(down))
 
     def with_alpha(self, alpha: float) -> "LowRank":
         """The same change written with another alpha; the factor moves into `up`, which becomes fp32 where
@@ -151,7 +150,13 @@ class LoKr:
         return whole if self.row_count is None else whole[self.first_row : self.first_row + self.row_count]
 
     def rows(self, start: int, stop: int) -> "LoKr":
-        return replace(self, first_row=start, row_count=stop - start)
+        """A Kronecker product of fewer rows of w1 where the cut falls between blocks, else the whole with a
+        window."""
+        block = self.w2[0].shape[0]
+        if self.row_count is not None or start % block or stop % block:
+            return replace(self, first_row=self.first_row + start, row_count=stop - start)
+        first = self.w1[0][start // block : stop // block].contiguous()
+        return replace(self, w1=(first, *self.w1[1:]))
 
 
 def _product(factors: list[Tensor]) -> Tensor:

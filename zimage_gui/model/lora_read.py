@@ -5,8 +5,6 @@ know how adapters are trained or where a user keeps files. Writing is in `lora_w
 `lora_merge`.
 """
 
-import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,14 +16,36 @@ from torch import Tensor
 
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.files import Header, read_header
-from zimage_gui.model.lora_dialects import Key, describe_dialect, looks_like_lora, native_name, parse_key
+from zimage_gui.model.checkpoint import MOST_TENSORS
+from zimage_gui.model.lora_alphas import (
+    HEADER_KEY,
+    Alpha,
+    Alphas,
+    StrengthError,
+    from_header,
+    from_peft_config,
+    from_sidecar,
+)
+from zimage_gui.model.lora_dialects import (
+    Key,
+    describe_dialect,
+    looks_like_lora,
+    native_name,
+    parse_key,
+    unusable_part,
+)
 from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
+from zimage_gui.model.lora_qkv import split_qkv
 from zimage_gui.model.tensor_files import DTYPES, read_tensor
 
 OPTION = "lora_weight"
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_SIDECAR_LIMIT = 64 * 1024
 _NAMED = 6
+# Numbers in a weight; the largest of Z-Image has 59 million. A LoKr of two megabytes can claim a million rows
+# and columns.
+_LARGEST_WEIGHT = 2**28
+_MAGNITUDES = ("magnitude", "dora_scale")
 _LORA_PARTS = {"down", "up"}
 _LOHA_PARTS = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 
@@ -74,6 +94,9 @@ def read_lora(path: Path, option: str = OPTION) -> LoraFile:
             "is not a LoRA file: it holds no lora_, hada_ or lokr_ tensor",
             "Choose a LoRA .safetensors file; `inspect` says what this file is",
         )
+    if len(header.tensors) > MOST_TENSORS:
+        rule = f"holds {len(header.tensors)} tensors, more than any LoRA of this model"
+        raise UserError.one(option, str(path), rule, "Choose another file")
     return taken_apart(path, load_tensors(path, header, option), header.metadata)
 
 
@@ -142,6 +165,12 @@ def _some(names: Sequence[str]) -> str:
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
+def _without_padding(entry: LowRank) -> LowRank:
+    """Without the ranks of zeros that fill a file whose modules must all have one rank."""
+    used = entry.down.any(dim=1) | entry.up.any(dim=0)
+    return entry.ranks(used) if used.any() and not used.all() else entry
+
+
 class _Reader:
     """Collects the tensors of one file into entries; everything wrong ends up in `problems`."""
 
@@ -154,12 +183,7 @@ class _Reader:
     def read(self) -> dict[str, Entry]:
         groups, unknown = self._grouped()
         if unknown:
-            known = sum(len(parts) for parts in groups.values())
-            self._problem(
-                f"{len(unknown)} of its {len(self.tensors)} tensors belong to no module of Z-Image, "
-                f"{known} do: {_some(unknown)}",
-                "Use a LoRA made for Z-Image",
-            )
+            self._say_unknown(unknown, sum(len(parts) for parts in groups.values()))
         self._check_values()
         default_alphas = self._alphas_of_the_file(groups)
         entries: dict[str, Entry] = {}
@@ -168,6 +192,19 @@ class _Reader:
             if entry is not None:
                 self._place(targets, entry, entries)
         return entries
+
+    def _say_unknown(self, unknown: Sequence[str], known: int) -> None:
+        of_all = f"of its {len(self.tensors)} tensors"
+        by_words: dict[str, list[str]] = defaultdict(list)
+        for name in unknown:
+            by_words[unusable_part(name)].append(name)
+        for words, names in by_words.items():
+            if words:
+                rule = f"{len(names)} {of_all} are {words}: {_some(names)}"
+                self._problem(rule, "Use a file with adapters of the transformer's Linear layers alone")
+            else:
+                rule = f"{len(names)} {of_all} belong to no module of Z-Image, {known} do: {_some(names)}"
+                self._problem(rule, "Use a LoRA made for Z-Image")
 
     def _problem(self, rule: str, remedy: str = "Save or download the file again") -> None:
         self.problems.append(Problem(OPTION, str(self.path), rule, remedy))
@@ -189,7 +226,11 @@ class _Reader:
         return dict(groups), unknown
 
     def _check_values(self) -> None:
-        wrong_type = [name for name, tensor in self.tensors.items() if not tensor.is_floating_point()]
+        wrong_type = [
+            name
+            for name, tensor in self.tensors.items()
+            if not tensor.is_floating_point() and not (name.endswith(".alpha") and tensor.dtype in _WHOLE)
+        ]
         if wrong_type:
             self._problem(f"these tensors hold no floating-point numbers: {_some(wrong_type)}")
         broken = [
@@ -201,7 +242,7 @@ class _Reader:
             self._problem(f"these tensors hold NaN or infinity: {_some(broken)}", "Use an earlier checkpoint")
 
     def _entry(
-        self, targets: tuple[str, ...], parts: dict[str, tuple[str, Key]], alphas: "_Alphas"
+        self, targets: tuple[str, ...], parts: dict[str, tuple[str, Key]], alphas: Alphas
     ) -> Entry | None:
         tensors = {part: self.tensors[name] for part, (name, _) in parts.items()}
         where = next(iter(parts.values()))[0].rsplit(next(iter(parts.values()))[1].suffix)[0]
@@ -209,17 +250,40 @@ class _Reader:
         if alpha_tensor is not None and alpha_tensor.numel() != 1:
             self._problem(f"{where}.alpha has shape {list(alpha_tensor.shape)} instead of one number")
             return None
-        flat = {p: t for p, t in tensors.items() if p not in ("magnitude", "dora_scale") and t.dim() != 2}
+        flat = [p for p, t in tensors.items() if p not in _MAGNITUDES and (t.dim() != 2 or not t.numel())]
         if flat:
-            self._problem(f"{where}: {_some(sorted(flat))} must be matrices")
+            self._problem(f"{where}: {_some(sorted(flat))} must be matrices with at least one number")
             return None
         alpha = None if alpha_tensor is None else float(alpha_tensor.reshape(()))
-        factors = {part for part in tensors if part not in ("magnitude", "dora_scale")}
+        factors = {part for part in tensors if part not in _MAGNITUDES}
         entry = self._factors(where, factors, tensors, alpha, alphas.of(targets[0]))
-        magnitudes = [part for part in ("magnitude", "dora_scale") if part in tensors]
-        if entry is None or not magnitudes:
+        if entry is None or not self._believable(where, entry, alphas):
+            return None
+        magnitudes = [part for part in _MAGNITUDES if part in tensors]
+        if alphas.rank is not None and isinstance(entry, LowRank):
+            entry = _without_padding(entry)
+        if len(magnitudes) == 2:
+            self._problem(f"{where} holds two DoRA magnitudes", "Use a file with one of them")
+            return None
+        if not magnitudes:
             return entry
         return self._dora(where, entry, tensors[magnitudes[0]], magnitudes[0])
+
+    def _believable(self, where: str, entry: Entry, alphas: Alphas) -> bool:
+        rows, columns = entry.shape
+        if rows * columns > _LARGEST_WEIGHT:
+            self._problem(
+                f"{where} is made for a weight [{rows}, {columns}], larger than any of Z-Image",
+                "Use a LoRA made for Z-Image",
+            )
+            return False
+        if alphas.rank is not None and entry.rank != alphas.rank:
+            self._problem(
+                f"{where} has rank {entry.rank}, its sidecar says {alphas.rank}",
+                "Use the sidecar that was written with it",
+            )
+            return False
+        return True
 
     def _factors(
         self,
@@ -227,7 +291,7 @@ class _Reader:
         factors: set[str],
         tensors: dict[str, Tensor],
         alpha: float | None,
-        by_file: "_Alpha",
+        by_file: Alpha,
     ) -> Entry | None:
         if factors == _LORA_PARTS:
             down, up = tensors["down"], tensors["up"]
@@ -291,85 +355,23 @@ class _Reader:
                 f"the fused qkv of {targets[0].rsplit('.', 1)[0]} with {rows} rows cannot be split in three"
             )
             return
-        third = rows // len(targets)
-        for index, target in enumerate(targets):
+        parts = [entry] if len(targets) == 1 else split_qkv(entry)
+        for target, part in zip(targets, parts, strict=True):
             if target in entries:
                 self._problem(f"{target} is changed twice, alone and as a part of a fused qkv")
-            entries[target] = entry if len(targets) == 1 else entry.rows(index * third, (index + 1) * third)
+            if part is not None:
+                entries[target] = part
 
-    def _alphas_of_the_file(self, groups: Mapping[tuple[str, ...], dict[str, tuple[str, Key]]]) -> "_Alphas":
+    def _alphas_of_the_file(self, groups: Mapping[tuple[str, ...], dict[str, tuple[str, Key]]]) -> Alphas:
         keys = [key for parts in groups.values() for _, key in parts.values()]
-        if any(key.suffix == ".lora_a" for key in keys):
-            return self._sidecar()
-        text = self.metadata.get("lora_adapter_metadata")
-        if text is None or any(key.part == "alpha" for key in keys):
-            return _Alphas()
         try:
-            return _Alphas.from_peft(json.loads(text))
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            self._problem("its lora_adapter_metadata header is not the JSON that PEFT writes")
-            return _Alphas()
-
-    def _sidecar(self) -> "_Alphas":
-        sidecar = self.path.with_name(f"{self.path.stem}.lora.json")
-        try:
-            with sidecar.open("rb") as file:
-                alpha = _finite(json.loads(file.read(_SIDECAR_LIMIT).decode("utf-8"))["alpha"])
-        except FileNotFoundError:
-            self._problem(
-                f"its strength is written in {sidecar.name}, which is not beside it",
-                f"Put {sidecar.name} into the same folder",
-            )
-            return _Alphas()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            self._problem(f"{sidecar.name} holds no number named alpha", "Write the trainer's sidecar again")
-            return _Alphas()
-        return _Alphas(alpha)
-
-
-def _finite(value: object) -> float:
-    number = float(str(value))
-    if not math.isfinite(number):
-        raise ValueError(value)
-    return number
-
-
-@dataclass(frozen=True)
-class _Alpha:
-    """The alpha a header or sidecar gives a module; rslora divides by √rank instead of rank."""
-
-    value: float | None = None
-    rslora: bool = False
-
-    def resolve(self, in_tensor: float | None, rank: int) -> float:
-        if in_tensor is not None:
-            return in_tensor
-        if self.value is None:
-            return float(rank)
-        return self.value * rank**0.5 if self.rslora else self.value
-
-
-@dataclass(frozen=True)
-class _Alphas:
-    default: float | None = None
-    pattern: tuple[tuple[str, float], ...] = ()
-    rslora: bool = False
-
-    @classmethod
-    def from_peft(cls, found: Mapping[str, object]) -> "_Alphas":
-        """From the header's JSON, whose keys are `transformer.lora_alpha`, `transformer.alpha_pattern`, …"""
-        values = {name.removeprefix("transformer."): value for name, value in found.items()}
-        pattern = values.get("alpha_pattern") or {}
-        if not isinstance(pattern, dict):
-            raise TypeError("alpha_pattern")
-        alpha = values.get("lora_alpha")
-        pairs = tuple((str(name).lstrip("^"), _finite(value)) for name, value in pattern.items())
-        return cls(None if alpha is None else _finite(alpha), pairs, values.get("use_rslora") is True)
-
-    def of(self, path: str) -> _Alpha:
-        """A pattern names a module by its whole path or its end. It is compared as text: a regular expression
-        out of a downloaded file could run for ever."""
-        for name, value in self.pattern:
-            if path == name or path.endswith(f".{name}"):
-                return _Alpha(value, self.rslora)
-        return _Alpha(self.default, self.rslora)
+            if any(key.suffix in (".lora_a", ".lora_b") for key in keys):
+                return from_sidecar(self.path)
+            if any(key.part == "alpha" for key in keys):
+                return Alphas()
+            if any(key.prefix.startswith("base_model.") for key in keys) and HEADER_KEY not in self.metadata:
+                return from_peft_config(self.path)
+            return from_header(self.path, self.metadata)
+        except StrengthError as error:
+            self._problem(error.problem.rule, error.problem.remedy)
+            return Alphas()

@@ -1,17 +1,13 @@
-"""Writing LoRA files in the forms other programs read, and proving afterwards that every tensor lands.
+"""Writing LoRA files, and proving afterwards that every tensor lands.
 
-Knows the names and scales of each form. It must not know training or how a file was made.
-
-Forms: `universal` (diffusion_model. names, lora_A/lora_B, alpha/rank inside lora_B, `.alpha` = rank: exact in
-ComfyUI and in every diffusers that knows Z-Image), `native` (kohya / musubi), `comfy` (kohya names with a
-fused qkv).
+Knows files, headers and hashes; `lora_forms` knows the forms. It must not know training or how a file was
+made.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -19,13 +15,24 @@ from torch import Tensor
 
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.files import atomic_write, read_header
-from zimage_gui.model.lora_dialects import native_name
-from zimage_gui.model.lora_entries import Dora, Entry, LoHa, LoKr, LowRank
+from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
+from zimage_gui.model.lora_entries import Entry, LoHa, LowRank
+from zimage_gui.model.lora_fit import fitted
+from zimage_gui.model.lora_forms import Form, form_problems, written
 from zimage_gui.model.lora_read import fit_problems, load_tensors, read_lora, taken_apart
 
-Form = Literal["universal", "native", "comfy"]
 ALPHA_KEY = "zimage_gui_alpha"
-_OPTION = "target"
+_NAMED = 6
+
+__all__ = [
+    "ALPHA_KEY",
+    "Form",
+    "original_alphas",
+    "verify_lora",
+    "with_alphas",
+    "write_lora",
+    "write_tensors",
+]
 
 
 def write_lora(
@@ -39,206 +46,50 @@ def write_lora(
     """Writes `entries` {module path: adapter} to `path`, atomically, then reads the file back and compares.
 
     `dtype` casts every factor (None keeps them); alpha is written in fp32. `prefix` names the universal
-    form's root; with any other than diffusion_model no `.alpha` is written, because diffusers refuses it
-    there. Adds the hashes sshs_model_hash and sshs_legacy_hash to `metadata`. Returns the number of modules.
-    Raises UserError when the form has no way to say what an entry does, or when the read-back differs.
+    form's root. Kinds that the form cannot say are written as LoRAs (see `lora_fit`). Adds the hashes
+    sshs_model_hash and sshs_legacy_hash to `metadata`. Returns the number of modules. Raises UserError when
+    the form has no way to say what an entry does, or when the read-back differs.
     """
-    problems = write_problems(entries, form, prefix)
+    problems = form_problems(entries, form, prefix)
     if not entries:
         problems.append(
-            Problem(_OPTION, str(path), "there is no adapter to write", "Choose a file with LoRA modules")
+            Problem("target", str(path), "there is no adapter to write", "Choose a file with LoRA modules")
         )
     raise_if_any(problems)
-    tensors = form_tensors(entries, form, dtype, prefix)
-    header = dict(metadata or {})
+    entries = fitted(entries, form).entries
+    content = written(entries, form, dtype, prefix)
+    header = {name: text for name, text in (metadata or {}).items() if name != HEADER_KEY} | content.header
     if form == "universal":
         header.update(alpha_note(entries))
     else:
         header.pop(ALPHA_KEY, None)
-    atomic_write(path, save(tensors, metadata={**header, **model_hashes(tensors, header)}))
-    _compare(path, tensors, set(entries))
+    write_tensors(path, content.tensors, header, content.sidecar)
+    _compare_modules(path, entries)
     return len(entries)
 
 
-def write_problems(
-    entries: Mapping[str, Entry], form: Form, prefix: str = "diffusion_model"
-) -> list[Problem]:
-    """What of `entries` the form cannot say."""
-    problems = [p for name, entry in entries.items() for p in _form_problems(name, entry, form, prefix)]
-    return problems + (_fusion_problems(entries) if form == "comfy" else [])
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], sidecar: str = ""
+) -> None:
+    """Writes tensors under their final names with fresh hashes, the sidecar first, and reads all back.
 
-
-def form_tensors(
-    entries: Mapping[str, Entry],
-    form: Form,
-    dtype: torch.dtype | None = None,
-    prefix: str = "diffusion_model",
-) -> dict[str, Tensor]:
-    """{tensor name: tensor} of the file, contiguous and on the CPU."""
-    named: dict[str, Tensor] = {}
-    for path, entry in (_fused(entries) if form == "comfy" else dict(entries)).items():
-        if form == "universal":
-            named.update(_universal(f"{prefix}.{path}" if prefix else path, entry, prefix))
-        else:
-            named.update(_native(native_name(path), entry))
-    return {
-        name: tensor.detach().to("cpu", None if name.endswith(".alpha") else dtype).contiguous().clone()
-        for name, tensor in named.items()
-    }
-
-
-def _universal(name: str, entry: Entry, prefix: str) -> dict[str, Tensor]:
-    if isinstance(entry, Dora) and isinstance(entry.inner, LowRank):
-        return {
-            **_universal(name, entry.inner, prefix),
-            f"{name}.lora_magnitude_vector": entry.magnitude.reshape(-1),
-        }
-    if not isinstance(entry, LowRank):
-        return _lycoris(name, entry)
-    folded = entry.with_alpha(float(entry.rank))
-    factors = {f"{name}.lora_A.weight": folded.down, f"{name}.lora_B.weight": folded.up}
-    return (
-        {**factors, f"{name}.alpha": torch.tensor(folded.alpha)} if prefix == "diffusion_model" else factors
+    Raises UserError, with nothing written, for numbers that are no longer finite, as after a cast to fp16.
+    """
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    if broken:
+        shown = ", ".join(broken[:_NAMED]) + (" …" if len(broken) > _NAMED else "")
+        rule = f"these tensors would hold infinity or NaN in this number format: {shown}"
+        raise UserError.one("output", str(path), rule, "Use bf16 or fp32")
+    if sidecar:
+        atomic_write(sidecar_path(path), sidecar.encode("utf-8"))
+    kept = {name: text for name, text in metadata.items() if name not in _HASHES}
+    atomic_write(path, save(tensors, metadata=kept | model_hashes(tensors, kept)))
+    stored = load_tensors(path, read_header(path, "output"), "output")
+    same = stored.keys() == tensors.keys() and all(
+        torch.equal(stored[name], tensors[name].to(stored[name].dtype)) for name in stored
     )
-
-
-def _native(name: str, entry: Entry) -> dict[str, Tensor]:
-    if not isinstance(entry, LowRank):
-        return _lycoris(name, entry)
-    return {
-        f"{name}.lora_down.weight": entry.down,
-        f"{name}.lora_up.weight": entry.up,
-        f"{name}.alpha": torch.tensor(entry.alpha),
-    }
-
-
-def _lycoris(name: str, entry: Entry) -> dict[str, Tensor]:
-    if isinstance(entry, LoHa):
-        return {
-            f"{name}.hada_w1_a": entry.w1_a,
-            f"{name}.hada_w1_b": entry.w1_b,
-            f"{name}.hada_w2_a": entry.w2_a,
-            f"{name}.hada_w2_b": entry.w2_b,
-            f"{name}.alpha": torch.tensor(entry.alpha),
-        }
-    assert isinstance(entry, LoKr)
-    named = {f"{name}.alpha": torch.tensor(entry.alpha)}
-    for side, factors in (("lokr_w1", entry.w1), ("lokr_w2", entry.w2)):
-        suffixes = ("",) if len(factors) == 1 else ("_a", "_b")
-        named.update(
-            {f"{name}.{side}{suffix}": factor for suffix, factor in zip(suffixes, factors, strict=True)}
-        )
-    return named
-
-
-_QKV = ("to_q", "to_k", "to_v")
-
-
-def _fused(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The same adapters with q, k and v of each block as one qkv, and ComfyUI's name of the output
-    projection."""
-    fused: dict[str, Entry] = {}
-    for path, entry in entries.items():
-        block, _, last = path.rpartition(".attention.")
-        if last == "to_out.0":
-            fused[f"{block}.attention.out"] = entry
-        elif last not in _QKV or not block:
-            fused[path] = entry
-        elif last == "to_q":
-            fused[f"{block}.attention.qkv"] = _fuse_qkv(
-                [entries[f"{block}.attention.{name}"] for name in _QKV]
-            )
-    return fused
-
-
-def _fuse_qkv(parts: Sequence[Entry]) -> Entry:
-    """One adapter of the stacked weight. Three that share one `down` and scale (a fused LoRA taken apart) are
-    put together as they were; any other three become a block-diagonal one of the summed rank."""
-    if all(isinstance(part, LoHa) for part in parts):
-        return _fuse_loha([part for part in parts if isinstance(part, LoHa)])
-    low = [part for part in parts if isinstance(part, LowRank)]
-    first = low[0]
-    if all(part.scale == first.scale and torch.equal(part.down, first.down) for part in low[1:]):
-        return LowRank(first.down, torch.cat([part.up for part in low]), first.alpha)
-    rank = sum(part.rank for part in low)
-    same_scale = [part.with_alpha(first.scale * part.rank) for part in low]
-    up = _block_diagonal(*[part.up for part in same_scale])
-    return LowRank(torch.cat([part.down for part in low]), up, first.scale * rank)
-
-
-def _fuse_loha(parts: Sequence[LoHa]) -> LoHa:
-    """Block-diagonal `_a`, stacked `_b`; alpha grows with the rank. Needs one scale for all three."""
-    return LoHa(
-        _block_diagonal(*[part.w1_a for part in parts]),
-        torch.cat([part.w1_b for part in parts]),
-        _block_diagonal(*[part.w2_a for part in parts]),
-        torch.cat([part.w2_b for part in parts]),
-        sum(part.alpha for part in parts),
-    )
-
-
-def _block_diagonal(*parts: Tensor) -> Tensor:
-    """torch.block_diag keeps no types for the checker."""
-    whole: Tensor = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
-    return whole
-
-
-def _form_problems(path: str, entry: Entry, form: Form, prefix: str) -> list[Problem]:
-    if isinstance(entry, LoKr) and entry.row_count is not None:
-        return [
-            Problem(
-                _OPTION,
-                form,
-                f"{path} is one third of a fused LoKr, which no other form can say",
-                "Keep the file as it is: ComfyUI reads it",
-            )
-        ]
-    if not isinstance(entry, Dora):
-        return []
-    per_row = isinstance(entry.inner, LowRank) and entry.magnitude.shape[1] == 1
-    if form == "universal" and prefix == "transformer" and per_row:
-        return []
-    return [
-        Problem(
-            _OPTION,
-            form,
-            f"{path} is a DoRA, whose size per row this form cannot say",
-            "Use the target other with diffusers_prefix transformer (exact in diffusers), or merge it",
-        )
-    ]
-
-
-def _fusion_problems(entries: Mapping[str, Entry]) -> list[Problem]:
-    problems = []
-    for path in entries:
-        block, _, last = path.rpartition(".attention.")
-        if last not in _QKV:
-            continue
-        parts = [entries.get(f"{block}.attention.{name}") for name in _QKV]
-        present = [part for part in parts if part is not None]
-        if len(present) < 3 and last != next(
-            n for n, part in zip(_QKV, parts, strict=True) if part is not None
-        ):
-            continue
-        if len(present) == 3 and last != "to_q":
-            continue
-        problem = _why_not_fused(block, present)
-        if problem:
-            problems.append(
-                Problem(_OPTION, "comfy", problem, "Use the target other, which ComfyUI reads too")
-            )
-    return problems
-
-
-def _why_not_fused(block: str, present: Sequence[Entry]) -> str:
-    if len(present) < 3:
-        return f"{block}.attention has only some of q, k and v, a fused qkv needs all three"
-    if len({type(part) for part in present}) > 1:
-        return f"{block}.attention mixes kinds of adapters in q, k and v"
-    if isinstance(present[0], LoKr):
-        return f"{block}.attention is a LoKr; three Kronecker products are not one"
-    scales = {part.alpha / part.rank for part in present if isinstance(part, LoHa)}
-    return f"{block}.attention has LoHa parts of different strength" if len(scales) > 1 else ""
+    if not same:
+        raise _not_read_back(path, "its tensors differ from those that were written")
 
 
 def alpha_note(entries: Mapping[str, Entry]) -> dict[str, str]:
@@ -283,6 +134,9 @@ def with_alphas(entries: Mapping[str, Entry], alphas: dict[str, float] | float |
     return changed
 
 
+_HASHES = ("sshs_model_hash", "sshs_legacy_hash")
+
+
 def model_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """kohya's two hashes, over the file as it would be with only the ss_ metadata: SHA-256 of the tensor
     data, and the first 8 digits of that of the 64 KiB at 1 MiB."""
@@ -295,20 +149,29 @@ def model_hashes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dic
     }
 
 
-def _compare(path: Path, tensors: Mapping[str, Tensor], modules: set[str]) -> None:
+def _not_read_back(path: Path, why: str) -> UserError:
+    rule = f"was written but does not read back: {why}"
+    return UserError.one("output", str(path), rule, "Check the disk and save again")
+
+
+def _compare_modules(path: Path, entries: Mapping[str, Entry]) -> None:
+    """Every module that does something must come back; a third of a fused qkv that changes nothing does
+    not."""
     header = read_header(path, "output")
-    stored = load_tensors(path, header)
-    file = taken_apart(path, stored, header.metadata)
+    file = taken_apart(path, load_tensors(path, header, "output"), header.metadata)
     rules = [problem.rule for problem in file.problems]
-    if set(file.entries) != modules:
-        rules.append(f"{len(file.entries)} of {len(modules)} modules came back")
-    if stored.keys() != tensors.keys() or not all(
-        torch.equal(stored[name], tensors[name]) for name in stored
-    ):
-        rules.append("its tensors differ from those that were written")
+    lost = [name for name, entry in entries.items() if name not in file.entries and _acts(entry)]
+    more = file.entries.keys() - entries.keys()
+    if lost or more:
+        rules.append(f"{len(entries) - len(lost)} of {len(entries)} modules came back and {len(more)} others")
     if rules:
-        rule = f"was written but does not read back: {'; '.join(rules)}"
-        raise UserError.one("output", str(path), rule, "Check the disk and save again")
+        raise _not_read_back(path, "; ".join(rules))
+
+
+def _acts(entry: Entry) -> bool:
+    if isinstance(entry, LowRank):
+        return bool(entry.up.any())
+    return not isinstance(entry, LoHa) or bool(entry.w1_a.any() and entry.w2_a.any())
 
 
 def verify_lora(path: Path, model_shapes: Mapping[str, Sequence[int]]) -> int:

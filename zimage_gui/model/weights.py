@@ -162,6 +162,12 @@ def whole_model(part: str, shapes: Shapes, settings: Mapping[str, Any]) -> Whole
     return WholeModel(found | more, written)
 
 
+def transformer_tensors(path: Path, option: str = "dit") -> tuple[Checkpoint, dict[str, Source]]:
+    """A transformer's headers and where each of our tensors lies, for reading it one tensor at a time."""
+    checkpoint = _open(path, "transformer", option)
+    return checkpoint, _sources(checkpoint, "transformer")
+
+
 def model_problems(
     transformer: Path | None = None,
     vae: Path | None = None,

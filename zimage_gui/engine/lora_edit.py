@@ -1,0 +1,153 @@
+"""The command `edit-lora`: strength, modules, number format and header of a LoRA, whose names stay.
+
+Knows what may be changed in place. It must not know how a form spells its names.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from zimage_gui.config.lora_tools import EditLoraConfig
+from zimage_gui.engine.lora_io import DTYPES, dora_problems, output_problems, read_input, save, sidecar_of
+from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.events import Note, Run
+from zimage_gui.files import read_header, sweep_temp_files
+from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
+from zimage_gui.model.lora_dialects import Key, native_name, parse_key
+from zimage_gui.model.lora_files import LoraFile
+from zimage_gui.model.lora_forms import Form
+from zimage_gui.model.lora_read import load_tensors, taken_apart
+from zimage_gui.model.lora_write import write_tensors
+
+# One factor of each kind carries the strength.
+_SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
+_MOST_PIXELS = 256
+_LARGEST_PICTURE = 100_000_000
+
+
+def check(config: EditLoraConfig) -> list[Problem]:
+    """Everything that keeps the file from being edited; reads it, writes nothing."""
+    problems = config.problems()
+    if problems or config.input is None or config.output is None:
+        return problems
+    try:
+        file = read_input(config.input)
+        sidecar = sidecar_of(config.input, read_header(config.input, "input").tensors)
+        form: Form | None = "rust" if sidecar else None
+        problems += output_problems(config.output, [config.input], config.overwrite, form)
+        if config.scale != 1:
+            problems += dora_problems(file, "scale")
+        problems += _prune_problems(config, file)
+        if config.thumbnail is not None:
+            _thumbnail(config.thumbnail)
+    except UserError as error:
+        problems += error.problems
+    return problems
+
+
+def run(config: EditLoraConfig, run: Run) -> list[Path]:
+    """Edits, proves the file, and says what has changed."""
+    raise_if_any(check(config))
+    assert config.input is not None and config.output is not None  # `check` has seen to it
+    file = read_input(config.input)
+    stored = load_tensors(config.input, read_header(config.input, "input"), "input")
+    keys = {name: key for name in stored if (key := parse_key(name)) is not None}
+    gone = {name for name, key in keys.items() if _pruned(key, config.prune)}
+    tensors = {
+        name: _edited(tensor, keys[name], config) for name, tensor in stored.items() if name not in gone
+    }
+    metadata = _header(config, file.metadata)
+    sidecar = sidecar_of(config.input, stored)
+    sweep_temp_files(config.output.parent)
+    if gone and HEADER_KEY in file.metadata:
+        # PEFT's header names the modules: it is written anew.
+        rest = taken_apart(config.input, tensors, file.metadata)
+        save(config.output, rest.entries, "peft", metadata)
+    else:
+        write_tensors(config.output, tensors, metadata, sidecar)
+    left = read_input(config.output, "output")
+    changed = sum(file.metadata.get(name) != text for name, text in left.metadata.items())
+    run.emit(
+        Note(
+            text=f"{len(left.entries)} of {len(file.entries)} modules written to {config.output.name}, "
+            f"{changed} header entries new or changed"
+        )
+    )
+    return [config.output, *([sidecar_path(config.output)] if sidecar else [])]
+
+
+def _pruned(key: Key, patterns: tuple[str, ...]) -> bool:
+    return all(_found(target, patterns) for target in key.targets)
+
+
+def _found(path: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.search(pattern, path) or re.search(pattern, native_name(path)) for pattern in patterns)
+
+
+def _prune_problems(config: EditLoraConfig, file: LoraFile) -> list[Problem]:
+    if not config.prune:
+        return []
+    assert config.input is not None
+    shown = " ".join(config.prune)
+    hit = [path for path in file.entries if _found(path, config.prune)]
+    if not hit or len(hit) == len(file.entries):
+        rule = f"finds {'all' if hit else 'none'} of the {len(file.entries)} modules"
+        return [Problem("prune", shown, rule, f"A module is called {next(iter(file.entries))}")]
+    for name in read_header(config.input, "input").tensors:
+        key = parse_key(name)
+        if key is not None and 0 < sum(_found(target, config.prune) for target in key.targets) < len(
+            key.targets
+        ):
+            rule = f"finds only a part of the fused {name}"
+            remedy = "Split it first with convert-lora --target default, or take out all of q, k and v"
+            return [Problem("prune", shown, rule, remedy)]
+    return []
+
+
+def _edited(tensor: Tensor, key: Key, config: EditLoraConfig) -> Tensor:
+    if config.scale != 1 and key.part in _SCALED:
+        exact = tensor.float() * config.scale
+        kept = exact.to(tensor.dtype)
+        tensor = kept if torch.equal(kept.float(), exact) else exact
+    return tensor if key.part == "alpha" else tensor.to(DTYPES.get(config.dtype, tensor.dtype))
+
+
+def _header(config: EditLoraConfig, metadata: Mapping[str, str]) -> dict[str, str]:
+    changes = config.header_changes
+    if config.thumbnail is not None:
+        changes["modelspec.thumbnail"] = _thumbnail(config.thumbnail)
+    kept = {name: text for name, text in metadata.items() if not _removed(name, config.remove_keys)}
+    if changes:
+        kept = {"modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": "Z-Image/lora"} | kept
+    return {name: text for name, text in (kept | changes).items() if text or name not in changes}
+
+
+def _removed(name: str, patterns: tuple[str, ...]) -> bool:
+    """The header that holds PEFT's alphas is part of the weights and stays."""
+    if name == HEADER_KEY:
+        return False
+    return any(name.startswith(p[:-1]) if p.endswith("*") else name == p for p in patterns)
+
+
+def _thumbnail(path: Path) -> str:
+    """A picture as the data URL that model pages show."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > _LARGEST_PICTURE:
+                raise ValueError(f"it has {image.width} x {image.height} pixels")
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        rule = f"is no picture that can be read ({error})"
+        raise UserError.one("thumbnail", path, rule, "Give a PNG, JPEG or WebP") from error
+    upright.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    flat = Image.new("RGB", upright.size, "white")
+    flat.paste(upright, mask=upright.getchannel("A"))
+    data = io.BytesIO()
+    flat.save(data, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
