@@ -13,12 +13,14 @@ from pathlib import Path
 from zimage_gui.errors import UserError
 from zimage_gui.files import expand_shards
 from zimage_gui.model.checkpoint import Checkpoint, open_checkpoint, part_folder
+from zimage_gui.model.families import family_of
 from zimage_gui.model.keymaps import prefix_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 USABLE = ("transformer", "vae", "text_encoder")
 Z_IMAGE_CAPTION_DIM = 2560
+VAE_DECODER = "decoder.conv_in.weight"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Recognised:
     """What a path holds.
 
     kind: one of `USABLE`, or "all_in_one", "lora", "omni", "controlnet", "pixel", "lumina2", "other_model",
-    "sd_vae", "quantised", "gguf", "pickle", "burnpack", "latent_cache", "text_cache", "latent", "unknown".
+    "sd_vae", "vae_decoder", "quantised", "gguf", "pickle", "burnpack", "latent_cache", "text_cache",
+    "latent", "state" (of a training), "unknown".
     layout: "diffusers" or "comfy" (transformer), "diffusers" or "ldm" (VAE), "hub" (text encoder), else "".
     prefix: what stands before the tensors' names. sentence: all of it in words, for the user.
     """
@@ -218,28 +221,14 @@ def _text_encoder(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
     return Recognised("text_encoder", "hub", prefix, sentence, checkpoint)
 
 
-_FAMILIES = (
-    (
-        "a Stable Diffusion model",
-        r"(^|\.)input_blocks\.\d+\.|(^|\.)down_blocks\.\d+\.attentions\.\d+\.transformer_blocks",
-    ),
-    ("a Flux model", r"(^|\.)(double_blocks|single_blocks)\.\d+\.|(^|\.)single_transformer_blocks\.\d+\."),
-    ("a Stable Diffusion 3 model", r"(^|\.)joint_blocks\.\d+\."),
-    (
-        "a Qwen-Image, Wan or similar model",
-        r"(^|\.)transformer_blocks\.\d+\.|(^|\.)blocks\.\d+\.(self_attn|cross_attn)",
-    ),
-    ("a T5 text encoder", r"(^|\.)encoder\.block\.\d+\.layer\.\d+\.SelfAttention"),
-    ("a CLIP text encoder", r"(^|\.)text_model\.encoder\.layers\.\d+\."),
-)
-
-
 def _other(shapes: Shapes, checkpoint: Checkpoint, quantised: str | None) -> Recognised:
     stored = f", stored as {quantised}" if quantised else ""
-    for sentence, pattern in _FAMILIES:
-        mark = re.compile(pattern)
-        if any(mark.search(name) for name in shapes):
-            return Recognised("other_model", "", "", sentence + stored, checkpoint)
+    if VAE_DECODER in shapes and shapes[VAE_DECODER][1:2] == (16,):
+        sentence = "the decoder half of a Flux VAE (16 latent channels): it decodes, but cannot encode"
+        return Recognised("vae_decoder", "ldm", "", f"{sentence}, {_dtypes(checkpoint)}", checkpoint)
+    family = family_of(shapes)
+    if family is not None:
+        return Recognised(family[0], "", "", family[1] + stored, checkpoint)
     example = f", for example {min(shapes)[:80]!r}" if shapes else ""
     return Recognised(
         "unknown", "", "", f"a file this program does not know ({len(shapes)} tensors{example})", checkpoint
