@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Kind, sentence, marks that must all occur, searched in the names, one a line; the first hit wins. No mark may
-# begin with `.*`: a hostile name of megabytes would take it for ever.
+# Kind, sentence, marks that must all occur, searched in the names, one a line; the first hit wins. No mark
+# may begin with `.*`: a hostile name of megabytes would take it for ever.
 _FAMILIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("controlnet", "a ControlNet for Stable Diffusion or Flux, not for Z-Image",
      (r"(^control_model|^controlnet_|controlnet_cond_embedding|controlnet_blocks)\b",)),
@@ -34,7 +34,8 @@ _FAMILIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("other_model", "an LTX-Video model", (r"\bpatchify_proj\.", r"\btransformer_blocks\.\d+\.")),
     ("other_model", "a Wan video model", (r"\bblocks\.\d+\.cross_attn\.", r"\bpatch_embedding\.")),
     ("other_model", "a Cosmos, Wan or Anima model", (r"\bblocks\.\d+\.(self_attn|cross_attn)\.",)),
-    ("other_model", "a PixArt, Sana or similar transformer", (r"\btransformer_blocks\.\d+\.attn\d?\.",)),
+    ("other_model", "a Qwen-Image, PixArt, Sana or similar transformer",
+     (r"\btransformer_blocks\.\d+\.attn\d?\.",)),
     ("other_model", "a T5 text encoder", (r"\bencoder\.block\.\d+\.layer\.\d+\.SelfAttention\.",)),
     ("other_model", "a Qwen-VL model (it reads pictures)", (r"\bvisual\.(blocks|patch_embed)\.",)),
     ("other_model", "an image encoder (CLIP vision or SigLIP)",
