@@ -205,7 +205,8 @@ def lora_sentence(found: Anatomy) -> str:
     wrong = ", with factors that do not fit together" if lora.mismatches else ""
     unknown = f", but {len(lora.unknown)} tensors belong to no module of Z-Image" if lora.unknown else ""
     model = "Lumina-Image 2.0 (width 2304), not for Z-Image" if lora.width == LUMINA_WIDTH else "Z-Image"
-    told = f"a {found.kind} for {model} with {names}: {rank}{alpha}, {lora.modules} modules{halves}{wrong}{unknown}"
+    told = f"a {found.kind} for {model} with {names}: {rank}{alpha}, {lora.modules} modules"
+    told += halves + wrong + unknown
     if lora.width in (0, REAL_WIDTH, LUMINA_WIDTH):
         return told
     return f"{told}, made for a model of width {lora.width} (the released ones have {REAL_WIDTH})"

@@ -1,7 +1,7 @@
 """Which programs read a LoRA, form by form.
 
-Every answer was measured (diffusers 0.36.0, 0.37.1, 0.39 to 0.42.1 and ComfyUI's own code of January 2026 on a
-small model, musubi-tuner 0.3.4) or read in the program's source; the tests hold the golden files to it.
+Every answer was measured (diffusers 0.36.0 to 0.42.1 and ComfyUI's own code of January 2026 on a small
+model, musubi-tuner 0.3.4) or read in the program's source; the tests hold the golden files to it.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ def _comfyui_maps(module: Module) -> bool:
 
 
 def _lost(modules: Sequence[Module], read: Sequence[Module]) -> str:
-    known = set(read)
-    names = {module.name.replace("_", ".") for module in modules if module not in known}
+    names = {module.name for module in modules} - {module.name for module in read}
     return "the attention (q, k, v, out)" if all("attention" in name for name in names) else "the others"
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zimage_gui.burnpack import is_bpk, read_bpk_header
 from zimage_gui.errors import UserError
-from zimage_gui.files import TensorInfo, expand_shards, read_header
+from zimage_gui.files import Header, TensorInfo, expand_shards, read_header
 
 # Bytes; a real config.json has about one thousand.
 LONGEST_CONFIG = 1_000_000
@@ -80,7 +81,7 @@ def open_checkpoint(path: Path, option: str = "file") -> Checkpoint:
     places: dict[str, Place] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        header = read_header(file, option)
+        header = header_of(file, option)
         metadata.update(header.metadata)
         if len(header.tensors) > MOST_TENSORS:
             rule = f"holds {len(header.tensors)} tensors, more than any model this program knows"
@@ -91,6 +92,17 @@ def open_checkpoint(path: Path, option: str = "file") -> Checkpoint:
                 raise UserError.one(option, path, rule, "Download the shards again into an empty folder")
             places[name] = Place(file, info)
     return Checkpoint(path, option, tuple(files), places, metadata, _settings(files[0].parent, option))
+
+
+def header_of(file: Path, option: str = "file") -> Header:
+    """The header of a safetensors or burnpack file, with offsets from the beginning of the file.
+
+    Tensors of a .bpk keep burn's names; a quantised one has a dtype such as "QFloat Q8S".
+    """
+    if not is_bpk(file):
+        return read_header(file, option)
+    header = read_bpk_header(file, option)
+    return Header({name: tensor.info for name, tensor in header.tensors.items()}, header.metadata)
 
 
 def _settings(folder: Path, option: str) -> dict[str, Any]:

@@ -15,10 +15,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our tensors lies: a tensor of the file, or a row range of it."""
+    """Where one of our tensors lies: a tensor of the file, or a range of its rows or columns; transposed when
+    the file keeps it the other way round (the ranges count before that)."""
 
     name: str
     rows: tuple[int, int] | None = None
+    columns: tuple[int, int] | None = None
+    transposed: bool = False
+
+    def shape_of(self, stored: Shape) -> Shape:
+        """Shape of our tensor, from that of the file's."""
+        ranges = (self.rows, self.columns)
+        cut = tuple(
+            ranges[axis][1] - ranges[axis][0] if axis < 2 and ranges[axis] else size  # type: ignore[index]
+            for axis, size in enumerate(stored)
+        )
+        return cut[::-1] if self.transposed else cut
 
 
 FUSED_QKV = ".attention.qkv.weight"
@@ -42,21 +54,26 @@ _OTHER_PARTS = (
     "conditioner.",
 )
 
+# The first one found tells; burn says cap_embedder_1, and its autoencoder may be a decoder alone.
 TELLING_NAMES = {
-    "transformer": "cap_embedder.1.weight",
-    "vae": "encoder.conv_in.weight",
-    "text_encoder": "embed_tokens.weight",
+    "transformer": ("cap_embedder.1.weight", "cap_embedder_1.weight"),
+    "vae": ("encoder.conv_in.weight", "decoder.conv_in.weight"),
+    "text_encoder": ("embed_tokens.weight",),
 }
 
 
 def prefix_of(names: Iterable[str], part: str) -> str | None:
     """What stands before every name of `part` (a key of `TELLING_NAMES`); None when it is absent."""
-    telling = TELLING_NAMES[part]
-    found = [name[: -len(telling)] for name in names if name == telling or name.endswith("." + telling)]
-    return min(found, key=len) if found else None
+    everything = tuple(names)
+    for telling in TELLING_NAMES[part]:
+        ends = "." + telling
+        found = [name[: -len(telling)] for name in everything if name == telling or name.endswith(ends)]
+        if found:
+            return min(found, key=len)
+    return None
 
 
-def _own_names(names: Iterable[str], part: str) -> dict[str, str]:
+def own_names(names: Iterable[str], part: str) -> dict[str, str]:
     """{name of the file: name without prefix} of one part, leaving out the other parts of an all-in-one file.
 
     Names that mean nothing stay in, so that the strict check can name them.
@@ -69,7 +86,7 @@ def _own_names(names: Iterable[str], part: str) -> dict[str, str]:
 def transformer_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
     """Sources of a transformer in the split or the fused layout, under any prefix."""
     sources: dict[str, Source] = {}
-    for name, bare in _own_names(shapes, "transformer").items():
+    for name, bare in own_names(shapes, "transformer").items():
         shape = shapes[name]
         if bare in _TRANSFORMER_LEGACY:
             continue
@@ -120,7 +137,7 @@ def text_encoder_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
     """Sources of a Qwen3 text encoder under any prefix; the output head is never used and left out."""
     return {
         bare: Source(name)
-        for name, bare in _own_names(shapes, "text_encoder").items()
+        for name, bare in own_names(shapes, "text_encoder").items()
         if not name.endswith(("lm_head.weight", "rotary_emb.inv_freq"))
     }
 
@@ -136,7 +153,7 @@ _OLD_ATTENTION = re.compile(r"(.+\.attentions\.\d{1,3}\.)(query|key|value|proj_a
 
 def vae_sources(shapes: Mapping[str, Shape]) -> dict[str, Source]:
     """Sources of an autoencoder in the diffusers layout (old attention names too) or the ldm layout."""
-    own = _own_names(shapes, "vae")
+    own = own_names(shapes, "vae")
     found = (_LDM_LEVEL.fullmatch(bare) for bare in own.values())
     levels = len({match[2] for match in found if match and match[1] == "decoder.up"})
     return {vae_name(bare, levels): Source(name) for name, bare in own.items()}

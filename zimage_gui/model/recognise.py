@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zimage_gui.errors import UserError
 from zimage_gui.files import expand_shards
+from zimage_gui.model.burn_names import is_burn
 from zimage_gui.model.checkpoint import Checkpoint, open_checkpoint, part_folder
 from zimage_gui.model.families import family_of
 from zimage_gui.model.keymaps import prefix_of
@@ -20,7 +21,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 USABLE = ("transformer", "vae", "text_encoder")
 Z_IMAGE_CAPTION_DIM = 2560
-VAE_DECODER = "decoder.conv_in.weight"
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Recognised:
     """What a path holds.
 
     kind: one of `USABLE`, or "all_in_one", "lora", "omni", "controlnet", "pixel", "lumina2", "other_model",
-    "sd_vae", "vae_decoder", "quantised", "gguf", "pickle", "burnpack", "latent_cache", "text_cache",
-    "latent", "state" (of a training), "unknown".
-    layout: "diffusers" or "comfy" (transformer), "diffusers" or "ldm" (VAE), "hub" (text encoder), else "".
+    "sd_vae", "quantised", "gguf", "pickle", "latent_cache", "text_cache", "latent", "state" (of a training),
+    "unknown".
+    layout: "diffusers" or "comfy" (transformer), "diffusers" or "ldm" (VAE), "hub" (text encoder), "burn" for
+    each of them with the names of a .bpk, else "".
     prefix: what stands before the tensors' names. sentence: all of it in words, for the user.
     """
 
@@ -50,7 +51,7 @@ def recognise(path: Path, option: str = "file", part: str | None = None) -> Reco
     foreign = _by_first_bytes(place) if place.is_file() else None
     if foreign is not None:
         return foreign
-    if place.is_dir() and not any(place.glob("*.safetensors*")):
+    if place.is_dir() and not any(place.glob("*.safetensors*")) and not any(place.glob("*.bpk")):
         inner = [name for name in USABLE if (place / name).is_dir()]
         if inner:
             rule = f"is a whole model folder (with {', '.join(inner)})"
@@ -88,8 +89,6 @@ def _by_first_bytes(path: Path) -> Recognised | None:
         return None
     if head.startswith(b"GGUF"):
         return Recognised("gguf", "", "", "a GGUF file (quantised for llama.cpp-style programs)")
-    if head.startswith((b"NRUB", b"BURN")):
-        return Recognised("burnpack", "", "", "a Burn package (.bpk) of the Rust program z-image-train")
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return Recognised(
             "pickle", "", "", "a PyTorch pickle (.ckpt, .pt, .pth), which can run code when opened"
@@ -151,6 +150,9 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
         mark = re.compile(pattern)
         if any(mark.search(name) for name in checkpoint.places):
             return label
+    packed = sorted(dtype for dtype in checkpoint.dtypes if dtype.startswith("QFloat"))
+    if packed:
+        return f"burn's quantised tensors ({', '.join(packed)})"
     if any(dtype.startswith("F8_") for dtype in checkpoint.dtypes):
         return "fp8"
     if "_quantization_metadata" in checkpoint.metadata:
@@ -163,7 +165,9 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
 def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognised:
     prefix = prefix_of(shapes, "transformer") or ""
     bare = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
-    caption_dim = bare["cap_embedder.1.weight"][-1] if bare["cap_embedder.1.weight"] else 0
+    burn = "cap_embedder.1.weight" not in bare
+    telling = bare["cap_embedder_1.weight"][::-1] if burn else bare["cap_embedder.1.weight"]
+    caption_dim = telling[-1] if telling else 0
     if "siglip_embedder.0.weight" in bare or "siglip_embedder.1.weight" in bare:
         return Recognised(
             "omni", "", prefix, "a Z-Image Omni or Edit model (it also reads pictures)", checkpoint
@@ -178,8 +182,8 @@ def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Re
         )
         return Recognised("lumina2", "", prefix, family, checkpoint)
     fused = any(name.endswith(".attention.qkv.weight") for name in bare)
-    layout = "comfy" if fused else "diffusers"
-    spelling = "ComfyUI (fused qkv)" if fused else "diffusers (split q, k, v)"
+    layout = "burn" if burn else "comfy" if fused else "diffusers"
+    spelling = _SPELLINGS[layout]
     layers = len({name.split(".")[1] for name in bare if name.startswith("layers.")})
     sentence = (
         f"a Z-Image transformer in the {spelling} layout: {layers} layers, caption width {caption_dim}, "
@@ -190,6 +194,13 @@ def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Re
     return Recognised("transformer", layout, prefix, sentence, checkpoint)
 
 
+_SPELLINGS = {
+    "burn": "burn (z-image-train)",
+    "comfy": "ComfyUI (fused qkv)",
+    "diffusers": "diffusers (split q, k, v)",
+}
+
+
 def _dtypes(checkpoint: Checkpoint) -> str:
     return " and ".join(sorted(checkpoint.dtypes))
 
@@ -198,7 +209,8 @@ def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
     prefix = prefix_of(shapes, "vae") or ""
     decoder_in = shapes.get(prefix + "decoder.conv_in.weight", ())
     latents = decoder_in[1] if len(decoder_in) == 4 else 0
-    layout = "ldm" if any(name.startswith(prefix + "encoder.down.") for name in shapes) else "diffusers"
+    ldm = any(name.startswith((prefix + "encoder.down.", prefix + "decoder.up.")) for name in shapes)
+    layout = "burn" if is_burn(shapes) else "ldm" if ldm else "diffusers"
     if latents != 16:
         family = {4: "a Stable Diffusion VAE (4 latent channels)", 0: "a VAE without a 2-D decoder"}
         sentence = (
@@ -206,26 +218,25 @@ def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
             + "; Z-Image needs the Flux VAE with 16"
         )
         return Recognised("sd_vae", layout, prefix, sentence, checkpoint)
-    sentence = f"a Flux VAE (16 latent channels) in the {layout} layout, {_dtypes(checkpoint)}"
+    alone = "" if prefix + "encoder.conv_in.weight" in shapes else "the decoder alone of "
+    sentence = f"{alone}a Flux VAE (16 latent channels) in the {layout} layout, {_dtypes(checkpoint)}"
     return Recognised("vae", layout, prefix, sentence, checkpoint)
 
 
 def _text_encoder(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
     prefix = prefix_of(shapes, "text_encoder") or ""
     width = shapes[prefix + "embed_tokens.weight"][-1] if shapes[prefix + "embed_tokens.weight"] else 0
-    if not any(name.startswith(prefix) and name.endswith("self_attn.q_norm.weight") for name in shapes):
+    marks = ("self_attn.q_norm.weight", "self_attn.q_norm.gamma")
+    if not any(name.startswith(prefix) and name.endswith(marks) for name in shapes):
         sentence = f"a language model of width {width} that is not Qwen3"
         return Recognised("other_model", "", prefix, sentence, checkpoint)
     layers = len({n[len(prefix) :].split(".")[1] for n in shapes if n.startswith(prefix + "layers.")})
     sentence = f"a Qwen3 text encoder: {layers} layers of width {width}, {_dtypes(checkpoint)}"
-    return Recognised("text_encoder", "hub", prefix, sentence, checkpoint)
+    return Recognised("text_encoder", "burn" if is_burn(shapes) else "hub", prefix, sentence, checkpoint)
 
 
 def _other(shapes: Shapes, checkpoint: Checkpoint, quantised: str | None) -> Recognised:
     stored = f", stored as {quantised}" if quantised else ""
-    if VAE_DECODER in shapes and shapes[VAE_DECODER][1:2] == (16,):
-        sentence = "the decoder half of a Flux VAE (16 latent channels): it decodes, but cannot encode"
-        return Recognised("vae_decoder", "ldm", "", f"{sentence}, {_dtypes(checkpoint)}", checkpoint)
     family = family_of(shapes)
     if family is not None:
         return Recognised(family[0], "", "", family[1] + stored, checkpoint)
@@ -240,7 +251,6 @@ _REMEDIES = {
     "quantised": "Use the bf16 file of the same model",
     "gguf": "Use the bf16 safetensors file of the same model",
     "pickle": "Use the safetensors file of the same model",
-    "burnpack": "Use the safetensors file of the same model",
     "sd_vae": "Use ae.safetensors (Flux) or the vae folder of Tongyi-MAI/Z-Image-Turbo",
 }
 

@@ -1,4 +1,4 @@
-"""Single tensors in and out of safetensors files, without ever holding a whole model twice.
+"""Single tensors out of model files and into safetensors files, without ever holding a whole model twice.
 
 Knows bytes, dtypes and offsets. Must not know which tensor means what. Reading goes through our own memory
 instead of a memory map: no file stays locked, and a file replaced while a model is in use cannot change it.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from zimage_gui.errors import UserError
 from zimage_gui.files import TensorInfo, atomic_write
+from zimage_gui.model.keymaps import Source
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -26,6 +27,17 @@ DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_source(file: BinaryIO, info: TensorInfo, source: Source) -> Tensor:
+    """Our tensor out of the file's, in memory of its own: cut and turned as `source` says, dtype as stored.
+
+    Rows are read alone; for columns the whole tensor passes through memory. Raises as `read_tensor` does.
+    """
+    tensor = read_tensor(file, info, source.rows)
+    if source.columns is not None:
+        tensor = tensor[:, slice(*source.columns)]
+    return (tensor.t() if source.transposed else tensor).contiguous()
 
 
 def read_tensor(file: BinaryIO, info: TensorInfo, rows: tuple[int, int] | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.checkpoint import Checkpoint
-from zimage_gui.model.keymaps import Source, text_encoder_sources, transformer_sources, vae_sources
+from zimage_gui.model.keymaps import Source
 from zimage_gui.model.recognise import require
 from zimage_gui.model.sizes import (
     Shapes,
@@ -28,7 +28,8 @@ from zimage_gui.model.sizes import (
     transformer_config_from,
     vae_sizes_from,
 )
-from zimage_gui.model.tensor_files import FLOATS, read_tensor
+from zimage_gui.model.sources import sources_of
+from zimage_gui.model.tensor_files import FLOATS, read_source
 from zimage_gui.model.text_encoder import Qwen3TextEncoder
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, VaeConfig
@@ -150,15 +151,8 @@ def _open(path: Path, part: str, option: str) -> Checkpoint:
     return checkpoint
 
 
-_SOURCES: dict[str, Callable[[Shapes], dict[str, Source]]] = {
-    "transformer": transformer_sources,
-    "vae": vae_sources,
-    "text_encoder": text_encoder_sources,
-}
-
-
 def _sources(checkpoint: Checkpoint, part: str) -> dict[str, Source]:
-    return _SOURCES[part](checkpoint.shapes)
+    return sources_of(part, checkpoint.shapes)
 
 
 def _shapes(checkpoint: Checkpoint, part: str) -> Shapes:
@@ -167,8 +161,7 @@ def _shapes(checkpoint: Checkpoint, part: str) -> Shapes:
 
 
 def _stored_shape(checkpoint: Checkpoint, source: Source) -> tuple[int, ...]:
-    shape = checkpoint.places[source.name].info.shape
-    return shape if source.rows is None else (source.rows[1] - source.rows[0], *shape[1:])
+    return source.shape_of(checkpoint.places[source.name].info.shape)
 
 
 @contextlib.contextmanager
@@ -268,7 +261,7 @@ def _fill(
         key=lambda a: (
             str(place[a.source.name].file),
             place[a.source.name].info.start,
-            a.source.rows or (0, 0),
+            a.source.rows or a.source.columns or (0, 0),
         )
     )
     total = sum(a.shape.numel() * _bytes_each(checkpoint, a) for a in assignments)
@@ -277,7 +270,7 @@ def _fill(
         files = {path: stack.enter_context(open(path, "rb")) for path in checkpoint.files}
         for assignment in assignments:
             where = place[assignment.source.name]
-            tensor = read_tensor(files[where.file], where.info, assignment.source.rows).view(assignment.shape)
+            tensor = read_source(files[where.file], where.info, assignment.source).view(assignment.shape)
             owner, _, leaf = assignment.name.rpartition(".")
             value = nn.Parameter(tensor.to(device).to(dtype), requires_grad=False)
             setattr(model.get_submodule(owner), leaf, value)
