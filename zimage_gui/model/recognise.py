@@ -138,7 +138,7 @@ _QUANTISED_NAMES = (
     ("nunchaku 4-bit", r"\.qweight$"),
     ("bitsandbytes 4-bit or 8-bit", r"\.quant_state\.|\.(absmax|SCB)$"),
     ("NVFP4", r"\.weight_scale_2$"),
-    ("ComfyUI quantised tensors (comfy_quant)", r"\.comfy_quant$"),
+    ("ComfyUI tensors (comfy_quant)", r"\.comfy_quant$"),
     ("scaled fp8", r"\.(scale_weight|weight_scale)$|(^|\.)scaled_fp8$"),
 )
 _NARROW = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")
@@ -148,8 +148,11 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
     """The name of the quantisation a checkpoint is stored in, or None."""
     for label, pattern in _QUANTISED_NAMES:
         mark = re.compile(pattern)
-        if any(mark.search(name) for name in checkpoint.places):
-            return label
+        telling = next((name for name in checkpoint.places if mark.search(name)), None)
+        if telling is not None:
+            if label == "scaled fp8" and len(checkpoint.places[telling].info.shape) == 3:
+                return "scaled fp8 in blocks, as musubi-tuner makes it"
+            return f"int8 {label}" if "comfy_quant" in label and "I8" in checkpoint.dtypes else label
     packed = sorted(dtype for dtype in checkpoint.dtypes if dtype.startswith("QFloat"))
     if packed:
         return f"burn's quantised tensors ({', '.join(packed)})"
