@@ -1,5 +1,5 @@
-"""The command `inspect`: what a file or folder is, said from names and headers. No tensor is read but a LoRA's
-alphas, and torch is not imported.
+"""The command `inspect`: what a file or folder is, said from names and headers. No tensor is read but the
+alphas of a LoRA, and torch is not imported.
 
 Knows which kind of report belongs to which kind of file. It must not know how files are loaded.
 """

@@ -79,6 +79,7 @@ class Anatomy:
     summary: LoraSummary
     header_alpha: str | None
     sidecar: bool
+    dtypes: frozenset[str]
 
     @property
     def prefixes(self) -> set[str]:
@@ -95,10 +96,12 @@ class Anatomy:
 
 def anatomy(checkpoint: Checkpoint) -> Anatomy:
     keys = {name: parse_key(name) for name in checkpoint.places}
-    known = {name: key for name, key in keys.items() if key is not None}
+    parsed = {name: key for name, key in keys.items() if key is not None}
+    real = _with_factors(parsed)
+    known = {name: key for name, key in parsed.items() if key.targets in real}
     modules = _modules(known, checkpoint)
     dialect = describe_dialect(checkpoint.places, checkpoint.metadata)
-    unknown = tuple(sorted(name for name, key in keys.items() if key is None))
+    unknown = tuple(sorted(set(keys) - set(known)))
     paths = {target for module in modules for target in module.targets}
     summary = LoraSummary(
         dialect,
@@ -114,7 +117,14 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     )
     sidecar = checkpoint.files[0].with_name(f"{checkpoint.files[0].stem}.lora.json").is_file()
     kind = dialect.partition(",")[0]
-    return Anatomy(kind, modules, summary, checkpoint.metadata.get("lora_adapter_metadata"), sidecar)
+    return Anatomy(
+        kind, modules, summary, checkpoint.metadata.get("lora_adapter_metadata"), sidecar, checkpoint.dtypes
+    )
+
+
+def _with_factors(known: Mapping[str, Key]) -> set[tuple[str, ...]]:
+    """Targets that have more than an alpha or a magnitude, which alone change nothing."""
+    return {key.targets for key in known.values() if key.part not in ("alpha", "magnitude", "dora_scale")}
 
 
 def _modules(known: Mapping[str, Key], checkpoint: Checkpoint) -> tuple[Module, ...]:

@@ -12,6 +12,7 @@ from zimage_gui.engine.inspect_lora import LUMINA_WIDTH, Anatomy, Module, peft_s
 from zimage_gui.engine.inspect_report import Answer, Verdict
 
 _CONVERT = "convert-lora makes a form that it reads"
+_NUMBERS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _SILENT = "it loads without an error and does nothing"
 
 # (prefix, factors) -> without and with alpha tensors, as diffusers 0.42.1 answers for split names.
@@ -64,8 +65,10 @@ def _count(some: int, found: Anatomy) -> str:
 
 
 def _comfyui(found: Anatomy) -> tuple[Answer, str]:
+    if found.summary.halves:
+        return "no", f"{_faults(found)}: it stops with an error"
     if fault := _faults(found):
-        return "no", f"{fault}: it stops or skips them"
+        return "partly", f"{fault}: it logs an error and leaves them out"
     read = [module for module in found.modules if _comfyui_maps(module)]
     if not read:
         return "no", f"it knows none of these names and only logs it; {_CONVERT}"
@@ -196,6 +199,10 @@ def _here(found: Anatomy) -> tuple[Answer, str]:
         return "no", fault
     if found.summary.unknown:
         return "no", f"{len(found.summary.unknown)} tensors belong to no module of Z-Image"
+    if sum(len(module.targets) for module in found.modules) != found.summary.modules:
+        return "no", "some modules are changed twice, under two names"
+    if odd := sorted(found.dtypes - _NUMBERS):
+        return "no", f"it holds tensors of the type {', '.join(odd)}"
     if found.rust and not found.sidecar:
         return "no", "its strength is in the .lora.json sidecar, which is not beside it"
     return "yes", ""
