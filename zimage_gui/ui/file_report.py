@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zimage_gui.engine.inspect_report import FileReport, LoraSummary, Verdict
 from zimage_gui.engine.inspect_text import plain
-from zimage_gui.ui.html import badge, escape, facts, file_size, notice
+from zimage_gui.ui.html import badge, escape, facts, file_size, notice, tag
 
 MOST_TENSORS = 200
 MOST_METADATA = 60
@@ -46,10 +46,11 @@ def verdict_table(verdicts: tuple[Verdict, ...]) -> str:
 
 def verdict_badges(verdicts: tuple[Verdict, ...]) -> str:
     """The same in one line; the reasons are shown when pointed at."""
-    return " ".join(
-        f'<span title="{escape(one.sentence())}">{badge(f"{one.program}: {one.answer}", _TONES[one.answer])}</span>'
-        for one in verdicts
-    )
+    badges = []
+    for one in verdicts:
+        label = badge(f"{one.program}: {one.answer}", _TONES[one.answer])
+        badges.append(tag("span", label, title=one.sentence()))
+    return " ".join(badges)
 
 
 def _numbers(found: FileReport) -> str:
