@@ -113,7 +113,7 @@ def test_headers_that_lie_are_one_sentence(tmp_path, header):
 def test_a_file_cut_off_anywhere_is_one_sentence(tmp_path, share):
     whole = (DIALECTS / "main_kohya_split.safetensors").read_bytes()
     (tmp_path / "x.safetensors").write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError, match="cut off|too short"):
+    with pytest.raises(UserError, match=r"cut off|too short"):
         inspect(tmp_path / "x.safetensors")
 
 

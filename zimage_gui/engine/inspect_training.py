@@ -29,8 +29,6 @@ _PLAIN = (
     ("Tags", ("modelspec.tags",)),
     ("Trained on", ("ss_sd_model_name", "base_model", "ss_base_model_version")),
     ("Base weights", ("ss_base_weights",)),
-    ("Rank stated", ("ss_network_dim",)),
-    ("Alpha stated", ("ss_network_alpha",)),
     ("Optimizer", ("ss_optimizer",)),
     ("Learning rate", ("ss_learning_rate", "ss_unet_lr")),
     ("Resolution", ("modelspec.resolution", "ss_resolution")),

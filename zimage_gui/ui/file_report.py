@@ -77,7 +77,6 @@ def _lora_pairs(lora: LoraSummary) -> list[tuple[str, str]]:
         ("Rank", ", ".join(map(str, lora.ranks[:4])) or "full"),
         ("Alpha", alphas or "not stored"),
         ("Layers", f"{lora.modules:,}"),
-        ("Names", lora.dialect.partition(", ")[2]),
     ]
 
 

@@ -43,10 +43,7 @@ class ConvertTab:
             with gr.Column(scale=5, min_width=440):
                 self.file = gr.Textbox(
                     label="File",
-                    info=(
-                        "Any model, LoRA, cache, picture or settings file, or a folder. Of models only "
-                        "the header is read."
-                    ),
+                    info=("Any model, LoRA, cache, picture or folder. Of models only the header is read."),
                     elem_id="convert-file",
                     elem_classes=["zg-field"],
                     interactive=True,
@@ -63,8 +60,8 @@ class ConvertTab:
                         elem_id="convert-known",
                     )
                 self.drop = gr.File(
-                    label="or drop a LoRA file",
-                    file_types=[".safetensors"],
+                    label="or drop a file",
+                    file_types=[".safetensors", ".bpk", ".gguf", ".png", ".toml", ".json"],
                     type="filepath",
                     height=90,
                     elem_id="convert-drop",
