@@ -51,9 +51,7 @@ def test_a_room_imports_only_what_lies_below_it(path):
         if parts[0] != "zimage_gui" or len(parts) < 2 or parts[1] not in LEVELS:
             continue
         other = parts[1]
-        assert own == other or LEVELS[other] < LEVELS[own] or {own, other} <= BASE, (
-            name
-        )
+        assert own == other or LEVELS[other] < LEVELS[own] or {own, other} <= BASE, name
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

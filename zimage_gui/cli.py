@@ -224,7 +224,7 @@ def _run_short(spec: CommandSpec, config: Options) -> int:
         spec.load()(config, Here())
     except Interrupted:
         return EXIT_INTERRUPTED
-    except UserError:
+    except (UserError, BrokenPipeError):
         raise
     except Exception as error:
         import traceback

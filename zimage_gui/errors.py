@@ -30,7 +30,7 @@ class Problem:
 
     def sentence(self) -> str:
         value = self.value if len(self.value) <= _SHOWN_VALUE else self.value[:_SHOWN_VALUE] + "…"
-        head = f"{self.option} = {_visible(value)}" if value else self.option
+        head = f"{self.option} = {visible(value)}" if value else self.option
         rule = self.rule.rstrip(". ")
         remedy = self.remedy.rstrip(". ")
         if not remedy:
@@ -38,8 +38,8 @@ class Problem:
         return f"{head}: {rule}. {remedy}" + ("" if remedy.endswith(("?", "!")) else ".")
 
 
-def _visible(text: str) -> str:
-    """Control characters would rewrite the terminal line that names them."""
+def visible(text: str) -> str:
+    """A stranger's text for a terminal: control characters would rewrite the line, bidi marks turn it."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from zimage_gui.errors import UserError
+from zimage_gui.errors import Problem, UserError
 
 TEMP_SUFFIX = ".zimage-tmp"
 LONGEST_HEADER = 25_000_000
@@ -221,6 +221,14 @@ def _counts(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
 
 
+class MissingFiles(UserError):
+    """A set of files of which some are not there. `present` are those that are."""
+
+    def __init__(self, problem: Problem, present: tuple[Path, ...]) -> None:
+        super().__init__([problem])
+        self.present = present
+
+
 def expand_shards(path: Path, option: str = "file") -> list[Path]:
     """All files of a model given by one path: a file, any shard of a `-00001-of-0000N` set, or a folder.
 
@@ -277,5 +285,6 @@ def _all_there(files: list[Path], option: str, asked: Path) -> list[Path]:
     if missing:
         names = ", ".join(file.name for file in missing[:5]) + (" …" if len(missing) > 5 else "")
         rule = f"is a set of {len(files)} files of which {len(missing)} are missing: {names}"
-        raise UserError.one(option, asked, rule, "Download the missing files into the same folder")
+        problem = Problem(option, str(asked), rule, "Download the missing files into the same folder")
+        raise MissingFiles(problem, tuple(file for file in files if file not in missing))
     return files

@@ -57,7 +57,11 @@ def main() -> int:
 
     diffusers_logging.set_verbosity_error()
     torch.set_num_threads(1)
-    pieces = [alternate.HEADER, *lora_step.rows(options.pairs, print), *latent_cache.rows(options.pairs, print)]
+    pieces = [
+        alternate.HEADER,
+        *lora_step.rows(options.pairs, print),
+        *latent_cache.rows(options.pairs, print),
+    ]
     times = [starts.HEADER, *starts.rows(options.starts, print)]
     head = INTRODUCTION.format(
         command=f"python tests/benchmarks --pairs {options.pairs} --starts {options.starts} --write",

@@ -43,7 +43,9 @@ HEADER = (
 )
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int = 9, warm_up: int = 1) -> Comparison:
+def compare(
+    ours: Callable[[], object], theirs: Callable[[], object], pairs: int = 9, warm_up: int = 1
+) -> Comparison:
     """Time both `pairs` times; the order within a pair alternates."""
     for _ in range(warm_up):
         ours()

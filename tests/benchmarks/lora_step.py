@@ -47,7 +47,9 @@ def ours(weights: dict[str, torch.Tensor], batch: Batch, dtype: torch.dtype, che
     optimizer = build_optimizer("AdamW", [], _RATE, method.parameters())
     schedule = build_schedule(ScheduleSpec(), optimizer, 100)
     settings = LoopSettings(SEED, 100, 1, gradient_checkpointing=checkpointing)
-    trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(Path(tempfile.gettempdir())))
+    trainer = Trainer(
+        method, optimizer, schedule, Objective(), settings, NullRun(Path(tempfile.gettempdir()))
+    )
     model.train()
     return trainer
 
@@ -93,7 +95,9 @@ class Theirs:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def _same_adapters(trainer: Trainer, theirs: Theirs) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
+def _same_adapters(
+    trainer: Trainer, theirs: Theirs
+) -> dict[str, tuple[torch.nn.Parameter, torch.nn.Parameter]]:
     """Start both from the same adapters; returns our and their parameter of each place."""
     pairs = {}
     own = trainer.method.named_parameters()

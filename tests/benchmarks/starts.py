@@ -40,7 +40,9 @@ def rows(rounds: int, say: Callable[[str], None]) -> list[str]:
     table = []
     for name, found in times.items():
         wall = [seconds for _, seconds in found]
-        numbers = f"{min(spent for spent, _ in found):.2f} s | {min(wall):.2f} s | {statistics.median(wall):.2f} s"
+        numbers = (
+            f"{min(spent for spent, _ in found):.2f} s | {min(wall):.2f} s | {statistics.median(wall):.2f} s"
+        )
         table.append(f"| {name} | {numbers} |")
         say(table[-1])
     return table

@@ -18,7 +18,11 @@ pytestmark = [
 
 def command(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "zimage_gui", *arguments], capture_output=True, text=True, encoding="utf-8", timeout=250
+        [sys.executable, "-m", "zimage_gui", *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=250,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

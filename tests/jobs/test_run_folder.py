@@ -58,7 +58,9 @@ def test_a_run_tells_its_story_in_events_status_and_results(new_run):
     seen = []
     assert run_here(Spec(), Config(steps=2), folder.parent, listeners=[seen.append], run_folder=folder) == 0
     events, _ = follow(folder / "events.jsonl")
-    assert kinds(events) == ["started", "stage", "note", "step", "step", "checkpoint", "finished"] == kinds(seen)
+    assert (
+        kinds(events) == ["started", "stage", "note", "step", "step", "checkpoint", "finished"] == kinds(seen)
+    )
     status = read_status(folder)
     assert (status.outcome, status.step, status.total_steps, status.phase_text) == ("done", 2, 2, "Training")
     saved = str((folder / "checkpoints" / "cats.safetensors").absolute())
@@ -66,7 +68,7 @@ def test_a_run_tells_its_story_in_events_status_and_results(new_run):
 
 
 def test_a_run_without_a_folder_makes_one_with_its_resolved_config(runs):
-    config = GenerateConfig(prompt="a \"猫\" \\ cat", model_dir="models")
+    config = GenerateConfig(prompt='a "猫" \\ cat', model_dir="models")
     spec = Spec()
     spec.load = lambda: lambda given, run: [run.folder / "samples" / "x.png"]
     assert run_here(spec, config, runs, "cats") == 0
@@ -118,10 +120,15 @@ def test_secrets_of_the_environment_reach_no_file_of_a_run(new_run):
 
 
 def test_only_secret_values_are_hidden():
-    secrets = secrets_of({"HF_TOKEN": "abcdefghijk", "TOKENIZERS_PARALLELISM": "false-false", "MY_API_KEY": "short"})
+    secrets = secrets_of(
+        {"HF_TOKEN": "abcdefghijk", "TOKENIZERS_PARALLELISM": "false-false", "MY_API_KEY": "short"}
+    )
     assert secrets == ("abcdefghijk",)
     assert secrets_of({"ZIMAGE_GUI_AUTH": "jane:correct horse"}) == ("jane:correct horse", "correct horse")
-    assert redact("token abcdefghijk, https://me:pw@host/x, hf_" + "a" * 30, secrets) == "token ***, https://***@host/x, ***"
+    assert (
+        redact("token abcdefghijk, https://me:pw@host/x, hf_" + "a" * 30, secrets)
+        == "token ***, https://***@host/x, ***"
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -58,7 +58,9 @@ def test_two_processes_that_race_start_every_job_once_and_never_two_at_a_time(ne
             racer.wait()
     assert [judge(folder).state for folder in folders] == ["finished"] * 3
     assert spans_in_order(folders)
-    assert all((folder / "console.log").read_text(encoding="utf-8").count("printed:") == 1 for folder in folders)
+    assert all(
+        (folder / "console.log").read_text(encoding="utf-8").count("printed:") == 1 for folder in folders
+    )
 
 
 def spans_in_order(folders) -> bool:
@@ -111,7 +113,9 @@ def test_stop_on_a_waiting_job_keeps_it_from_starting(new_run, runs):
     assert judge(run.folder).state == "stopped"
 
 
-def test_a_starter_that_dies_between_taking_and_starting_leaves_a_failed_run_not_a_second_start(new_run, runs):
+def test_a_starter_that_dies_between_taking_and_starting_leaves_a_failed_run_not_a_second_start(
+    new_run, runs
+):
     run = new_run()
     (run.folder / "launch.json").write_text(f'{{"time": {time.time() - 100}}}', encoding="utf-8")
     assert Queue(runs, command_line).start_next() is None

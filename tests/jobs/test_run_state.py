@@ -41,7 +41,9 @@ def test_a_killed_trainer_shows_failed_with_its_last_lines_within_five_seconds(n
 def test_a_process_that_dies_before_its_first_status_shows_failed_with_its_code(new_run):
     run = new_run()
     launch.start(run.folder, [sys.executable, "-c", "print('no module'); raise SystemExit(3)"])
-    state = wait_for(lambda: (found := judge(run.folder)).state == "failed" and "code 3" in found.message and found)
+    state = wait_for(
+        lambda: (found := judge(run.folder)).state == "failed" and "code 3" in found.message and found
+    )
     assert state.console == ("no module",)
 
 

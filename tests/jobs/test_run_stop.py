@@ -79,7 +79,9 @@ def test_kill_ends_what_does_not_listen_and_is_shown_as_stopped(new_run):
 def test_closing_the_terminal_saves_and_ends_even_though_nothing_can_be_printed(new_run):
     run = new_run(steps=10000)
     read, write = os.pipe()
-    process = subprocess.Popen(command_line(run.folder, ""), stdout=write, stderr=write, env=launch.environment())
+    process = subprocess.Popen(
+        command_line(run.folder, ""), stdout=write, stderr=write, env=launch.environment()
+    )
     os.close(write)
     wait_for(lambda: (read_status(run.folder).step or 0) >= 1)
     os.close(read)

@@ -110,12 +110,21 @@ def test_a_training_run_gets_the_gpu_back_and_pictures_wait_for_it(worker, runs,
 def test_the_real_engine_serves_a_second_picture_from_the_loaded_model(runs):
     hub = Path(__file__).parents[1] / "data" / "reference" / "hub"
     config = GenerateConfig(
-        model_dir=hub, prompt="a red circle", image_size=(48, 64), infer_steps=2, seed=7, mixed_precision="no", device="cpu"
+        model_dir=hub,
+        prompt="a red circle",
+        image_size=(48, 64),
+        infer_steps=2,
+        seed=7,
+        mixed_precision="no",
+        device="cpu",
     )
     resident = ResidentWorker(runs)
     first, second = resident.submit(config), resident.submit(config)
     try:
-        assert wait_for(lambda: judge(second).ended, 60) and judge(first).state == judge(second).state == "finished"
+        assert (
+            wait_for(lambda: judge(second).ended, 60)
+            and judge(first).state == judge(second).state == "finished"
+        )
         assert kinds(events_of(first)).count("sample") == 1
         names = [getattr(event, "name", "") for event in events_of(second)]
         assert "generate" in names and "load" not in names

@@ -5,7 +5,9 @@ from diffusers import ZImageTransformer2DModel
 
 from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
 
-SMALL = TransformerConfig(dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=24, axes_dims=(8, 12, 12))
+SMALL = TransformerConfig(
+    dim=64, n_layers=2, n_refiner_layers=1, n_heads=2, cap_feat_dim=24, axes_dims=(8, 12, 12)
+)
 
 
 def twins(config: TransformerConfig = SMALL) -> tuple[ZImageTransformer, ZImageTransformer2DModel]:
@@ -28,6 +30,9 @@ def twins(config: TransformerConfig = SMALL) -> tuple[ZImageTransformer, ZImageT
 
 
 def reference_outputs(
-    reference: ZImageTransformer2DModel, latents: list[torch.Tensor], time: torch.Tensor, captions: list[torch.Tensor]
+    reference: ZImageTransformer2DModel,
+    latents: list[torch.Tensor],
+    time: torch.Tensor,
+    captions: list[torch.Tensor],
 ) -> list[torch.Tensor]:
     return [out[:, 0] for out in reference([latent[:, None] for latent in latents], time, captions).sample]

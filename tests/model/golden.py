@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 REFERENCE = Path(__file__).parents[1] / "data" / "reference"
 LAYOUTS = {
     "hub": (REFERENCE / "hub",) * 3,
-    "single": tuple(REFERENCE / "single" / name for name in ("z_image_fused.safetensors", "ae.safetensors", "qwen_3.safetensors")),
+    "single": tuple(
+        REFERENCE / "single" / name
+        for name in ("z_image_fused.safetensors", "ae.safetensors", "qwen_3.safetensors")
+    ),
 }
 
 

@@ -28,7 +28,9 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 SHARD = HUB / "transformer" / "diffusion_pytorch_model-00001-of-00003.safetensors"
 
 
-@pytest.mark.parametrize("path", [HUB, HUB / "transformer", SHARD, FUSED], ids=["root", "folder", "shard", "fused"])
+@pytest.mark.parametrize(
+    "path", [HUB, HUB / "transformer", SHARD, FUSED], ids=["root", "folder", "shard", "fused"]
+)
 def test_the_transformer_loads_alike_from_hub_folder_shard_and_fused_file(path: Path) -> None:
     wanted = tensors(HUB / "transformer")
     model = load_transformer(path, dtype=torch.float32)
@@ -38,7 +40,8 @@ def test_the_transformer_loads_alike_from_hub_folder_shard_and_fused_file(path: 
 
 
 @pytest.mark.parametrize(
-    "prefix", ["model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "module.", "any.thing."]
+    "prefix",
+    ["model.diffusion_model.", "diffusion_model.", "model.", "transformer.", "module.", "any.thing."],
 )
 @pytest.mark.parametrize("source", [FUSED, HUB / "transformer"], ids=["fused", "split"])
 def test_prefixes_are_stripped(prefix: str, source: Path, tmp_path: Path) -> None:
@@ -57,7 +60,9 @@ def test_an_all_in_one_file_gives_every_part(tmp_path: Path) -> None:
 
 
 def test_flat_pad_tokens_and_the_legacy_norm_are_accepted(tmp_path: Path) -> None:
-    state = {name: tensor.flatten() if "pad_token" in name else tensor for name, tensor in tensors(FUSED).items()}
+    state = {
+        name: tensor.flatten() if "pad_token" in name else tensor for name, tensor in tensors(FUSED).items()
+    }
     state["norm_final.weight"] = torch.ones(64)
     assert same(load_transformer(write(tmp_path / "flat.safetensors", state)), load_transformer(HUB))
 
@@ -87,7 +92,9 @@ def test_the_autoencoder_loads_alike_from_both_layouts_and_old_attention_names(t
         assert same(load_vae(path), wanted), path
 
 
-def test_the_text_encoder_loads_alike_from_hub_folder_and_files_with_or_without_prefix(tmp_path: Path) -> None:
+def test_the_text_encoder_loads_alike_from_hub_folder_and_files_with_or_without_prefix(
+    tmp_path: Path,
+) -> None:
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors(QWEN).items()}
     bare["lm_head.weight"] = torch.zeros(600, 64)
     long = renamed(tensors(QWEN), lambda name: "text_encoders.qwen3_4b.transformer." + name)
@@ -105,7 +112,12 @@ def test_sizes_are_known_from_headers_alone() -> None:
 
 
 def test_a_config_beside_the_file_decides_what_tensors_cannot_show(tmp_path: Path) -> None:
-    settings = {"_class_name": "ZImageTransformer2DModel", "axes_dims": [16, 8, 8], "rope_theta": 100.0, "t_scale": 500}
+    settings = {
+        "_class_name": "ZImageTransformer2DModel",
+        "axes_dims": [16, 8, 8],
+        "rope_theta": 100.0,
+        "t_scale": 500,
+    }
     (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     shutil.copy(FUSED, tmp_path)
     shutil.copy(LDM, tmp_path)

@@ -116,7 +116,12 @@ def test_other_files_are_named(names: dict[str, tuple[int, ...]], word: str, tmp
 
 @pytest.mark.parametrize(
     ("head", "word"),
-    [(b"GGUF\x03\x00\x00\x00", "GGUF"), (b"PK\x03\x04....", "pickle"), (b"\x80\x02}q\x00.", "pickle"), (b"NRUB\x01\x00", "burnpack")],
+    [
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"PK\x03\x04....", "pickle"),
+        (b"\x80\x02}q\x00.", "pickle"),
+        (b"NRUB\x01\x00", "Burn"),
+    ],
 )
 def test_formats_other_than_safetensors_are_named(head: bytes, word: str, tmp_path: Path) -> None:
     file = tmp_path / "model.ckpt"
@@ -181,7 +186,11 @@ def hostile(header: object, data: int = 0) -> bytes:
 
 @pytest.mark.parametrize("layers", [5_000, 50_000])
 def test_a_header_that_claims_endless_layers_is_refused_quickly(layers: int, tmp_path: Path) -> None:
-    names = ["cap_embedder.1.weight", "cap_pad_token", *(f"layers.{i}.attention.norm_q.weight" for i in range(layers))]
+    names = [
+        "cap_embedder.1.weight",
+        "cap_pad_token",
+        *(f"layers.{i}.attention.norm_q.weight" for i in range(layers)),
+    ]
     entries = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}
     entries["cap_embedder.1.weight"] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
     entries["layers.0.attention.norm_q.weight"] = {"dtype": "F32", "shape": [2], "data_offsets": [16, 24]}
@@ -208,7 +217,9 @@ def test_a_damaged_header_never_gives_anything_but_a_user_error(data: st.DataObj
             continue
 
 
-@pytest.mark.parametrize("text", ["[1]", "{", '{"dim": "wide"}', '{"axes_dims": [1, 2, 3]}', '{"norm_eps": -1}', "[" * 90_000])
+@pytest.mark.parametrize(
+    "text", ["[1]", "{", '{"dim": "wide"}', '{"axes_dims": [1, 2, 3]}', '{"norm_eps": -1}', "[" * 90_000]
+)
 def test_a_broken_config_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(FUSED.read_bytes())
@@ -222,7 +233,9 @@ def test_recognising_needs_no_torch() -> None:
 
 
 def test_prefix_variants_are_recognised_with_their_layout(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.safetensors", renamed(tensors(FUSED), lambda name: "model.diffusion_model." + name))
+    file = write(
+        tmp_path / "a.safetensors", renamed(tensors(FUSED), lambda name: "model.diffusion_model." + name)
+    )
     found = recognise(file)
     assert (found.kind, found.layout, found.prefix) == ("transformer", "comfy", "model.diffusion_model.")
     assert recognise(HUB / "transformer").layout == "diffusers" and recognise(LDM).layout == "ldm"
@@ -237,7 +250,9 @@ def test_prefix_variants_are_recognised_with_their_layout(tmp_path: Path) -> Non
         ({"num_attention_heads": 8}, "num_attention_heads = 8"),
     ],
 )
-def test_a_text_encoder_we_would_run_wrongly_is_refused(settings: dict[str, object], word: str, tmp_path: Path) -> None:
+def test_a_text_encoder_we_would_run_wrongly_is_refused(
+    settings: dict[str, object], word: str, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"} | settings), encoding="utf-8")
     (tmp_path / "model.safetensors").write_bytes(QWEN.read_bytes())
     with pytest.raises(UserError, match=word):

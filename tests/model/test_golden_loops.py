@@ -22,7 +22,9 @@ def test_a_denoising_loop_ends_where_the_reference_ends(
     sigmas = flow.shifted_sigmas(said["steps"], said["shift"])
     assert worst(sigmas, values["sigmas"]) < 1e-6
     tokenizer = load_tokenizer(None, REFERENCE / "hub" / "text_encoder", 600)
-    positive, negative = encode_prompts(text_encoder, tokenizer, [said["prompt"], said["negative_prompt"] or ""])
+    positive, negative = encode_prompts(
+        text_encoder, tokenizer, [said["prompt"], said["negative_prompt"] or ""]
+    )
     seen: list[torch.Tensor] = []
     latents = denoise(
         transformer,

@@ -27,7 +27,9 @@ def test_the_transformer_gives_the_golden_outputs(transformer: ZImageTransformer
 
 
 @torch.no_grad()
-def test_a_batch_of_different_sizes_gives_the_golden_outputs_also_one_by_one(transformer: ZImageTransformer) -> None:
+def test_a_batch_of_different_sizes_gives_the_golden_outputs_also_one_by_one(
+    transformer: ZImageTransformer,
+) -> None:
     values = expected()
     latents = [values[f"transformer/mixed_batch/x{i}"][:, 0] for i in range(3)]
     captions = [values[f"transformer/mixed_batch/cap{i}"] for i in range(3)]
@@ -40,7 +42,9 @@ def test_a_batch_of_different_sizes_gives_the_golden_outputs_also_one_by_one(tra
 
 
 @torch.no_grad()
-def test_a_pair_with_captions_of_different_padded_lengths_gives_the_golden_output(transformer: ZImageTransformer) -> None:
+def test_a_pair_with_captions_of_different_padded_lengths_gives_the_golden_output(
+    transformer: ZImageTransformer,
+) -> None:
     values = expected()
     captions = [values["transformer/pair/cap0"], values["transformer/pair/cap1"]]
     latents = list(values["transformer/pair/x"][:, :, 0])
@@ -49,7 +53,9 @@ def test_a_pair_with_captions_of_different_padded_lengths_gives_the_golden_outpu
 
 
 @torch.no_grad()
-def test_pad_tokens_and_exact_time_matter_as_much_as_they_do_in_the_reference(transformer: ZImageTransformer) -> None:
+def test_pad_tokens_and_exact_time_matter_as_much_as_they_do_in_the_reference(
+    transformer: ZImageTransformer,
+) -> None:
     said = manifest()["cases"]["transformer_sensitivity"]
     latents, time, captions = inputs(said["case"])
     wanted = expected()[f"transformer/{said['case']}/out"][:, 0]
@@ -117,7 +123,9 @@ def test_the_loss_and_its_gradients_are_golden(transformer: ZImageTransformer, c
     try:
         out = outputs_of(transformer, noisy, flow.time_of_sigma(values["sigma"]), captions)
         loss = ((-out - target) ** 2).mean()
-        gradients = dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names]), strict=True))
+        gradients = dict(
+            zip(names, torch.autograd.grad(loss, [parameters[name] for name in names]), strict=True)
+        )
     finally:
         transformer.requires_grad_(False)
     assert loss.item() == pytest.approx(float(values["value"]), abs=1e-5)

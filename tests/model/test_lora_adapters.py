@@ -34,8 +34,15 @@ def randomised(network, seed: int = 3) -> None:
 
 def test_default_targets_are_the_seven_layers_of_every_main_block() -> None:
     paths = target_paths(tiny(), LoraSpec())
-    names = ["attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0",
-             "feed_forward.w1", "feed_forward.w2", "feed_forward.w3"]
+    names = [
+        "attention.to_q",
+        "attention.to_k",
+        "attention.to_v",
+        "attention.to_out.0",
+        "feed_forward.w1",
+        "feed_forward.w2",
+        "feed_forward.w3",
+    ]
     assert sorted(paths) == sorted(f"layers.{block}.{name}" for block in range(2) for name in names)
 
 
@@ -43,10 +50,18 @@ def test_default_targets_are_the_seven_layers_of_every_main_block() -> None:
     ("include", "exclude", "expected"),
     [
         ((r"layers\.1\.attention\.to_[qk]",), (), ["layers.1.attention.to_q", "layers.1.attention.to_k"]),
-        ((r"layers\.0\.feed_forward\..*",), (r".*w2",), ["layers.0.feed_forward.w1", "layers.0.feed_forward.w3"]),
+        (
+            (r"layers\.0\.feed_forward\..*",),
+            (r".*w2",),
+            ["layers.0.feed_forward.w1", "layers.0.feed_forward.w3"],
+        ),
         ((r"noise_refiner\..*to_v",), (), ["noise_refiner.0.attention.to_v"]),
         ((r"layers\.0\.adaLN_modulation\.0",), (), ["layers.0.adaLN_modulation.0"]),
-        ((), (r"layers\.0\..*", r".*feed_forward.*"), [f"layers.1.attention.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")]),
+        (
+            (),
+            (r"layers\.0\..*", r".*feed_forward.*"),
+            [f"layers.1.attention.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")],
+        ),
     ],
 )
 def test_patterns_really_restrict_and_may_name_refiners_and_modulation(include, exclude, expected) -> None:
@@ -95,7 +110,9 @@ def test_detaching_gives_back_the_untouched_model() -> None:
 
 
 def test_adapters_start_the_same_for_one_seed_and_differ_for_another() -> None:
-    first, again, other = (dict(attach_lora(tiny(), LoraSpec(dim=2), seed).named_parameters()) for seed in (1, 1, 2))
+    first, again, other = (
+        dict(attach_lora(tiny(), LoraSpec(dim=2), seed).named_parameters()) for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
@@ -134,8 +151,14 @@ def test_a_bf16_base_keeps_fp32_adapters_and_gives_bf16_out_without_a_fp32_copy_
     layer = LoraLinear(base, LoraSpec(dim=4))
     saved: list[torch.Tensor] = []
     x = torch.randn(2, 128, 64, dtype=torch.bfloat16, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor
+    ):
         y = layer(x)
     y.float().square().mean().backward()
-    assert y.dtype is torch.bfloat16 and layer.lora_up.grad is not None and layer.lora_up.grad.dtype is torch.float32
+    assert (
+        y.dtype is torch.bfloat16
+        and layer.lora_up.grad is not None
+        and layer.lora_up.grad.dtype is torch.float32
+    )
     assert not [tensor for tensor in saved if tensor.dtype is torch.float32 and tensor.numel() >= x.numel()]

@@ -67,7 +67,9 @@ def test_libraries_get_their_own_layout_and_sage_refuses_to_train(
     """The libraries need a GPU; stand-ins with their signatures show that each call reaches them rightly."""
     plain = F.scaled_dot_product_attention
 
-    def by_token(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tensor_layout: str = "NHD") -> torch.Tensor:
+    def by_token(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tensor_layout: str = "NHD"
+    ) -> torch.Tensor:
         assert tensor_layout == "NHD"
         return plain(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 

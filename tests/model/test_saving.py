@@ -66,7 +66,9 @@ def test_diffusers_and_transformers_load_the_hub_folders_we_write(tmp_path: Path
     ours, vae, encoder = load_transformer(HUB), load_vae(HUB), load_text_encoder(HUB)
     save_hub_part(tmp_path / "transformer", "transformer", ours, transformer_settings(ours.config))
     save_hub_part(tmp_path / "vae", "vae", vae, vae_settings(vae.config))
-    save_hub_part(tmp_path / "text_encoder", "text_encoder", tensors(QWEN), text_encoder_settings(encoder.config))
+    save_hub_part(
+        tmp_path / "text_encoder", "text_encoder", tensors(QWEN), text_encoder_settings(encoder.config)
+    )
     reference = ZImageTransformer2DModel.from_pretrained(tmp_path / "transformer", torch_dtype=torch.bfloat16)
     assert equal(dict(reference.state_dict()), dict(ours.state_dict()))
     assert reference.config.axes_dims == [8, 12, 12]
@@ -100,7 +102,9 @@ def test_equal_tensors_give_equal_bytes_and_odd_layouts_are_written_right(tmp_pa
         "empty": Entry(torch.int64, (0, 5), [torch.zeros(0, 5, dtype=torch.int64)]),
     }
     first = write_tensors(tmp_path / "a.safetensors", entries, {"b": "2", "a": "1"}).read_bytes()
-    again = write_tensors(tmp_path / "b.safetensors", dict(reversed(entries.items())), {"a": "1", "b": "2"}).read_bytes()
+    again = write_tensors(
+        tmp_path / "b.safetensors", dict(reversed(entries.items())), {"a": "1", "b": "2"}
+    ).read_bytes()
     assert first == again
     read = load_file(tmp_path / "a.safetensors")
     assert torch.equal(read["turned"], base.permute(2, 1, 0).bfloat16())

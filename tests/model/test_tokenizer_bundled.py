@@ -64,7 +64,14 @@ def test_the_template_and_an_empty_prompt_have_the_published_ids() -> None:
 def write_data(original: Path) -> None:
     assert hashlib.sha256(original.read_bytes()).hexdigest() == ORIGINAL_SHA256
     tokenizer = load_tokenizer(original, None, BUNDLED_VOCAB_SIZE)
-    examples = ["a photo of a red circle", "It's 2048", "一只猫坐在窗边", "cafe\u0301 ½ 🙂", "  \n\t x", "<think>hi</think>"]
+    examples = [
+        "a photo of a red circle",
+        "It's 2048",
+        "一只猫坐在窗边",
+        "cafe\u0301 ½ 🙂",
+        "  \n\t x",
+        "<think>hi</think>",
+    ]
     said = {
         "original_sha256": ORIGINAL_SHA256,
         "examples": {text: tokenizer.ids(text) for text in examples},

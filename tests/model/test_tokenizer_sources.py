@@ -25,7 +25,9 @@ def test_the_named_tokenizer_wins_over_the_one_beside(tmp_path: Path) -> None:
         assert load_tokenizer(named, beside.parent, TINY_SIZE).source == str(TINY)
 
 
-@pytest.mark.parametrize("text_encoder", ["hub/text_encoder", "hub", "hub/text_encoder/model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize(
+    "text_encoder", ["hub/text_encoder", "hub", "hub/text_encoder/model-00001-of-00002.safetensors"]
+)
 def test_the_hub_folders_own_tokenizer_is_found(text_encoder: str) -> None:
     assert load_tokenizer(None, REFERENCE / text_encoder, TINY_SIZE).source == str(TINY)
 
@@ -53,7 +55,9 @@ def test_the_older_file_pair_gives_the_same_ids(with_config: bool, tmp_path: Pat
         assert pair.encode_prompt(case["prompt"]) == whole.encode_prompt(case["prompt"])
 
 
-def test_the_bundled_vocabulary_serves_an_embedding_of_its_size_even_beside_an_unfit_file(tmp_path: Path) -> None:
+def test_the_bundled_vocabulary_serves_an_embedding_of_its_size_even_beside_an_unfit_file(
+    tmp_path: Path,
+) -> None:
     encoder = tmp_path / "qwen_3_4b.safetensors"
     encoder.touch()
     assert load_tokenizer(None, encoder, BUNDLED_VOCAB_SIZE).source == "bundled"
@@ -80,7 +84,9 @@ def test_an_unfit_file_beside_is_named_when_nothing_else_serves(tmp_path: Path) 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 14_000), junk=st.binary(min_size=1, max_size=12), cut=st.booleans())
-def test_a_damaged_tokenizer_never_gives_anything_but_a_user_error(at: int, junk: bytes, cut: bool, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_never_gives_anything_but_a_user_error(
+    at: int, junk: bytes, cut: bool, tmp_path: Path
+) -> None:
     whole = TINY.read_bytes()
     file = tmp_path / "tokenizer.json"
     file.write_bytes(whole[:at] + junk + (b"" if cut else whole[at + len(junk) :]))

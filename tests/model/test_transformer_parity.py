@@ -19,7 +19,9 @@ def relative(actual: Tensor, wanted: Tensor) -> float:
     return float((actual - wanted).norm() / wanted.norm())
 
 
-def random_inputs(drawn: list[tuple[tuple[int, int], int, float]]) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+def random_inputs(
+    drawn: list[tuple[tuple[int, int], int, float]],
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(len(drawn))
     latents = [torch.randn(16, 2 * h, 2 * w, generator=generator) for (h, w), _, _ in drawn]
     captions = [torch.randn(length, SMALL.cap_feat_dim, generator=generator) for _, length, _ in drawn]

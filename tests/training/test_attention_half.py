@@ -9,7 +9,9 @@ from zimage_gui.model.attention import attention
 
 @pytest.mark.parametrize("tokens", [7, 96])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_attention_and_its_gradients_are_close_to_fp32(tokens: int, dtype: torch.dtype) -> None:
+def test_half_precision_attention_and_its_gradients_are_close_to_fp32(
+    tokens: int, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     exact = [torch.randn(2, tokens, 3, 16, requires_grad=True) for _ in range(3)]
     half = [part.detach().to(dtype).requires_grad_() for part in exact]

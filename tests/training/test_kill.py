@@ -78,7 +78,9 @@ def whole(folder: Path) -> None:
 
 
 def torture(project: Path, kills: int, seed: int) -> None:
-    straight = run(lora_config(project, **OPTIONS | {"output_dir": project / "straight"}), NullRun(project / "run"))
+    straight = run(
+        lora_config(project, **OPTIONS | {"output_dir": project / "straight"}), NullRun(project / "run")
+    )
     choose = random.Random(seed)
     done, out = 0, project / "out"
     while done < kills:

@@ -29,8 +29,17 @@ def sigmas(count: int = 4000, image_tokens: int = 1024, **options: object) -> to
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(SAMPLINGS), st.sampled_from(WEIGHTINGS), st.floats(0.1, 20), st.floats(0.1, 5), st.floats(-3, 3),
-    st.floats(0.1, 3), st.floats(-5, 5), st.integers(0, 999), st.integers(1, 1000), st.booleans(), st.integers(1, 20000),
+    st.sampled_from(SAMPLINGS),
+    st.sampled_from(WEIGHTINGS),
+    st.floats(0.1, 20),
+    st.floats(0.1, 5),
+    st.floats(-3, 3),
+    st.floats(0.1, 3),
+    st.floats(-5, 5),
+    st.integers(0, 999),
+    st.integers(1, 1000),
+    st.booleans(),
+    st.integers(1, 20000),
 )
 def test_every_noise_level_lies_between_the_limits_whatever_the_options(
     mode, scheme, shift, scale, mean, std, mode_scale, low, span, keep, tokens
@@ -46,13 +55,19 @@ def test_every_noise_level_lies_between_the_limits_whatever_the_options(
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.lists(st.integers(0, 10**6), min_size=1, max_size=6, unique=True))
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 1000),
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=6, unique=True),
+)
 def test_a_sample_gets_the_same_numbers_in_any_batch(seed: int, epoch: int, indices: list[int]) -> None:
     together = draw(Objective(), seed, epoch, indices, SHAPE)
     for row, index in enumerate(indices):
         alone = draw(Objective(), seed, epoch, [index], SHAPE)
         assert torch.equal(together.noise[row], alone.noise[0])
-        assert torch.equal(together.normal[row], alone.normal[0]) and torch.equal(together.uniform[row], alone.uniform[0])
+        assert torch.equal(together.normal[row], alone.normal[0]) and torch.equal(
+            together.uniform[row], alone.uniform[0]
+        )
 
 
 def test_another_seed_epoch_or_sample_gets_unrelated_noise() -> None:
@@ -78,7 +93,10 @@ def test_noise_is_standard_normal() -> None:
         ({"timestep_sampling": "shift", "discrete_flow_shift": 3.0}, 0.75),
         ({"timestep_sampling": "flux_shift"}, math.exp(0.63) / (1 + math.exp(0.63))),
         ({"timestep_sampling": "logsnr", "logit_mean": 2.0}, 1 / (1 + math.e)),
-        ({"timestep_sampling": "sigma", "weighting_scheme": "logit_normal", "logit_mean": 1.0}, 1 / (1 + math.exp(-1))),
+        (
+            {"timestep_sampling": "sigma", "weighting_scheme": "logit_normal", "logit_mean": 1.0},
+            1 / (1 + math.exp(-1)),
+        ),
     ],
 )
 def test_the_median_noise_level_is_what_the_formula_says(options: dict[str, object], median: float) -> None:
@@ -86,7 +104,9 @@ def test_the_median_noise_level_is_what_the_formula_says(options: dict[str, obje
 
 
 def test_more_shift_means_more_noise_and_a_wider_sigmoid_more_extremes() -> None:
-    medians = [float(sigmas(timestep_sampling="shift", discrete_flow_shift=k).median()) for k in (0.5, 1.0, 3.0, 6.0)]
+    medians = [
+        float(sigmas(timestep_sampling="shift", discrete_flow_shift=k).median()) for k in (0.5, 1.0, 3.0, 6.0)
+    ]
     assert medians == sorted(medians)
     narrow, wide = (sigmas(timestep_sampling="sigmoid", sigmoid_scale=scale) for scale in (0.5, 2.0))
     assert narrow.std() < wide.std()
@@ -99,7 +119,12 @@ def test_mode_density_prefers_the_middle() -> None:
 
 
 def test_resolution_shifts_pass_through_their_two_points() -> None:
-    points = {("flux_shift", 256): 0.5, ("flux_shift", 4096): 1.15, ("qwen_shift", 256): 0.5, ("qwen_shift", 8192): 0.9}
+    points = {
+        ("flux_shift", 256): 0.5,
+        ("flux_shift", 4096): 1.15,
+        ("qwen_shift", 256): 0.5,
+        ("qwen_shift", 8192): 0.9,
+    }
     for (mode, tokens), mu in points.items():
         assert math.log(resolution_shift(mode, tokens)) == pytest.approx(mu)
 
@@ -117,7 +142,8 @@ def test_weights_follow_their_formulas_for_each_sample_of_any_batch() -> None:
     assert torch.equal(loss_weights("none", sigma), torch.ones(3))
     torch.testing.assert_close(loss_weights("sigma_sqrt", sigma), torch.tensor([400.0, 4.0, 1.0]))
     torch.testing.assert_close(
-        loss_weights("cosmap", sigma), torch.tensor([2 / (math.pi * (1 - 2 * s + 2 * s * s)) for s in sigma.tolist()])
+        loss_weights("cosmap", sigma),
+        torch.tensor([2 / (math.pi * (1 - 2 * s + 2 * s * s)) for s in sigma.tolist()]),
     )
     assert float(loss_weights("sigma_sqrt", torch.zeros(1))) == pytest.approx(1e6)
 
@@ -129,7 +155,12 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_samples(scheme: str) -> None:
     sigma = torch.rand(5)
     whole = flow_loss(prediction, latents, noise, loss_weights(scheme, sigma))
     single = [
-        flow_loss(prediction[i : i + 1], latents[i : i + 1], noise[i : i + 1], loss_weights(scheme, sigma[i : i + 1]))
+        flow_loss(
+            prediction[i : i + 1],
+            latents[i : i + 1],
+            noise[i : i + 1],
+            loss_weights(scheme, sigma[i : i + 1]),
+        )
         for i in range(5)
     ]
     torch.testing.assert_close(whole, torch.stack(single).mean())

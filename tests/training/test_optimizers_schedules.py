@@ -27,7 +27,11 @@ def parameters() -> list[torch.nn.Parameter]:
         ("adamw8bit", ["betas=0.9,0.95"], "bitsandbytes.optim.adamw.AdamW8bit"),
         ("Lion8bit", [], "bitsandbytes.optim.lion.Lion8bit"),
         ("Adafactor", [], "transformers.optimization.Adafactor"),
-        ("adafactor", ["relative_step=True", "scale_parameter=True", "warmup_init=True"], "transformers.optimization.Adafactor"),
+        (
+            "adafactor",
+            ["relative_step=True", "scale_parameter=True", "warmup_init=True"],
+            "transformers.optimization.Adafactor",
+        ),
         ("sgd", ["momentum=0.9"], "torch.optim.sgd.SGD"),
         ("torch.optim.RAdam", [], "torch.optim.radam.RAdam"),
     ],
@@ -84,7 +88,9 @@ def test_a_wrong_optimizer_is_refused_with_its_option_and_reason(name, arguments
 
 def test_an_optimizer_of_matrices_only_is_refused_where_vectors_are_trained() -> None:
     assert check_optimizer("Muon", [], 1e-3)[1] == []
-    assert [problem.option for problem in check_optimizer("Muon", [], 1e-3, vectors=True)[1]] == ["optimizer_type"]
+    assert [problem.option for problem in check_optimizer("Muon", [], 1e-3, vectors=True)[1]] == [
+        "optimizer_type"
+    ]
 
 
 def rates(total: int = 100, **options: object) -> list[float]:
@@ -111,14 +117,21 @@ def test_schedules_have_the_shape_their_name_says() -> None:
     assert rates(lr_scheduler="inverse_sqrt", lr_scheduler_timescale=1)[8] == pytest.approx(1 / 3)
     floor = rates(lr_scheduler="cosine_with_min_lr", lr_scheduler_min_lr_ratio=0.2)
     assert min(floor) >= 0.2 and floor[50] == pytest.approx(0.6)
-    stable = rates(lr_scheduler="warmup_stable_decay", lr_warmup_steps=0.1, lr_decay_steps=20, lr_scheduler_min_lr_ratio=0.1)
+    stable = rates(
+        lr_scheduler="warmup_stable_decay",
+        lr_warmup_steps=0.1,
+        lr_decay_steps=20,
+        lr_scheduler_min_lr_ratio=0.1,
+    )
     assert set(stable[10:80]) == {1.0} and stable[-1] < 0.2
 
 
 def test_a_scheduler_by_dotted_path_takes_its_arguments() -> None:
     values = rates(lr_scheduler_type="StepLR", lr_scheduler_args=("step_size=10", "gamma=0.5"))
     assert values[9] == 1.0 and values[10] == 0.5 and values[99] == pytest.approx(0.5**9)
-    assert values == rates(lr_scheduler_type="torch.optim.lr_scheduler.StepLR", lr_scheduler_args=("step_size=10", "gamma=0.5"))
+    assert values == rates(
+        lr_scheduler_type="torch.optim.lr_scheduler.StepLR", lr_scheduler_args=("step_size=10", "gamma=0.5")
+    )
 
 
 def test_every_named_schedule_passes_its_check() -> None:
@@ -138,8 +151,14 @@ def test_every_named_schedule_passes_its_check() -> None:
         ({"lr_scheduler_type": "StepLR"}, "lr_scheduler_type"),
         ({"lr_scheduler_type": "ReduceLROnPlateau"}, "lr_scheduler_type"),
         ({"lr_scheduler_type": "LRScheduler"}, "lr_scheduler_type"),
-        ({"lr_scheduler_type": "OneCycleLR", "lr_scheduler_args": ("max_lr=1", "total_steps=9")}, "lr_scheduler_type"),
-        ({"lr_scheduler_type": "StepLR", "lr_scheduler_args": ("step_size=9",), "lr_warmup_steps": 5}, "lr_warmup_steps"),
+        (
+            {"lr_scheduler_type": "OneCycleLR", "lr_scheduler_args": ("max_lr=1", "total_steps=9")},
+            "lr_scheduler_type",
+        ),
+        (
+            {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ("step_size=9",), "lr_warmup_steps": 5},
+            "lr_warmup_steps",
+        ),
         ({"lr_scheduler_args": ("gamma=1",)}, "lr_scheduler_args"),
     ],
 )

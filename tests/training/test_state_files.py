@@ -27,7 +27,11 @@ from zimage_gui.files import TEMP_SUFFIX
 
 VALUES = {
     "weights": {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)},
-    "trainer": {"state": {0: {"step": torch.tensor(3.0), "name": "x"}}, "list": [1, None, (2.5, True)], "empty": {}},
+    "trainer": {
+        "state": {0: {"step": torch.tensor(3.0), "name": "x"}},
+        "list": [1, None, (2.5, True)],
+        "empty": {},
+    },
 }
 
 
@@ -48,9 +52,11 @@ def same(one, other) -> bool:
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
 NESTED = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3)
-    | st.tuples(inner, inner)
-    | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -150,13 +156,18 @@ def test_a_later_state_is_never_taken_for_an_earlier_one(tmp_path: Path) -> None
 def test_a_folder_of_states_means_its_newest(tmp_path: Path) -> None:
     save(tmp_path, "cats-step00000002-state")
     save(tmp_path, "cats-step00000004-state")
-    assert [path.name for path in states_in(tmp_path)] == ["cats-step00000004-state", "cats-step00000002-state"]
+    assert [path.name for path in states_in(tmp_path)] == [
+        "cats-step00000004-state",
+        "cats-step00000002-state",
+    ]
     assert load_or_previous(tmp_path)[0].folder.name == "cats-step00000004-state"
     with pytest.raises(StateError, match="no training state"):
         load_or_previous(tmp_path / "nowhere")
 
 
-def test_a_state_whose_deletion_is_cut_short_lies_under_a_name_that_is_swept(tmp_path: Path, monkeypatch) -> None:
+def test_a_state_whose_deletion_is_cut_short_lies_under_a_name_that_is_swept(
+    tmp_path: Path, monkeypatch
+) -> None:
     names = OutputNames(tmp_path, "cats")
     save_state(names.state(Mark(step=1)), {"a": {"b": torch.ones(2)}}, names.pointer)
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)

@@ -51,18 +51,34 @@ def names(folder: Path) -> list[str]:
 
 KINDS = {
     "lora": (lora_config, {"network_dropout": 0.2, "rank_dropout": 0.1, "module_dropout": 0.1}),
-    "lora-8bit": (lora_config, {"optimizer_type": "AdamW8bit", "optimizer_args": ("min_8bit_size=16",), "mixed_precision": "bf16"}),
+    "lora-8bit": (
+        lora_config,
+        {"optimizer_type": "AdamW8bit", "optimizer_args": ("min_8bit_size=16",), "mixed_precision": "bf16"},
+    ),
     "lora-checkpointing": (
         lora_config,
-        {"gradient_checkpointing": True, "network_dropout": 0.2, "gradient_accumulation_steps": 2, "lr_scheduler": "cosine"},
+        {
+            "gradient_checkpointing": True,
+            "network_dropout": 0.2,
+            "gradient_accumulation_steps": 2,
+            "lr_scheduler": "cosine",
+        },
     ),
-    "finetune": (finetune_config, {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 0.2}),
-    "finetune-bf16": (finetune_config, {"mixed_precision": "bf16", "full_bf16": True, "optimizer_type": "Adafactor"}),
+    "finetune": (
+        finetune_config,
+        {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 0.2},
+    ),
+    "finetune-bf16": (
+        finetune_config,
+        {"mixed_precision": "bf16", "full_bf16": True, "optimizer_type": "Adafactor"},
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_straight_run(project: Path, kind: str) -> None:
+def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_straight_run(
+    project: Path, kind: str
+) -> None:
     make, options = KINDS[kind]
     options = options | {"max_train_steps": 7, "save_precision": "fp32"}
     whole_run, straight = train(make(project, output_name="straight", **options))
@@ -72,7 +88,10 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_strai
     resumed_run, resumed = train(make(project, output_name="parts", resume=stopped[-1], **options))
     assert resumed[-1].name == "parts.safetensors" and equal(straight[-1], resumed[-1])
     losses = [[step.loss for step in reporter.of(Step)] for reporter in (whole_run, stopped_run, resumed_run)]
-    averages = [[step.loss_average for step in reporter.of(Step)] for reporter in (whole_run, stopped_run, resumed_run)]
+    averages = [
+        [step.loss_average for step in reporter.of(Step)]
+        for reporter in (whole_run, stopped_run, resumed_run)
+    ]
     assert losses[0] == losses[1] + losses[2] and averages[0] == averages[1] + averages[2]
 
 
@@ -93,7 +112,11 @@ def test_accumulated_batches_make_the_same_update_as_one_large_batch(project: Pa
         options = {"batch_size": size, "gradient_accumulation_steps": accumulation, "optimizer_type": "SGD"}
         # all four samples of the epoch in one update, so that their order does not matter
         (project / "pictures" / "4.txt").unlink(missing_ok=True)
-        results.append(train(lora_config(project, output_name=name, max_train_steps=1, learning_rate=1.0, **options))[1][-1])
+        results.append(
+            train(lora_config(project, output_name=name, max_train_steps=1, learning_rate=1.0, **options))[1][
+                -1
+            ]
+        )
     large, small = (load_file(path) for path in results)
     for name in large:
         torch.testing.assert_close(large[name], small[name], rtol=1e-4, atol=1e-6)
@@ -101,7 +124,8 @@ def test_accumulated_batches_make_the_same_update_as_one_large_batch(project: Pa
 
 def test_checkpointing_changes_memory_and_not_the_result(project: Path) -> None:
     plain, saved = (
-        train(lora_config(project, output_name=f"c{flag}", gradient_checkpointing=flag))[1][-1] for flag in (False, True)
+        train(lora_config(project, output_name=f"c{flag}", gradient_checkpointing=flag))[1][-1]
+        for flag in (False, True)
     )
     assert equal(plain, saved)
 
@@ -109,8 +133,19 @@ def test_checkpointing_changes_memory_and_not_the_result(project: Path) -> None:
 def test_files_and_states_are_named_and_dropped_as_the_first_seed_does(project: Path) -> None:
     options = {"max_train_epochs": 4, "save_every_n_epochs": 1, "save_last_n_epochs": 1, "save_state": True}
     train(lora_config(project, output_name="e", **options))
-    assert names(project / "out") == ["e-000003-state", "e-000003.safetensors", "e-latest-state.json", "e-state", "e.safetensors"]
-    steps = {"max_train_steps": 6, "save_every_n_steps": 2, "save_last_n_steps": 2, "save_last_n_steps_state": 100}
+    assert names(project / "out") == [
+        "e-000003-state",
+        "e-000003.safetensors",
+        "e-latest-state.json",
+        "e-state",
+        "e.safetensors",
+    ]
+    steps = {
+        "max_train_steps": 6,
+        "save_every_n_steps": 2,
+        "save_last_n_steps": 2,
+        "save_last_n_steps_state": 100,
+    }
     train(lora_config(project, output_name="s", output_dir=project / "steps", save_state=True, **steps))
     assert names(project / "steps") == [
         "s-latest-state.json", "s-state", "s-step00000002-state", "s-step00000004-state", "s-step00000004.safetensors",
@@ -129,7 +164,9 @@ def test_results_of_another_run_are_never_replaced_unless_asked(project: Path) -
 
 
 def test_the_second_seeds_naming_has_dots_and_a_sidecar(project: Path) -> None:
-    config = lora_config(project, output_dir=None, output=project / "out" / "my lora.safetensors", save_every_n_steps=2)
+    config = lora_config(
+        project, output_dir=None, output=project / "out" / "my lora.safetensors", save_every_n_steps=2
+    )
     train(config.model_copy(update={"network_alpha": 1.0}))
     assert names(project / "out") == [
         "my lora.lora.json", "my lora.safetensors", "my lora.step2.lora.json", "my lora.step2.safetensors",
@@ -148,14 +185,23 @@ def test_a_saved_lora_gives_the_trained_model_when_merged(project: Path, form: s
     merged = load_transformer(project / "models" / "dit.safetensors", dtype=torch.float32)
     plain = load_transformer(project / "models" / "dit.safetensors", dtype=torch.float32)
     assert merge_lora(merged, file) == 14
-    changed = {name for name, weight in merged.named_parameters() if not torch.equal(weight, plain.get_parameter(name))}
+    changed = {
+        name
+        for name, weight in merged.named_parameters()
+        if not torch.equal(weight, plain.get_parameter(name))
+    }
     assert changed == {f"{path}.weight" for path in file.entries}
     first = next(iter(load_file(results[-1])))
     assert first.startswith("lora_unet_" if form == "native" else "diffusion_model.")
 
 
 def test_metadata_tells_the_run_in_sd_scripts_words_without_paths(project: Path) -> None:
-    options = {"training_comment": "for Ann", "metadata_author": "Me", "min_timestep": 100, "exclude_patterns": (".*w2",)}
+    options = {
+        "training_comment": "for Ann",
+        "metadata_author": "Me",
+        "min_timestep": 100,
+        "exclude_patterns": (".*w2",),
+    }
     _, results = train(lora_config(project, output_name="meta", **options))
     with safe_open(results[-1], "pt") as file:
         metadata = file.metadata()
@@ -204,10 +250,14 @@ def adapter_file(project: Path) -> Path:
 def test_base_weights_act_in_training_are_counted_and_stay_out_of_the_result(project: Path) -> None:
     adapter = adapter_file(project)
     _, plain = train(lora_config(project, output_name="plain"))
-    reporter, merged = train(lora_config(project, output_name="with", base_weights=(adapter,), base_weights_multiplier=(0.5,)))
+    reporter, merged = train(
+        lora_config(project, output_name="with", base_weights=(adapter,), base_weights_multiplier=(0.5,))
+    )
     assert any("adapter.safetensors x 0.5 into 1 layers" in event.text for event in reporter.of(Note))
     assert not equal(plain[-1], merged[-1])
-    _, again = train(lora_config(project, output_name="zero", base_weights=(adapter,), base_weights_multiplier=(0.0,)))
+    _, again = train(
+        lora_config(project, output_name="zero", base_weights=(adapter,), base_weights_multiplier=(0.0,))
+    )
     assert equal(plain[-1], again[-1])  # at strength 0 nothing of the adapter reaches the result
 
 
@@ -229,7 +279,15 @@ def test_everything_wrong_is_said_at_once_and_before_weights_are_read(project: P
     with pytest.raises(UserError) as caught:
         train(config)
     options = {problem.option for problem in caught.value.problems}
-    assert {"dit", "optimizer_type", "lr_scheduler", "device", "sample_prompts", "image_directory", "resume"} <= options
+    assert {
+        "dit",
+        "optimizer_type",
+        "lr_scheduler",
+        "device",
+        "sample_prompts",
+        "image_directory",
+        "resume",
+    } <= options
 
 
 def test_patterns_that_leave_no_layer_are_a_problem_of_their_option(project: Path) -> None:
@@ -252,7 +310,12 @@ def test_an_exploding_run_stops_with_a_clear_failure_and_keeps_the_last_good_sta
 
 def test_a_run_resumed_with_other_settings_is_refused_or_says_so(project: Path) -> None:
     _, stopped = train(lora_config(project, max_train_steps=6), stop_at=2)
-    refused = ({"network_dim": 4}, {"optimizer_type": "Adafactor"}, {"seed": 8}, {"optimizer_args": ("eps=1e-6",)})
+    refused = (
+        {"network_dim": 4},
+        {"optimizer_type": "Adafactor"},
+        {"seed": 8},
+        {"optimizer_args": ("eps=1e-6",)},
+    )
     for change in refused:
         with pytest.raises(UserError):
             train(lora_config(project, resume=stopped[-1], **({"max_train_steps": 6} | change)))
@@ -305,21 +368,34 @@ def test_previews_are_pictures_with_their_settings_and_leave_the_training_untouc
     prompts.write_text(PROMPTS, encoding="utf-8")
     options = {"network_dropout": 0.3, "max_train_steps": 6}
     _, plain = train(lora_config(project, output_name="plain", **options))
-    previews = {"sample_prompts": prompts, "sample_every_n_steps": 3, "sample_every_n_epochs": 2, "sample_at_first": True}
+    previews = {
+        "sample_prompts": prompts,
+        "sample_every_n_steps": 3,
+        "sample_every_n_epochs": 2,
+        "sample_at_first": True,
+    }
     reporter, sampled = train(lora_config(project, output_name="seen", **options, **previews))
     assert equal(plain[-1], sampled[-1])
     samples: list[Sample] = reporter.of(Sample)
-    assert [(sample.step, sample.index) for sample in samples] == [(s, i) for s in (0, 3, 6, 6) for i in (0, 1)]
+    assert [(sample.step, sample.index) for sample in samples] == [
+        (s, i) for s in (0, 3, 6, 6) for i in (0, 1)
+    ]
     assert {sample.adapter for sample in samples} == {None}
     first = Path(samples[0].path)
-    assert first.parent == project / "out" / "sample" and first.name.startswith("seen_000000_00_") and first.name.endswith("_5_000.png")
+    assert (
+        first.parent == project / "out" / "sample"
+        and first.name.startswith("seen_000000_00_")
+        and first.name.endswith("_5_000.png")
+    )
     assert [Path(sample.path).name.split("_")[1] for sample in samples[-2:]] == ["e000002"] * 2
     with Image.open(first) as picture:
         assert picture.size == (32, 48)
         assert json.loads(picture.text["zimage_gui"])["prompt"] == "a red picture"
 
 
-def test_a_preview_that_fails_never_ends_the_run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_preview_that_fails_never_ends_the_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     prompts = project / "prompts.txt"
     prompts.write_text(PROMPTS, encoding="utf-8")
     (project / "out").mkdir()
@@ -346,7 +422,9 @@ def test_left_over_temp_files_of_a_killed_run_are_swept(project: Path) -> None:
 
 
 @pytest.mark.parametrize("with_state", [True, False])
-def test_a_stop_at_a_step_that_was_just_saved_saves_no_more_than_is_missing(project: Path, with_state: bool) -> None:
+def test_a_stop_at_a_step_that_was_just_saved_saves_no_more_than_is_missing(
+    project: Path, with_state: bool
+) -> None:
     reporter, _ = train(lora_config(project, save_every_n_steps=2, save_state=with_state), stop_at=2)
     saved = [Path(event.path).name for event in reporter.of(Checkpoint)]
     weights, state = "zimage-step00000002.safetensors", "zimage-step00000002-state"
@@ -354,7 +432,9 @@ def test_a_stop_at_a_step_that_was_just_saved_saves_no_more_than_is_missing(proj
 
 
 def test_every_save_is_reported_with_its_step_and_epoch(project: Path) -> None:
-    reporter, _ = train(lora_config(project, max_train_epochs=2, save_every_n_epochs=1, save_state_on_train_end=True))
+    reporter, _ = train(
+        lora_config(project, max_train_epochs=2, save_every_n_epochs=1, save_state_on_train_end=True)
+    )
     told = [(event.what, event.step, event.epoch, Path(event.path).name) for event in reporter.of(Checkpoint)]
     assert told == [
         ("lora", 3, 1, "zimage-000001.safetensors"), ("lora", 6, 2, "zimage.safetensors"), ("state", 6, 2, "zimage-state"),

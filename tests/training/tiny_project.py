@@ -37,7 +37,13 @@ def write_models(folder: Path) -> None:
     randomise(vae, 2)
     save_vae(vae, folder / "vae.safetensors")
     config = TextEncoderConfig(
-        hidden_size=16, intermediate_size=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, vocab_size=151936
+        hidden_size=16,
+        intermediate_size=16,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=8,
+        vocab_size=151936,
     )
     encoder = Qwen3TextEncoder(config)
     randomise(encoder, 3)

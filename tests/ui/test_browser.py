@@ -54,7 +54,12 @@ def test_a_wrong_value_is_told_beside_its_field_and_goes_when_it_is_right(page):
 
 def test_values_survive_a_refresh_and_a_second_browser(page, browser, window):
     (window.folder / "one.txt").write_text("a red zorb --w 64 --h 64 --s 2 --d 1\n", encoding="utf-8")
-    values = {"max_train_steps": "4000", "network_dim": "4", "sample_prompts": "one.txt", "sample_every_n_steps": "2000"}
+    values = {
+        "max_train_steps": "4000",
+        "network_dim": "4",
+        "sample_prompts": "one.txt",
+        "sample_every_n_steps": "2000",
+    }
     for option, value in values.items():
         page.type("train-lora", option, value)
     page.page.wait_for_timeout(500)
@@ -102,7 +107,12 @@ def test_a_resumed_training_ends_and_its_lora_makes_a_picture(page, window):
     page.see("#train-lora-status .zg-badge", "finished")
     page.press("#train-lora-status [data-action=generate]")
     page.see("#generate-start")
-    for option, value in {"infer_steps": "2", "batch_count": "1", "image_size": "64 x 64", "prompt": "a red zorb"}.items():
+    for option, value in {
+        "infer_steps": "2",
+        "batch_count": "1",
+        "image_size": "64 x 64",
+        "prompt": "a red zorb",
+    }.items():
         page.type("generate", option, value)
     page.page.wait_for_timeout(300)
     page.press("#generate-start")

@@ -31,7 +31,12 @@ def test_every_default_survives_the_way_through_its_field(command):
 
 def test_a_learning_rate_is_shown_as_people_type_it():
     rate = options_of(TrainLoraConfig)["learning_rate"]
-    assert [to_widget(rate, value) for value in (1e-4, 0.00015, 0.02, 1.0)] == ["1e-4", "0.00015", "0.02", "1"]
+    assert [to_widget(rate, value) for value in (1e-4, 0.00015, 0.02, 1.0)] == [
+        "1e-4",
+        "0.00015",
+        "0.02",
+        "1",
+    ]
 
 
 @given(st.floats(min_value=0, max_value=1000, allow_nan=False))
@@ -48,7 +53,7 @@ def test_a_seed_keeps_every_digit(seed):
 
 def test_lists_sizes_and_quoted_paths_are_understood():
     raw = {
-        "lora_weight": 'C:\\my loras\\a, b.safetensors\n\n/tmp/猫.safetensors',
+        "lora_weight": "C:\\my loras\\a, b.safetensors\n\n/tmp/猫.safetensors",
         "lora_multiplier": "0.5, 1",
         "image_size": "832 x 1216",
         "save_path": '"/tmp/with space"',

@@ -91,7 +91,9 @@ def test_an_unknown_caption_token_writes_nothing(tmp_path):
 
 def test_drafts_keep_what_was_typed_even_when_it_is_wrong(tmp_path):
     drafts = Drafts(tmp_path / "drafts")
-    drafts.save("form", {"learning_rate": "1e", "path": 'C:\\new\\"x"', "text": "多\n行", "flag": True, "none": None})
+    drafts.save(
+        "form", {"learning_rate": "1e", "path": 'C:\\new\\"x"', "text": "多\n行", "flag": True, "none": None}
+    )
     drafts.update("form", {"flag": False})
     assert Drafts(tmp_path / "drafts").load("form") == {
         "learning_rate": "1e", "path": 'C:\\new\\"x"', "text": "多\n行", "flag": False
@@ -136,7 +138,13 @@ def test_axis_ticks_are_few_round_and_inside(low, high):
 
 
 def test_words_for_numbers():
-    assert [duration(value) for value in (None, math.nan, 5, 185, 7260)] == ["–", "–", "5 s", "3 min 05 s", "2 h 01 min"]
+    assert [duration(value) for value in (None, math.nan, 5, 185, 7260)] == [
+        "–",
+        "–",
+        "5 s",
+        "3 min 05 s",
+        "2 h 01 min",
+    ]
     assert (pace(2.5), pace(0.25), pace(0)) == ("2.50 s/step", "4.0 steps/s", "–")
     assert (number(1e-4), number(0.5), number(math.nan)) == ("1e-4", "0.5", "NaN")
     assert "zg-full" in meter("VRAM", "23.9 / 24 GB", 0.99)

@@ -32,7 +32,9 @@ def test_a_preset_keeps_what_differs_and_nothing_of_the_machine(tmp_path):
     assert (loaded["dataset"], loaded["learning_rate"], loaded["network_dim"]) == (str(folder), "3e-5", "8")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "..\\evil", "/etc/passwd", "a/b", ".hidden", "con", "x\0y", "a" * 500])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "..\\evil", "/etc/passwd", "a/b", ".hidden", "con", "x\0y", "a" * 500]
+)
 def test_a_preset_name_never_leaves_its_folder(name, tmp_path):
     file = Presets(tmp_path, TrainLoraConfig).save(name, TrainLoraConfig())
     assert file.parent == tmp_path / "train-lora"

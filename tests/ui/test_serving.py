@@ -32,7 +32,9 @@ def test_the_window_and_all_its_tabs_never_import_torch(tmp_path):
         f"build_app(Desk(GuiConfig(), Path({str(tmp_path)!r})))\n"
         "print([name for name in ('torch', 'transformers', 'diffusers') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=200, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=200, check=True
+    )
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
@@ -86,5 +88,16 @@ def test_a_run_name_from_a_page_never_leaves_the_runs_folder(tmp_path):
     (desk.runs_dir / "link").symlink_to(tmp_path / "elsewhere")
     (desk.runs_dir / "run").mkdir()
     assert desk.folder_of("run") == desk.runs_dir / "run"
-    for name in ("", ".", "..", "../elsewhere", "..\\elsewhere", "/etc", "link", "run/../..", "a\0b", "missing"):
+    for name in (
+        "",
+        ".",
+        "..",
+        "../elsewhere",
+        "..\\elsewhere",
+        "/etc",
+        "link",
+        "run/../..",
+        "a\0b",
+        "missing",
+    ):
         assert desk.folder_of(name) is None, name

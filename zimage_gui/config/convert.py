@@ -113,6 +113,12 @@ class InspectConfig(Options):
         le=1_000_000,
     )
 
+    hash: bool = option(
+        False,
+        section="output",
+        label="Hash",
+        help="Also read the whole file and print its SHA-256, with the short forms that model sites show.",
+    )
     as_json: bool = option(
         False,
         section="output",

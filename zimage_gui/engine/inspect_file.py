@@ -1,270 +1,247 @@
-"""The command `inspect`: what a file is, said from its header. No tensor is read, and torch is not imported.
+"""The command `inspect`: what a file or folder is, said from names and headers. No tensor is read but the
+alphas of a LoRA, and torch is not imported.
 
-Knows how a file's kind, tensors, numbers and header are told to a person and as JSON. It must not know how
-files are loaded.
+Knows which kind of report belongs to which kind of file. It must not know how files are loaded.
 """
 
-import json
-import math
-import struct
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from zimage_gui.burnpack import is_bpk
+from zimage_gui.burnpack import BpkHeader, read_bpk_header
 from zimage_gui.config.convert import InspectConfig
-from zimage_gui.errors import Problem, raise_if_any
+from zimage_gui.engine.inspect_folders import folder_report
+from zimage_gui.engine.inspect_hash import with_hashes
+from zimage_gui.engine.inspect_lora import anatomy, lora_facts, lora_sentence
+from zimage_gui.engine.inspect_lora_verdicts import lora_verdicts
+from zimage_gui.engine.inspect_models import base_hint, model_verdicts
+from zimage_gui.engine.inspect_report import FileReport
+from zimage_gui.engine.inspect_text import plain, safe_json
+from zimage_gui.engine.inspect_things import small_thing
+from zimage_gui.engine.inspect_training import training_facts
+from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Run
-from zimage_gui.files import TensorInfo
-from zimage_gui.model.checkpoint import Checkpoint
-from zimage_gui.model.lora_dialects import Key, describe_dialect, parse_key
-from zimage_gui.model.recognise import USABLE, Recognised, recognise
+from zimage_gui.files import MissingFiles, read_header
+from zimage_gui.model.checkpoint import MOST_TENSORS, Checkpoint, Place, open_checkpoint
+from zimage_gui.model.gguf import MAGIC as GGUF
+from zimage_gui.model.gguf import read_gguf
+from zimage_gui.model.recognise import Recognised, recognise_checkpoint
 
-_SHOWN_METADATA = 200
-_FORMATS = {"gguf": "gguf", "pickle": "pickle"}
-_ALPHA_FORMS = {"F32": "<f", "F64": "<d", "F16": "<e"}
-_PAIRS = (
-    ("down", "up"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("hada_w2_a", "hada_w2_b"),
-    ("lokr_w1_a", "lokr_w1_b"),
-    ("lokr_w2_a", "lokr_w2_b"),
-)
-
-
-@dataclass(frozen=True)
-class LoraSummary:
-    """What a LoRA's names and shapes say. `targets` counts modules by kind; `unknown` are names of no
-    module; `halves` counts modules of which a factor is missing."""
-
-    dialect: str
-    ranks: tuple[int, ...]
-    alphas: tuple[float, ...]
-    modules: int
-    targets: dict[str, int]
-    unknown: tuple[str, ...]
-    halves: int = 0
-
-
-@dataclass(frozen=True)
-class FileReport:
-    """Everything `inspect` says about one file or one part of a model folder."""
-
-    path: Path
-    kind: str
-    layout: str
-    format: str
-    sentence: str
-    tensors: dict[str, TensorInfo] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    files: int = 1
-    bytes: int = 0
-    lora: LoraSummary | None = None
-
-    @property
-    def dtypes(self) -> dict[str, int]:
-        """Number of tensors by dtype."""
-        return dict(Counter(info.dtype for info in self.tensors.values()).most_common())
-
-    @property
-    def parameters(self) -> int:
-        return sum(math.prod(info.shape) for info in self.tensors.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        report: dict[str, Any] = {
-            "path": str(self.path),
-            "kind": self.kind,
-            "layout": self.layout,
-            "format": self.format,
-            "sentence": self.sentence,
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "files": self.files,
-            "dtypes": self.dtypes,
-            "metadata": self.metadata,
-            "tensors": [
-                {"name": name, "dtype": info.dtype, "shape": list(info.shape)}
-                for name, info in sorted(self.tensors.items())
-            ],
-        }
-        if self.lora is not None:
-            report["lora"] = vars(self.lora)
-        return report
-
-    def text(self, limit: int = 20) -> str:
-        """The report for a terminal, with at most `limit` tensors (0: all)."""
-        lines = [f"Inspecting: {self.path.name}", f"This is {self.sentence}."]
-        lines += _lora_lines(self.lora) if self.lora else []
-        if self.tensors:
-            set_of = f" in {self.files} files" if self.files > 1 else ""
-            lines.append(f"Total tensors: {len(self.tensors)}{set_of}")
-            lines.append(f"Parameters: {self.parameters:,} ({_size(self.bytes)})")
-            lines += ["", *_tensor_lines(self.tensors, limit)]
-            lines += ["", "--- Dtype Summary ---"]
-            lines += [f"  {dtype}: {count} tensors" for dtype, count in self.dtypes.items()]
-        if self.metadata:
-            lines += ["", "--- Metadata ---"]
-            lines += [f"  {name}: {_short(value)}" for name, value in sorted(self.metadata.items())]
-        return "\n".join(lines)
+_HEAD = 512
+_INDEX = ".safetensors.index.json"
+_SAFETENSORS = (".safetensors", ".sft")
+_TOLD_OF_TRANSFORMERS = ("transformer", "all_in_one", "quantised", "gguf")
 
 
 def run(config: InspectConfig, run: Run) -> list[Path]:
     """Prints the report; it makes no file."""
     raise_if_any(check(config))
     assert config.input is not None  # `check` has seen to it
-    reports = inspect(config.input)
+    report = inspect(config.input)
+    if config.hash:
+        report = with_hashes(report, None if config.as_json else run)
     if config.as_json:
-        whole = {"kind": "model_folder", "parts": {r.kind: r.as_dict() for r in reports}}
-        print(json.dumps(reports[0].as_dict() if len(reports) == 1 else whole, ensure_ascii=False, indent=1))
+        print(safe_json(report.as_dict()))
     else:
-        print("\n\n".join(report.text(config.limit) for report in reports))
+        width = max(40, shutil.get_terminal_size().columns - 1) if sys.stdout.isatty() else None
+        print(report.text(config.limit, width))
     return []
 
 
 def check(config: InspectConfig) -> list[Problem]:
     """Whether there is something to look into; what is wrong inside is what `inspect` itself says."""
     problems = config.problems()
-    if config.input is not None and not config.input.exists():
-        problems.append(Problem("input", str(config.input), "does not exist", "Check the path"))
+    if config.input is not None:
+        try:
+            _mode(config.input)
+        except UserError as error:
+            problems += error.problems
     return problems
 
 
-def inspect(path: Path) -> list[FileReport]:
-    """One report, or one per part for a whole model folder. Raises UserError for a file that is cut off or
-    malformed."""
-    parts = [part for part in USABLE if (path / part).is_dir()]
-    if parts and not any(path.glob("*.safetensors")):
-        return [_report(path / part, recognise(path / part, "input")) for part in parts]
-    return [_report(path, recognise(path, "input"))]
+def inspect(path: Path) -> FileReport:
+    """The report of any file or folder; a folder of several things has one per part.
 
-
-def _report(path: Path, found: Recognised) -> FileReport:
-    if found.checkpoint is None:
+    Raises UserError for what is not there, cut off, malformed or may not be read.
+    """
+    mode = _mode(path)
+    if stat.S_ISDIR(mode):
+        found = folder_report(path, inspect)
+        return found if found is not None else _model(path)
+    if path.name.endswith(_INDEX):
+        return replace(_model(path.parent), path=path)
+    try:
         size = path.stat().st_size
-        return FileReport(
-            path, found.kind, found.layout, _FORMATS.get(found.kind, ""), found.sentence, bytes=size
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError as error:
+        rule = f"cannot be read ({error.strerror})"
+        raise UserError.one("input", path, rule, "Check its permissions") from error
+    if head.startswith(GGUF):
+        return _gguf(path, size)
+    named = path.suffix.lower()
+    if named == ".bpk" or head.startswith(b"NRUB") or (named in _SAFETENSORS and head[8:9] == b"{"):
+        return _model(path)
+    thing = small_thing(path, head, size)
+    if thing is not None:
+        return thing
+    return _model(path) if named in _SAFETENSORS or head[8:9] == b"{" else _unknown(path, head, size)
+
+
+def _mode(path: Path) -> int:
+    """What kind of entry it is, links followed; nothing is opened, for a pipe would never answer."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        rule = "is a link that leads nowhere" if path.is_symlink() else "does not exist"
+        raise UserError.one("input", path, rule, "Check the path") from None
+    except (OSError, ValueError) as error:
+        rule = f"cannot be looked at ({getattr(error, 'strerror', None) or error})"
+        raise UserError.one("input", path, rule, "Check the path and its permissions") from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise UserError.one(
+            "input", path, "is a pipe, socket or device, not a file", "Give a file or a folder"
         )
-    checkpoint = found.checkpoint
-    tensors = {name: place.info for name, place in checkpoint.places.items()}
-    lora = lora_summary(checkpoint) if found.kind == "lora" else None
-    return FileReport(
+    return mode
+
+
+def _unknown(path: Path, head: bytes, size: int) -> FileReport:
+    sentence = "an empty file" if not size else f"a file this program does not know; it begins {head[:16]!r}"
+    return FileReport(path, "empty" if not size else "unknown", "", "", sentence, bytes=size)
+
+
+def _model(path: Path) -> FileReport:
+    try:
+        checkpoint = open_checkpoint(path, "input")
+    except MissingFiles as error:
+        return _incomplete(path, error)
+    except UserError:
+        crowd = _crowd(path)
+        if crowd is None:
+            raise
+        return crowd
+    return _report(path, checkpoint)
+
+
+def _report(path: Path, checkpoint: Checkpoint) -> FileReport:
+    found = recognise_checkpoint(checkpoint)
+    package = _package(checkpoint)
+    report = FileReport(
         path,
         found.kind,
         found.layout,
-        "bpk" if is_bpk(checkpoint.files[0]) else "safetensors",
-        _lora_sentence(lora) if lora else found.sentence,
-        tensors,
+        "bpk" if package else "safetensors",
+        found.sentence,
+        {name: place.info for name, place in checkpoint.places.items()},
         dict(checkpoint.metadata),
         len(checkpoint.files),
         checkpoint.total_bytes,
-        lora,
+        facts=tuple(_model_facts(path, found, package)),
+    )
+    if found.kind == "lora":
+        parts = anatomy(checkpoint)
+        facts = (*lora_facts(parts), *training_facts(checkpoint.metadata))
+        return replace(
+            report,
+            sentence=lora_sentence(parts),
+            lora=parts.summary,
+            verdicts=lora_verdicts(parts),
+            facts=facts,
+        )
+    legacy = package is not None and package.alignment == "legacy"
+    return replace(report, verdicts=model_verdicts(found, legacy))
+
+
+def _package(checkpoint: Checkpoint) -> BpkHeader | None:
+    with open(checkpoint.files[0], "rb") as file:
+        return read_bpk_header(checkpoint.files[0], "input") if file.read(4) == b"NRUB" else None
+
+
+def _model_facts(path: Path, found: Recognised, package: BpkHeader | None) -> list[tuple[str, str]]:
+    facts = []
+    if found.kind in _TOLD_OF_TRANSFORMERS and "transformer" in found.sentence:
+        facts.append(("Which one", base_hint(path)))
+    if found.prefix:
+        facts.append(("Prefix", found.prefix))
+    if package is not None:
+        facts += _package_facts(package)
+    metadata = found.checkpoint.metadata if found.checkpoint else {}
+    return facts + training_facts(metadata)
+
+
+def _package_facts(package: BpkHeader) -> list[tuple[str, str]]:
+    aligned = package.alignment == "aligned"
+    how = "aligned to 256 bytes (burn 0.20 and later)" if aligned else "not aligned (burn 0.19)"
+    facts = [("Burnpack", f"version {package.version}, {how}")]
+    ids = sum(tensor.param_id is not None for tensor in package.tensors.values())
+    facts.append(("Parameter ids", f"{ids} of {len(package.tensors)} tensors"))
+    quantised = sum(tensor.quantised for tensor in package.tensors.values())
+    if quantised:
+        facts.append(("Quantised", f"{quantised} of {len(package.tensors)} tensors"))
+    if package.scalars:
+        values = ", ".join(f"{name} = {value}" for name, (_, value) in list(package.scalars.items())[:8])
+        facts.append(("Scalars", f"{len(package.scalars)}: {plain(values)}"))
+    return facts
+
+
+def _incomplete(path: Path, error: MissingFiles) -> FileReport:
+    """A shard set of which some files are there: what they hold, and what is missing."""
+    places: dict[str, Place] = {}
+    metadata: dict[str, str] = {}
+    for file in error.present:
+        header = read_header(file, "input")
+        metadata.update(header.metadata)
+        places |= {name: Place(file, info) for name, info in header.tensors.items()}
+    checkpoint = Checkpoint(path, "input", error.present or (path,), places, metadata, {})
+    problem = error.problems[0]
+    sentence = f"an incomplete model: it {problem.rule}"
+    if places:
+        found = recognise_checkpoint(checkpoint)
+        if found.kind != "unknown":
+            sentence += f"; what is there looks like {found.sentence}"
+    tensors = {name: place.info for name, place in places.items()}
+    facts = (("What to do", problem.remedy),)
+    return FileReport(
+        path, "incomplete", "", "safetensors", sentence, tensors, metadata, len(error.present),
+        checkpoint.total_bytes, facts=facts,
+    )  # fmt: skip
+
+
+def _crowd(path: Path) -> FileReport | None:
+    """A sound safetensors file with more tensors than any model has; None when that is not what is wrong."""
+    if not path.is_file() or path.suffix.lower() == ".bpk":
+        return None
+    header = read_header(path, "input")
+    if len(header.tensors) <= MOST_TENSORS:
+        return None
+    size = sum(info.end - info.start for info in header.tensors.values())
+    sentence = (
+        f"a safetensors file with {len(header.tensors):,} tensors, more than any model this program knows, "
+        f"for example {plain(min(header.tensors), 80)!r}"
+    )
+    return FileReport(
+        path, "unknown", "", "safetensors", sentence, header.tensors, header.metadata, bytes=size
     )
 
 
-def lora_summary(checkpoint: Checkpoint) -> LoraSummary:
-    """Ranks, alphas and targets of a LoRA. Reads the alphas, which are single numbers, and nothing else."""
-    keys = {name: parse_key(name) for name in checkpoint.places}
-    known = {name: key for name, key in keys.items() if key is not None}
-    modules = {target for key in known.values() for target in key.targets}
-    return LoraSummary(
-        describe_dialect(checkpoint.places, checkpoint.metadata),
-        tuple(sorted(_ranks(known, checkpoint.shapes))),
-        tuple(sorted(_alphas(known, checkpoint))),
-        len(modules),
-        dict(sorted(Counter(_kind_of_module(module) for module in modules).items())),
-        tuple(sorted(name for name, key in keys.items() if key is None)),
-        _halves(known),
-    )
-
-
-def _halves(known: Mapping[str, Key]) -> int:
-    """Modules of which one factor lacks the other."""
-    parts: dict[tuple[str, ...], set[str]] = {}
-    for key in known.values():
-        parts.setdefault(key.targets, set()).add(key.part)
-    return sum(
-        len(targets)
-        for targets, found in parts.items()
-        if any((one in found) != (other in found) for one, other in _PAIRS)
-    )
-
-
-def _ranks(known: Mapping[str, Key], shapes: Mapping[str, tuple[int, ...]]) -> set[int]:
-    inner = {"down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
-    return {
-        shapes[name][inner[key.part]] for name, key in known.items() if key.part in inner and shapes[name]
-    }
-
-
-def _alphas(known: Mapping[str, Key], checkpoint: Checkpoint) -> set[float]:
-    found = set()
-    for name, key in known.items():
-        place = checkpoint.places[name]
-        if key.part != "alpha" or math.prod(place.info.shape) != 1:
-            continue
-        with place.file.open("rb") as file:
-            file.seek(place.info.start)
-            found.add(_number(file.read(place.info.end - place.info.start), place.info.dtype))
-    return {value for value in found if math.isfinite(value)}
-
-
-def _number(data: bytes, dtype: str) -> float:
-    if dtype == "BF16":
-        data, dtype = b"\0\0" + data, "F32"
-    form = _ALPHA_FORMS.get(dtype)
-    return round(float(struct.unpack(form, data)[0]), 6) if form else math.nan
-
-
-def _kind_of_module(module: str) -> str:
-    """`layers.3.attention.to_q` -> `layers attention.to_q`: the same place in every block."""
-    head, _, rest = module.partition(".")
-    number, _, inner = rest.partition(".")
-    return f"{head} {inner}" if number.isdigit() else module
-
-
-def _lora_sentence(lora: LoraSummary) -> str:
-    if not lora.modules:
-        return f"an adapter of another model: none of its {len(lora.unknown)} tensors belongs to Z-Image"
-    kind, _, names = lora.dialect.partition(", ")
-    rank = "rank " + " and ".join(map(str, lora.ranks)) if lora.ranks else "full factors"
-    alpha = ", alpha " + " and ".join(f"{value:g}" for value in lora.alphas) if lora.alphas else ""
-    halves = f", {lora.halves} of them incomplete: a factor is missing" if lora.halves else ""
-    unknown = f", but {len(lora.unknown)} tensors belong to no module of Z-Image" if lora.unknown else ""
-    return f"a {kind} for Z-Image with {names}: {rank}{alpha}, {lora.modules} modules{halves}{unknown}"
-
-
-def _lora_lines(lora: LoraSummary) -> list[str]:
-    """One line per part of the network: `layers: attention.to_q ×30, …`."""
-    by_part: dict[str, list[str]] = {}
-    for name, count in lora.targets.items():
-        part, _, inner = name.partition(" ")
-        by_part.setdefault(part if inner else "outside the blocks", []).append(f"{inner or name} ×{count}")
-    lines = [f"  {part}: {', '.join(names)}" for part, names in by_part.items()]
-    if lora.unknown:
-        shown = ", ".join(lora.unknown[:6]) + (" …" if len(lora.unknown) > 6 else "")
-        lines.append(f"  unknown: {shown}")
-    return lines
-
-
-def _tensor_lines(tensors: Mapping[str, TensorInfo], limit: int) -> list[str]:
-    shown = sorted(tensors.items())[: limit or None]
-    width = max((len(name) for name, _ in shown), default=0)
-    lines = [
-        f"  [{index:4d}] {name:<{width}}  {list(info.shape)}  {info.dtype}"
-        for index, (name, info) in enumerate(shown)
-    ]
-    hidden = len(tensors) - len(shown)
-    return lines + ([f"  … {hidden} more (--limit 0 shows all)"] if hidden else [])
-
-
-def _short(value: str) -> str:
-    plain = " ".join(value.split())
-    visible = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in plain)
-    return visible if len(visible) <= _SHOWN_METADATA else visible[:_SHOWN_METADATA] + "…"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+def _gguf(path: Path, size: int) -> FileReport:
+    header = read_gguf(path, "input")
+    places = {name: Place(path, info) for name, info in header.tensors.items()}
+    inside = recognise_checkpoint(Checkpoint(path, "input", (path,), places, {}, {}))
+    kind = f" of the type {header.main_type}" if header.main_type else ""
+    known = inside.sentence if places and inside.kind != "unknown" else ""
+    named = header.architecture and f", which calls itself {plain(header.architecture, 60)}"
+    sentence = f"a GGUF file{kind}, for llama.cpp-style programs" + (f": {known}" if known else named)
+    found = Recognised("gguf", "", inside.prefix, sentence, None)
+    facts = [("GGUF", f"version {header.version}, architecture {header.architecture or 'not named'}")]
+    if "transformer" in known:
+        facts.append(("Which one", base_hint(path)))
+    return FileReport(
+        path, "gguf", "", "gguf", sentence, header.tensors, header.metadata, 1, size,
+        verdicts=model_verdicts(found), facts=tuple(facts),
+    )  # fmt: skip

@@ -70,7 +70,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     Reads ours, A1111's `parameters`, and the plain sampler nodes of a ComfyUI graph. Raises UserError when
     the file is no picture.
     """
-    texts = _texts(path)
+    return settings_in(_texts(path))
+
+
+def settings_in(texts: Mapping[str, object]) -> dict[str, Any]:
+    """The same from the text chunks of a picture."""
     for key, reader in ((OWN_KEY, own_settings), (_A1111_KEY, _from_a1111), (_COMFY_KEY, _from_comfy)):
         text = texts.get(key)
         if isinstance(text, str) and len(text) <= _LONGEST_TEXT:

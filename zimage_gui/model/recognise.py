@@ -14,6 +14,7 @@ from zimage_gui.errors import UserError
 from zimage_gui.files import expand_shards
 from zimage_gui.model.burn_names import is_burn
 from zimage_gui.model.checkpoint import Checkpoint, open_checkpoint, part_folder
+from zimage_gui.model.families import family_of
 from zimage_gui.model.keymaps import prefix_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -27,7 +28,8 @@ class Recognised:
     """What a path holds.
 
     kind: one of `USABLE`, or "all_in_one", "lora", "omni", "controlnet", "pixel", "lumina2", "other_model",
-    "sd_vae", "quantised", "gguf", "pickle", "latent_cache", "text_cache", "latent", "unknown".
+    "sd_vae", "quantised", "gguf", "pickle", "latent_cache", "text_cache", "latent", "state" (of a training),
+    "unknown".
     layout: "diffusers" or "comfy" (transformer), "diffusers" or "ldm" (VAE), "hub" (text encoder), "burn" for
     each of them with the names of a .bpk, else "".
     prefix: what stands before the tensors' names. sentence: all of it in words, for the user.
@@ -136,7 +138,7 @@ _QUANTISED_NAMES = (
     ("nunchaku 4-bit", r"\.qweight$"),
     ("bitsandbytes 4-bit or 8-bit", r"\.quant_state\.|\.(absmax|SCB)$"),
     ("NVFP4", r"\.weight_scale_2$"),
-    ("ComfyUI quantised tensors (comfy_quant)", r"\.comfy_quant$"),
+    ("ComfyUI tensors (comfy_quant)", r"\.comfy_quant$"),
     ("scaled fp8", r"\.(scale_weight|weight_scale)$|(^|\.)scaled_fp8$"),
 )
 _NARROW = ("I8", "U8", "F4", "F6_E2M3", "F6_E3M2")
@@ -146,8 +148,11 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
     """The name of the quantisation a checkpoint is stored in, or None."""
     for label, pattern in _QUANTISED_NAMES:
         mark = re.compile(pattern)
-        if any(mark.search(name) for name in checkpoint.places):
-            return label
+        telling = next((name for name in checkpoint.places if mark.search(name)), None)
+        if telling is not None:
+            if label == "scaled fp8" and len(checkpoint.places[telling].info.shape) == 3:
+                return "scaled fp8 in blocks, as musubi-tuner makes it"
+            return f"int8 {label}" if "comfy_quant" in label and "I8" in checkpoint.dtypes else label
     packed = sorted(dtype for dtype in checkpoint.dtypes if dtype.startswith("QFloat"))
     if packed:
         return f"burn's quantised tensors ({', '.join(packed)})"
@@ -233,28 +238,11 @@ def _text_encoder(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
     return Recognised("text_encoder", "burn" if is_burn(shapes) else "hub", prefix, sentence, checkpoint)
 
 
-_FAMILIES = (
-    (
-        "a Stable Diffusion model",
-        r"(^|\.)input_blocks\.\d+\.|(^|\.)down_blocks\.\d+\.attentions\.\d+\.transformer_blocks",
-    ),
-    ("a Flux model", r"(^|\.)(double_blocks|single_blocks)\.\d+\.|(^|\.)single_transformer_blocks\.\d+\."),
-    ("a Stable Diffusion 3 model", r"(^|\.)joint_blocks\.\d+\."),
-    (
-        "a Qwen-Image, Wan or similar model",
-        r"(^|\.)transformer_blocks\.\d+\.|(^|\.)blocks\.\d+\.(self_attn|cross_attn)",
-    ),
-    ("a T5 text encoder", r"(^|\.)encoder\.block\.\d+\.layer\.\d+\.SelfAttention"),
-    ("a CLIP text encoder", r"(^|\.)text_model\.encoder\.layers\.\d+\."),
-)
-
-
 def _other(shapes: Shapes, checkpoint: Checkpoint, quantised: str | None) -> Recognised:
     stored = f", stored as {quantised}" if quantised else ""
-    for sentence, pattern in _FAMILIES:
-        mark = re.compile(pattern)
-        if any(mark.search(name) for name in shapes):
-            return Recognised("other_model", "", "", sentence + stored, checkpoint)
+    family = family_of(shapes)
+    if family is not None:
+        return Recognised(family[0], "", "", family[1] + stored, checkpoint)
     example = f", for example {min(shapes)[:80]!r}" if shapes else ""
     return Recognised(
         "unknown", "", "", f"a file this program does not know ({len(shapes)} tensors{example})", checkpoint

@@ -1,132 +1,128 @@
-"""What a model, LoRA or cache file is, as HTML, from its header alone.
+"""What a file or folder is, as HTML: the report of `inspect`, for the Convert and the Models tab.
 
-Knows headers and HTML. Reads no tensor, so a 12 GB file answers as fast as a LoRA; corrupt files are refused
-with a sentence.
+Knows reports and HTML; every text out of a file is escaped here. Finding out is the engine's.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
-from zimage_gui.files import Header, expand_shards
-from zimage_gui.model.checkpoint import header_of
-from zimage_gui.model.recognise import recognise
-from zimage_gui.ui.html import badge, escape, facts, file_size, notice
+from zimage_gui.engine.inspect_report import FileReport, LoraSummary, Verdict
+from zimage_gui.engine.inspect_text import plain
+from zimage_gui.ui.html import badge, escape, facts, file_size, notice, tag
 
 MOST_TENSORS = 200
 MOST_METADATA = 60
 LONGEST_VALUE = 2000
-USABLE_KINDS = ("transformer", "vae", "text_encoder", "all_in_one", "lora")
+USABLE_KINDS = ("transformer", "vae", "text_encoder", "all_in_one", "lora", "model_folder", "comfyui_folder")
+_TONES = {"yes": "good", "partly": "warn", "no": "bad"}
 
 
-def report(path: Path) -> str:
-    """The whole report. Raises UserError for a file that is missing, cut off or malformed."""
-    found = recognise(path)
-    tone = "good" if found.kind in USABLE_KINDS else "warn"
-    head = notice(
-        f"<b>{escape(path.name)}</b>: {escape(found.sentence)} {badge(found.kind.replace('_', ' '), tone)}",
-        tone,
-        raw=True,
+def report_html(found: FileReport) -> str:
+    """The whole report."""
+    here = next((one.answer for one in found.verdicts if one.program == "here"), "")
+    good = found.kind in USABLE_KINDS and here != "no"
+    tone = "good" if good else "warn"
+    kind = badge(found.kind.replace("_", " "), tone)
+    head = notice(f"<b>{escape(plain(found.path.name))}</b>: {escape(found.sentence)} {kind}", tone, raw=True)
+    return (
+        head
+        + verdict_table(found.verdicts)
+        + _numbers(found)
+        + _facts(found)
+        + _parts(found)
+        + _metadata(found)
+        + _tensors(found)
     )
-    files = _headers(path)
-    if not files:
-        return head
-    return head + _numbers(files) + _lora(files) + _metadata(files) + _tensors(files)
 
 
-def _headers(path: Path) -> list[tuple[Path, Header]]:
-    if path.suffix.lower() not in (".safetensors", ".bpk") and not path.is_dir():
-        return []
-    return [(file, header_of(file)) for file in expand_shards(path)]
+def verdict_table(verdicts: tuple[Verdict, ...]) -> str:
+    """Which programs read it, one a line with the reason."""
+    rows = "".join(
+        f"<tr><td>{escape(one.program)}</td><td>{badge(one.answer, _TONES[one.answer])}</td>"
+        f"<td>{escape(one.because)}</td></tr>"
+        for one in verdicts
+    )
+    return f'<table class="zg-table zg-verdicts"><caption>Loads in</caption>{rows}</table>' if rows else ""
 
 
-def _numbers(files: list[tuple[Path, Header]]) -> str:
-    tensors = [info for _, header in files for info in header.tensors.values()]
-    dtypes = Counter(info.dtype for info in tensors)
-    values = sum(_count(info.shape) for info in tensors)
-    size = sum(file.stat().st_size for file, _ in files)
+def verdict_badges(verdicts: tuple[Verdict, ...]) -> str:
+    """The same in one line; the reasons are shown when pointed at."""
+    badges = []
+    for one in verdicts:
+        label = badge(f"{one.program}: {one.answer}", _TONES[one.answer])
+        badges.append(tag("span", label, title=one.sentence()))
+    return " ".join(badges)
+
+
+def _numbers(found: FileReport) -> str:
+    if not found.tensors:
+        return facts([("Size", file_size(found.bytes))]) if found.bytes else ""
+    values = found.parameters
+    dtypes = list(found.dtypes.items())[:4]
     pairs = [
-        ("Size", file_size(size)),
-        ("Files", f"{len(files):,}"),
-        ("Tensors", f"{len(tensors):,}"),
+        ("Size", file_size(found.bytes)),
+        ("Files", f"{found.files:,}"),
+        ("Tensors", f"{len(found.tensors):,}"),
         ("Parameters", f"{values / 1e9:.2f} B" if values >= 1e9 else f"{values / 1e6:.2f} M"),
-        ("Number format", ", ".join(f"{name} ({count:,})" for name, count in dtypes.most_common(4))),
+        ("Number format", ", ".join(f"{name} ({count:,})" for name, count in dtypes)),
     ]
+    if found.lora is not None and found.lora.modules:
+        pairs += _lora_pairs(found.lora)
     return facts(pairs)
 
 
-def _lora(files: list[tuple[Path, Header]]) -> str:
-    """Rank and names of a LoRA: what decides whether another program reads it."""
-    shapes = {name: info.shape for _, header in files for name, info in header.tensors.items()}
-    down = [
-        shape
-        for name, shape in shapes.items()
-        if name.endswith((".lora_down.weight", ".lora_A.weight")) and len(shape) == 2
+def _lora_pairs(lora: LoraSummary) -> list[tuple[str, str]]:
+    """What decides how strong a LoRA is and where it acts."""
+    alphas = ", ".join(f"{value:g}" for value in lora.alphas[:4])
+    return [
+        ("Rank", ", ".join(map(str, lora.ranks[:4])) or "full"),
+        ("Alpha", alphas or "not stored"),
+        ("Layers", f"{lora.modules:,}"),
     ]
-    if not down:
-        return ""
-    ranks = Counter(min(shape) for shape in down)
-    first = next(name for name in shapes if ".lora_" in name)
-    form = (
-        "lora_unet_ names (musubi, sd-scripts)"
-        if first.startswith("lora_unet_")
-        else f"{first.split('.')[0]}. names"
-    )
-    pairs = [
-        (
-            "Rank",
-            ", ".join(
-                f"{rank} ({count}x)" if len(ranks) > 1 else str(rank) for rank, count in ranks.most_common(4)
-            ),
-        ),
-        ("Layers", f"{len(down):,}"),
-        ("Names", form),
-        (
-            "Alpha",
-            "stored" if any(name.endswith(".alpha") for name in shapes) else "not stored: equals the rank",
-        ),
-    ]
-    return facts(pairs)
 
 
-def _metadata(files: list[tuple[Path, Header]]) -> str:
-    entries = {key: value for _, header in files for key, value in header.metadata.items()}
-    if not entries:
-        return '<p class="zg-muted">No metadata in the file.</p>'
+def _facts(found: FileReport) -> str:
     rows = "".join(
-        (
-            f"<tr><td>{escape(key)}</td><td>{escape(value[:LONGEST_VALUE])}"
-            f"{'…' if len(value) > LONGEST_VALUE else ''}</td></tr>"
-        )
-        for key, value in sorted(entries.items())[:MOST_METADATA]
+        f"<tr><td>{escape(plain(name, 80))}</td><td>{escape(plain(value, 600))}</td></tr>"
+        for name, value in found.facts
     )
-    return (
-        f'<details open><summary>Metadata</summary><div class="zg-scroll"><table '
-        f'class="zg-table">{rows}</table></div></details>'
-    )
+    return f'<table class="zg-table">{rows}</table>' if rows else ""
 
 
-def _tensors(files: list[tuple[Path, Header]]) -> str:
-    named = [(name, info) for _, header in files for name, info in header.tensors.items()]
+def _parts(found: FileReport) -> str:
     rows = "".join(
-        (
-            f'<tr><td class="zg-code">{escape(name)}</td><td>'
-            f"{' x '.join(map(str, info.shape))}</td><td>{escape(info.dtype)}</td></tr>"
-        )
-        for name, info in named[:MOST_TENSORS]
+        f"<tr><td><b>{escape(plain(part.path.relative_to(found.path).as_posix()))}</b></td>"
+        f"<td>{escape(part.sentence)}<br>{verdict_badges(part.verdicts)}</td></tr>"
+        for part in found.parts
     )
-    more = (
-        f'<p class="zg-muted">and {len(named) - MOST_TENSORS:,} more</p>' if len(named) > MOST_TENSORS else ""
+    return f'<div class="zg-scroll"><table class="zg-table">{rows}</table></div>' if rows else ""
+
+
+def _metadata(found: FileReport) -> str:
+    if not found.metadata:
+        return '<p class="zg-muted">No metadata in the file.</p>' if found.tensors else ""
+    rows = "".join(
+        f"<tr><td>{escape(plain(key, 120))}</td><td>{escape(plain(value, LONGEST_VALUE))}</td></tr>"
+        for key, value in sorted(found.metadata.items())[:MOST_METADATA]
     )
+    hidden = len(found.metadata) - MOST_METADATA
+    more = f'<p class="zg-muted">and {hidden:,} more</p>' if hidden > 0 else ""
     return (
-        f'<details><summary>Tensors ({len(named):,})</summary><div class="zg-scroll">'
+        f'<details><summary>Metadata ({len(found.metadata):,})</summary><div class="zg-scroll">'
         f'<table class="zg-table">{rows}</table></div>{more}</details>'
     )
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    product = 1
-    for edge in shape:
-        product *= edge
-    return product
+def _tensors(found: FileReport) -> str:
+    if not found.tensors:
+        return ""
+    rows = "".join(
+        f'<tr><td class="zg-code">{escape(plain(name, 300))}</td>'
+        f"<td>{' x '.join(map(str, info.shape))}</td><td>{escape(info.dtype)}</td></tr>"
+        for name, info in list(found.tensors.items())[:MOST_TENSORS]
+    )
+    hidden = len(found.tensors) - MOST_TENSORS
+    more = f'<p class="zg-muted">and {hidden:,} more</p>' if hidden > 0 else ""
+    return (
+        f'<details><summary>Tensors ({len(found.tensors):,})</summary><div class="zg-scroll">'
+        f'<table class="zg-table">{rows}</table></div>{more}</details>'
+    )

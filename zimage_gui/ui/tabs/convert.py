@@ -13,11 +13,12 @@ from typing import Any
 import gradio as gr
 
 from zimage_gui.config.convert import ConvertLoraConfig
+from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.errors import UserError
 from zimage_gui.files import free_name
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.desk import Desk
-from zimage_gui.ui.file_report import report
+from zimage_gui.ui.file_report import report_html
 from zimage_gui.ui.form import Form, Updates, browse_button, guarded
 from zimage_gui.ui.html import notice
 from zimage_gui.ui.live import Live
@@ -42,10 +43,7 @@ class ConvertTab:
             with gr.Column(scale=5, min_width=440):
                 self.file = gr.Textbox(
                     label="File",
-                    info=(
-                        "A model, LoRA or cache file (.safetensors), or a model folder. Only its "
-                        "header is read."
-                    ),
+                    info=("Any model, LoRA, cache, picture or folder. Of models only the header is read."),
                     elem_id="convert-file",
                     elem_classes=["zg-field"],
                     interactive=True,
@@ -62,8 +60,8 @@ class ConvertTab:
                         elem_id="convert-known",
                     )
                 self.drop = gr.File(
-                    label="or drop a LoRA file",
-                    file_types=[".safetensors"],
+                    label="or drop a file",
+                    file_types=[".safetensors", ".bpk", ".gguf", ".png", ".toml", ".json"],
                     type="filepath",
                     height=90,
                     elem_id="convert-drop",
@@ -109,11 +107,11 @@ class ConvertTab:
         if not path:
             return notice("Give the path of a file first.", "warn"), gr.update(), gr.update()
         try:
-            shown = report(self.desk.working / Path(path).expanduser())
+            found = inspect(self.desk.working / Path(path).expanduser())
         except UserError as error:
             return notice(str(error), "bad"), gr.update(value=path), gr.update()
-        is_lora = ".lora_" in shown or "lora" in shown[:400].lower()
-        return shown, gr.update(value=path), gr.update(value=path) if is_lora else gr.update()
+        is_lora = found.kind == "lora"
+        return report_html(found), gr.update(value=path), gr.update(value=path) if is_lora else gr.update()
 
     def _suggest(self, data: Mapping[Any, Any]) -> Updates:
         raw = self.form.raw(data)

@@ -12,10 +12,12 @@ import gradio as gr
 
 from zimage_gui.config.common import ModelPaths
 from zimage_gui.config.schema import options_of
+from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.errors import UserError
 from zimage_gui.ui.actions import QUIET, plain_html
 from zimage_gui.ui.desk import Desk
+from zimage_gui.ui.file_report import verdict_badges
 from zimage_gui.ui.form import Form, Updates, guarded
 from zimage_gui.ui.html import badge, escape, notice
 from zimage_gui.ui.page import Page
@@ -123,7 +125,8 @@ class ModelsTab:
             raise UserError(problems)
         lines = "".join(
             f"<tr><td>{escape(NAMES[option])}</td><td>{badge('found', 'good')}</td><td>{escape(sentence)}<br>"
-            f'<span class="zg-muted">{escape(str(getattr(files, option)))}</span></td></tr>'
+            f'<span class="zg-muted">{escape(str(getattr(files, option)))}</span>'
+            f"<br>{verdict_badges(inspect(getattr(files, option)).verdicts)}</td></tr>"
             for option, sentence, _ in rows
         )
         lines += "".join(
