@@ -1,6 +1,6 @@
-"""The Convert tab: look into a file, and convert a LoRA between the forms that programs read.
+"""The Convert tab: look into a file, then do with it what makes sense for such a file.
 
-Knows gradio, headers and the `convert-lora` schema. Looking reads the header only; converting is a run of its
+Knows gradio and the forms of the converting commands. Looking reads the header only; doing is a run of its
 own, beside whatever trains.
 """
 
@@ -12,21 +12,31 @@ from typing import Any
 
 import gradio as gr
 
-from zimage_gui.config.convert import ConvertLoraConfig
+from zimage_gui.config.registry import COMMANDS
 from zimage_gui.engine.inspect_file import inspect
+from zimage_gui.engine.inspect_report import FileReport
 from zimage_gui.errors import UserError
 from zimage_gui.files import free_name
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
+from zimage_gui.ui.comfy_copy import ComfyCopy
+from zimage_gui.ui.convert_actions import ACTIONS, FileAction, actions_for, needed_bytes, output_name
+from zimage_gui.ui.convert_words import plan_words
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.file_report import report_html
-from zimage_gui.ui.form import Form, Updates, browse_button, guarded
+from zimage_gui.ui.form import Form, Updates, browse_button, guarded, merged
 from zimage_gui.ui.html import notice
 from zimage_gui.ui.live import Live
-from zimage_gui.ui.lora_stack import known_loras
+from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, known_loras
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 
-ENDINGS = {"other": "universal", "default": "native", "comfy": "comfy"}
+DROPPED = ".safetensors .bpk .gguf .png .toml .json".split()
+# Options of `merge` that belong to its other half.
+_OTHER_HALF = {
+    "merge-model": ("rank", "energy"), "merge-loras": ("dit", "layout", "prefix", "max_shard_size")
+}  # fmt: skip
+# Options that change the result's size or place.
+_TELLING = ("dtype", "layout", "target", "reverse", "rank")
 
 
 class ConvertTab:
@@ -35,100 +45,225 @@ class ConvertTab:
     def __init__(self, desk: Desk, live: Live) -> None:
         self.desk = desk
         self.live = live
-        self.form = Form(ConvertLoraConfig, "convert-lora", desk.drafts)
-        self.panel = JobPanel(desk, ("convert-lora",), (), "Nothing has been converted yet.", reuse=False)
+        self.forms: dict[str, Form] = {action.key: self._form(action) for action in ACTIONS}
+        commands = tuple(dict.fromkeys(action.command for action in ACTIONS))
+        self.panel = JobPanel(desk, commands, (), "Nothing has been converted yet.", reuse=False)
+        self.copy = ComfyCopy(desk)
+
+    def _form(self, action: FileAction) -> Form:
+        lists_loras = action.command == "merge"
+        hidden = () if action.takes in (FILES, "path") else (action.takes,)
+        kind: type[Form] = LoraForm if lists_loras else Form
+        return kind(
+            COMMANDS[action.command],
+            action.key,
+            self.desk.drafts,
+            hidden=(*hidden, *_OTHER_HALF.get(action.key, ())),
+        )
 
     def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=440):
-                self.file = gr.Textbox(
-                    label="File",
-                    info=("Any model, LoRA, cache, picture or folder. Of models only the header is read."),
-                    elem_id="convert-file",
-                    elem_classes=["zg-field"],
-                    interactive=True,
-                    buttons=[browse_button("convert-file")],
-                )
-                with gr.Row(elem_classes=["zg-actions"]):
-                    self.inspect = gr.Button("Look into it", variant="primary", elem_id="convert-inspect")
-                    self.known = gr.Dropdown(
-                        [],
-                        value=None,
-                        label="or one of your LoRAs",
-                        interactive=True,
-                        scale=2,
-                        elem_id="convert-known",
-                    )
-                self.drop = gr.File(
-                    label="or drop a file",
-                    file_types=[".safetensors", ".bpk", ".gguf", ".png", ".toml", ".json"],
-                    type="filepath",
-                    height=90,
-                    elem_id="convert-drop",
-                )
-                self.report = plain_html(elem_id="convert-report")
+                self._looking()
             with gr.Column(scale=6, min_width=480):
-                self._conversion()
+                self._doing()
         self._wire(page)
 
-    def _conversion(self) -> None:
-        self.form.finish()
-        self.form.build(open_sections=("models", "output"))
+    def _looking(self) -> None:
+        self.file = gr.Textbox(
+            label="File",
+            info="Any model, LoRA, cache, picture or folder. Of models only the header is read.",
+            elem_id="convert-file",
+            elem_classes=["zg-field"],
+            interactive=True,
+            buttons=[browse_button("convert-file")],
+        )
         with gr.Row(elem_classes=["zg-actions"]):
-            self.convert = gr.Button("Convert", variant="primary", elem_id="convert-start")
+            self.inspect = gr.Button("Look into it", variant="primary", elem_id="convert-inspect")
+            self.known = gr.Dropdown(
+                [],
+                value=None,
+                label="or one of your LoRAs",
+                interactive=True,
+                scale=2,
+                elem_id="convert-known",
+            )
+        self.drop = gr.File(
+            label="or drop a file",
+            file_types=DROPPED,
+            type="filepath",
+            height=90,
+            elem_id="convert-drop",
+        )
+        self.copy.build()
+        self.report = plain_html(elem_id="convert-report")
+
+    def _doing(self) -> None:
+        self.choice = gr.Radio(
+            [],
+            label="What to do with it",
+            info="Look into a file first: what fits it appears here.",
+            interactive=True,
+            elem_id="convert-choice",
+        )
+        self.groups: dict[str, Any] = {}
+        for action in ACTIONS:
+            form = self.forms[action.key]
+            with gr.Column(visible=False, elem_id=f"convert-do-{action.key}") as group:
+                form.finish()
+                if isinstance(form, LoraForm):
+                    form.build_rows(self.desk)
+                form.build(open_sections=("models", "lora", "output", "metadata"))
+            self.groups[action.key] = group
+        self.plan = plain_html(elem_id="convert-plan")
+        with gr.Row(elem_classes=["zg-actions"], visible=False) as self.buttons:
+            self.start = gr.Button("Start", variant="primary", elem_id="convert-start")
             self.suggest = gr.Button("Suggest an output name", elem_id="convert-suggest")
         self.answer = plain_html(elem_id="convert-answer")
         self.panel.build(self.live, self.name)
 
+    # ---- events -----------------------------------------------------------------------------------------
+
     def _wire(self, page: Page) -> None:
-        form = self.form
-        form.wire(page)
-        outputs = [form.fields["output"], form.problems, self.answer]
-        looked = [self.report, self.file, form.fields["input"]]
+        for form in self.forms.values():
+            form.wire(page)
         page.first(lambda: {self.known: gr.update(choices=known_loras(self.desk))})
-        gr.on(
-            [self.inspect.click, self.file.submit],
-            self._look,
-            self.file,
-            looked,
-            show_progress_on=self.report,
-            **PRIVATE,
-        )
-        self.known.select(self._look, self.known, looked, show_progress_on=self.report, **PRIVATE)
-        self.drop.upload(self._look, self.drop, looked, show_progress_on=self.report, **PRIVATE)
-        self.convert.click(guarded(form, self._convert), form.inputs(), outputs, **QUIET)
-        self.suggest.click(guarded(form, self._suggest), form.inputs(), outputs, **QUIET)
-        on_act([self.panel.status], self._act, None, None)
+        shown = [self.report, self.file, self.choice, self.copy.box, *self._changed()]
+        looking: dict[str, Any] = {"outputs": shown, "show_progress_on": self.report, **PRIVATE}
+        gr.on([self.inspect.click, self.file.submit], self._look, {self.file}, **looking)
+        self.known.select(lambda data: self._look({self.file: data[self.known]}), {self.known}, **looking)
+        self.drop.upload(lambda data: self._look({self.file: data[self.drop]}), {self.drop}, **looking)
+        base = {self.file, self.choice}
+        everything = {*base, *(part for form in self.forms.values() for part in form.inputs())}
+        self.choice.input(self._choose, everything, self._changed(), **QUIET)
+        self.start.click(self._start, everything, self._changed(), **QUIET)
+        self.suggest.click(self._suggest, everything, self._changed(), **QUIET)
+        for action in ACTIONS:
+            form = self.forms[action.key]
+            told = [form.fields[name] for name in (*_TELLING, action.output) if name in form.fields]
+            for field in told:
+                field.change(self._tell, {*base, *form.inputs()}, self.plan, **QUIET)
+        self.copy.wire(page, self.file)
+        on_act([self.panel.status], lambda event: self._act(event), None, None)
+
+    def _changed(self) -> list[Any]:
+        """Everything that the handlers of the right side may change."""
+        forms = [part for form in self.forms.values() for part in form.outputs()]
+        return [*forms, *self.groups.values(), self.buttons, self.plan, self.answer]
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
-    def _look(self, text: str | None) -> tuple[Any, Any, Any]:
-        path = (text or "").strip().strip("\"'")
+    def _look(self, data: Mapping[Any, Any]) -> Updates:
+        path = str(data[self.file] or "").strip().strip("\"'")
         if not path:
-            return notice("Give the path of a file first.", "warn"), gr.update(), gr.update()
+            return {self.report: notice("Give the path of a file first.", "warn")}
         try:
-            found = inspect(self.desk.working / Path(path).expanduser())
+            found = self._inspected(path)
         except UserError as error:
-            return notice(str(error), "bad"), gr.update(value=path), gr.update()
-        is_lora = found.kind == "lora"
-        return report_html(found), gr.update(value=path), gr.update(value=path) if is_lora else gr.update()
+            return {self.report: notice(str(error), "bad"), self.file: path, **self._nothing()}
+        fitting = actions_for(found)
+        updates: Updates = {
+            self.report: report_html(found),
+            self.file: path,
+            self.choice: gr.update(
+                choices=[(one.words, one.key) for one in fitting],
+                value=fitting[0].key if fitting else None,
+                info="" if fitting else "Nothing can be done with such a file here.",
+            ),
+            self.copy.box: gr.update(visible=found.kind in self.copy.kinds),
+        }
+        if not fitting:
+            return {**updates, **self._hidden()}
+        raw = self.desk.drafts.load(fitting[0].key)
+        return merged(updates, self._open(fitting[0], found, raw))
+
+    def _nothing(self) -> Updates:
+        return {
+            self.choice: gr.update(choices=[], value=None),
+            self.copy.box: gr.update(visible=False),
+            **self._hidden(),
+        }
+
+    def _hidden(self) -> Updates:
+        groups: Updates = {group: gr.update(visible=False) for group in self.groups.values()}
+        return {**groups, self.buttons: gr.update(visible=False), self.plan: "", self.answer: ""}
+
+    def _inspected(self, path: str) -> FileReport:
+        return inspect(self.desk.working / Path(path).expanduser())
+
+    def _choose(self, data: Mapping[Any, Any]) -> Updates:
+        action, found = self._asked(data)
+        if action is None or found is None:
+            return self._hidden()
+        return self._open(action, found, self.forms[action.key].raw(data))
+
+    def _open(self, action: FileAction, found: FileReport, raw: Mapping[str, Any]) -> Updates:
+        """Shows the action's form with the file and a free output name in it."""
+        form = self.forms[action.key]
+        contents = self._names(action, found, raw)
+        if action.takes == FILES:
+            contents |= {FILES: str(found.path), STRENGTHS: "1"}
+        elif action.takes == "path":
+            contents |= {"path": str(found.path)}
+        form.keep(contents)
+        return merged(
+            self._hidden(),
+            form.put(contents),
+            {self.groups[action.key]: gr.update(visible=True), self.buttons: gr.update(visible=True)},
+            {self.plan: plan_words(action, found, {**raw, **contents}, self.desk.working)},
+        )
+
+    def _names(self, action: FileAction, found: FileReport, raw: Mapping[str, Any]) -> dict[str, Any]:
+        if not action.output:
+            return {}
+        beside = found.path.parent
+        if beside.is_relative_to(self.desk.drafts.folder.parent):  # a dropped file lies among the window's own
+            beside = self.desk.working / "converted"
+        return {action.output: str(free_name(output_name(action, found.path, raw, beside)))}
+
+    def _asked(self, data: Mapping[Any, Any]) -> tuple[FileAction | None, FileReport | None]:
+        key = data.get(self.choice)
+        action = next((one for one in ACTIONS if one.key == key), None)
+        path = str(data.get(self.file) or "").strip().strip("\"'")
+        if action is None or not path:
+            return action, None
+        try:
+            return action, self._inspected(path)
+        except UserError:
+            return action, None
+
+    def _tell(self, data: Mapping[Any, Any]) -> Any:
+        action, found = self._asked(data)
+        if action is None or found is None:
+            return ""
+        return plan_words(action, found, self.forms[action.key].raw(data), self.desk.working)
 
     def _suggest(self, data: Mapping[Any, Any]) -> Updates:
-        raw = self.form.raw(data)
-        if not raw["input"]:
-            raise UserError.one("input", "", "is missing", "Give the LoRA to convert")
-        source = Path(str(raw["input"]))
-        ending = ENDINGS["default" if raw["reverse"] else str(raw["target"] or "other")]
-        target = free_name(source.with_name(f"{source.stem}_{ending}.safetensors"))
-        contents = {"output": str(target)}
-        self.form.keep(contents)
-        return self.form.put(contents)
+        action, found = self._asked(data)
+        if action is None or found is None:
+            return {self.answer: notice("Look into a file first.", "warn")}
+        form = self.forms[action.key]
+        contents = self._names(action, found, form.raw(data))
+        form.keep(contents)
+        return form.put(contents)
 
-    def _convert(self, data: Mapping[Any, Any]) -> Updates:
-        config = self.form.read(data)
-        assert isinstance(config, ConvertLoraConfig) and config.output is not None
-        folder = self.desk.run_beside(config, config.output.stem)
-        return {self.answer: notice(f"Converting; {folder.name} shows how it went.", "good")}
+    def _start(self, data: Mapping[Any, Any]) -> Updates:
+        action, _ = self._asked(data)
+        if action is None:
+            return {self.answer: notice("Look into a file and choose what to do with it.", "warn")}
+        return guarded(self.forms[action.key], lambda given: self._begin(action, given))(data)
+
+    def _begin(self, action: FileAction, data: Mapping[Any, Any]) -> Updates:
+        path = str(data[self.file] or "").strip().strip("\"'")
+        source = self._inspected(path).path
+        fixed = {} if action.takes in (FILES, "path") else {action.takes: source}
+        config = self.forms[action.key].read(data, **fixed)
+        output = getattr(config, action.output, None) if action.output else None
+        folder = self.desk.run_beside(config, Path(output or source).stem)
+        return {
+            self.answer: f'<span data-newest="{self.name}" data-run="{folder.name}"></span>'
+            + notice("Started; how it goes is shown below.", "good")
+        }
 
     def _act(self, event: gr.EventData) -> None:
         stop_action(self.desk, action_of(event))
