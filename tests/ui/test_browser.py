@@ -134,6 +134,7 @@ def test_a_file_is_looked_into_and_converted(page, window):
     page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(lora))
     page.press("#convert-inspect")
     page.see("#convert-report .zg-notice", "LoRA")
+    page.see("#convert-report .zg-verdicts tr", "ComfyUI")
     page.press("#convert-suggest")
     page.page.wait_for_timeout(700)
     page.press("#convert-start")
@@ -147,4 +148,5 @@ def test_no_page_ever_asked_another_host(page):
     page.tab("Models")
     page.press("#models-check")
     page.see("#models-answer .zg-notice")
+    page.see("#models-answer .zg-badge", "here: yes")
     assert page.foreign == []

@@ -153,6 +153,11 @@ def _report(path: Path, checkpoint: Checkpoint) -> FileReport:
             verdicts=lora_verdicts(parts),
             facts=facts,
         )
+    if package is not None and found.kind == "unknown":
+        words = found.sentence.replace(
+            "a file this program does not know", "a burnpack file of another model"
+        )
+        report = replace(report, sentence=words)
     legacy = package is not None and package.alignment == "legacy"
     return replace(report, verdicts=model_verdicts(found, legacy))
 
