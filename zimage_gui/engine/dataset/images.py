@@ -114,8 +114,9 @@ def _check_sums(path: Path) -> None:
 def _scale_colour_key(image: Image.Image) -> None:
     """Pillow spreads 2 and 4-bit grays over 0 to 255, but not the gray that a PNG declares transparent."""
     key = image.info.get("transparency")
-    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and image.tile:
-        factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
+    tiles = getattr(image, "tile", None)
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and tiles:
+        factor = {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
         image.info["transparency"] = key * factor
 
 
