@@ -32,7 +32,11 @@ BITS_OF_DTYPE = {
 }  # fmt: skip
 
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors)$")
-_TEMP = re.compile(r"\.(?P<pid>\d+)-[0-9a-f]{8}" + re.escape(TEMP_SUFFIX) + "$")
+_TEMP = re.compile(r"\.(?P<pid>\d+)-(?P<start>[0-9a-f]{8})(?:[0-9a-f]{8})?" + re.escape(TEMP_SUFFIX) + "$")
+_THIS_START = secrets.token_hex(4)
+"""Tells this process from an earlier one with its number: in a container every run may have the same."""
+_CLOCK_SLACK = 2.0
+"""Seconds by which a process's start and a file's time may disagree."""
 _MOST_DIMENSIONS = 16
 
 
@@ -64,7 +68,7 @@ def temp_path(path: Path) -> Path:
     """A fresh name beside `path` that `sweep_temp_files` knows; carries our process id."""
     # 120 characters of the name keep the whole below the 255 bytes of common file systems, in UTF-8 too.
     short = path.name.encode("utf-8", "surrogateescape")[:120].decode("utf-8", "ignore")
-    return path.with_name(f".{short}.{os.getpid()}-{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    return path.with_name(f".{short}.{os.getpid()}-{_THIS_START}{secrets.token_hex(4)}{TEMP_SUFFIX}")
 
 
 def replace_file(temp: Path, path: Path) -> None:
@@ -91,14 +95,12 @@ def sweep_temp_files(folder: Path) -> list[Path]:
     """Remove temp files and folders of dead processes directly inside `folder`; return what was removed."""
     import shutil
 
-    import psutil
-
     swept: list[Path] = []
     if not folder.is_dir():
         return swept
     for path in folder.iterdir():
         match = _TEMP.search(path.name)
-        if match is None or int(match["pid"]) == os.getpid() or psutil.pid_exists(int(match["pid"])):
+        if match is None or _maker_lives(path, int(match["pid"]), match["start"]):
             continue
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():
@@ -107,6 +109,22 @@ def sweep_temp_files(folder: Path) -> list[Path]:
                 path.unlink()
             swept.append(path)
     return swept
+
+
+def _maker_lives(temp: Path, pid: int, start: str) -> bool:
+    """Whether the process that made a temp file still runs, and not another that was given its number."""
+    import psutil
+
+    if pid == os.getpid():
+        return start == _THIS_START
+    try:
+        changed = temp.stat().st_mtime
+        began = psutil.Process(pid).create_time()
+    except (OSError, psutil.NoSuchProcess):
+        return False
+    except psutil.Error:  # not ours to look at
+        return True
+    return began <= changed + _CLOCK_SLACK
 
 
 def free_name(path: Path) -> Path:

@@ -105,6 +105,12 @@ def test_all_problems_are_told_with_their_place():
         assert part in text, part
 
 
+def test_one_cache_folder_is_known_under_two_spellings(tmp_path):
+    (tmp_path / "a").mkdir()
+    entries = [{"image_directory": str(tmp_path / "a")}, {"image_directory": f"{tmp_path}/a/../a"}]
+    assert "datasets 2: cache_directory: has the same cache folder" in refusal({"datasets": entries})
+
+
 @pytest.mark.parametrize("tables", [[], "x", {"datasets": {}}, {"datasets": [1]}, {"general": 1}, {}])
 def test_something_else_is_refused(tables):
     with pytest.raises(UserError):

@@ -54,6 +54,18 @@ def test_temp_files_of_dead_processes_are_swept_and_others_left(tmp_path):
     assert sweep_temp_files(tmp_path / "nowhere") == []
 
 
+def test_temp_files_of_an_earlier_process_with_the_same_number_are_swept(tmp_path):
+    mine, ours = temp_path(tmp_path / "mine"), f".{os.getpid()}-"
+    before = tmp_path / f".before{ours}{'0' * 16}{TEMP_SUFFIX}"  # as after a restart of a container
+    parents = tmp_path / mine.name.replace(ours, f".{os.getppid()}-")
+    strangers = tmp_path / parents.name.replace(".mine", ".strangers")
+    for path in (mine, before, parents, strangers):
+        path.write_bytes(b"x")
+    os.utime(strangers, (1e9, 1e9))  # older than the process that has its number now
+    assert set(sweep_temp_files(tmp_path)) == {before, strangers}
+    assert set(tmp_path.iterdir()) == {mine, parents}
+
+
 def test_the_next_free_name(tmp_path):
     path = tmp_path / "lora.v2.safetensors"
     assert free_name(path) == path

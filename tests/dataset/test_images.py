@@ -68,6 +68,38 @@ def test_16_bit_grays_keep_their_tones(tmp_path):
     assert pixels[0, :, 0].tolist() == [0, 128, 255] and "16 bits reduced to 8" in info.notes
 
 
+def png(width, height, bits, colour_type, rows, extra=b""):
+    """A PNG of raw rows, each without its filter byte; `extra` is a (kind, data) chunk before the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows))
+    chunks = b""
+    for kind, data in ((b"IHDR", header), *([extra] if extra else []), (b"IDAT", body), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "key", "expected"),
+    [
+        (16, struct.pack(">4H", 0, 0x5500, 0xAA00, 0xFFFF), 0x5500, [0, 255, 170, 255]),
+        (4, bytes([0x01, 0x23]), 1, [0, 255, 34, 51]),
+        (2, bytes([0b00011011]), 1, [0, 255, 170, 255]),
+    ],
+)
+def test_a_transparent_gray_becomes_white_at_every_depth(tmp_path, bits, row, key, expected):
+    (tmp_path / "a.png").write_bytes(png(4, 1, bits, 0, [row], (b"tRNS", struct.pack(">H", key))))
+    assert read_pixels(tmp_path / "a.png")[1][0, :, 0].tolist() == expected
+
+
+def test_a_png_with_one_wrong_byte_is_refused(tmp_path):
+    noise(size=(64, 64)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(PictureProblem, match="damaged"):
+        read_pixels(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize(
     ("mode", "name"),
     [

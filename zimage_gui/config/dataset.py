@@ -266,10 +266,18 @@ def _shared_caches(entries: list[DatasetEntry]) -> list[Problem]:
         folder = entry.cache_directory or entry.image_directory
         if folder is None:
             continue
-        if (first := seen.setdefault(folder, number)) != number:
+        if (first := seen.setdefault(_one_spelling(folder), number)) != number:
             rule = f"has the same cache folder as entry {first}: {folder}"
             found.append(Problem(f"datasets {number}: cache_directory", "", rule, "Give each entry its own"))
     return found
+
+
+def _one_spelling(folder: Path) -> Path:
+    """The folder itself, whichever way round through `..` and links it was named."""
+    try:
+        return folder.resolve()
+    except (OSError, ValueError, RuntimeError):  # NUL, a ring of links: told elsewhere
+        return folder
 
 
 class DatasetConfig(PictureFolder):

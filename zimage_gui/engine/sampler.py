@@ -67,7 +67,7 @@ def _output(
 ) -> Tensor:
     """The raw model output, about x0 - noise, in fp32."""
     sigma_B = torch.full((latents.shape[0],), sigma, dtype=torch.float32, device=latents.device)
-    time_B = flow.time_of_sigma(sigma_B)
+    time_B = flow.sampling_time(sigma_B)
     if isinstance(captions, Tensor):
         output: Tensor = transformer(latents, time_B, captions)
     else:

@@ -86,7 +86,9 @@ def read_info(path: Path) -> PictureInfo:
 def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:
     """Decode to upright RGB, (height, width, 3) uint8; transparency lies on white. Raises PictureProblem."""
     try:
+        _check_sums(path)
         with _open(path) as image:
+            _scale_colour_key(image)
             info = _info(image)
             image.load()
             upright = ImageOps.exif_transpose(image) if info.orientation != 1 else image
@@ -98,6 +100,24 @@ def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:
     if pixels.shape != (info.size[1], info.size[0], 3):
         raise PictureProblem("decodes to another size than its header says")
     return info, pixels
+
+
+def _check_sums(path: Path) -> None:
+    """PNG keeps a checksum of every chunk, which Pillow compares only when asked: without it a damaged file
+    decodes to a picture whose lower part is black.
+    """
+    with _open(path) as image:
+        if image.format == "PNG":
+            image.verify()
+
+
+def _scale_colour_key(image: Image.Image) -> None:
+    """Pillow spreads 2 and 4-bit grays over 0 to 255, but not the gray that a PNG declares transparent."""
+    key = image.info.get("transparency")
+    tiles = getattr(image, "tile", None)
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and tiles:
+        factor = {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
+        image.info["transparency"] = key * factor
 
 
 def _open(path: Path) -> Image.Image:
@@ -134,11 +154,11 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image, info: PictureInfo) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray(_high_byte(image)).convert("RGB")
     if info.transparent:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    if image.mode.startswith("I"):
-        return Image.fromarray(_high_byte(image)).convert("RGB")
     if image.mode == "F":
         raise PictureProblem("holds floating point values, whose white is unknown: save it as PNG or JPEG")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -146,10 +166,11 @@ def _to_rgb(image: Image.Image, info: PictureInfo) -> Image.Image:
 
 def _high_byte(image: Image.Image) -> Pixels:
     """Grays of 16 bits to 8: the high byte, as Pillow does for 16-bit colour. Its own conversion clips at
-    255.
+    255, also of the gray that a PNG declares transparent, which becomes white here.
     """
     values = np.asarray(image).astype(np.int64)
     high: Pixels = np.clip(values >> 8, 0, 255).astype(np.uint8)
+    high[values == image.info.get("transparency", -1)] = 255
     return high
 
 
