@@ -35,8 +35,8 @@ def copy_into_comfy(
 ) -> tuple[Path, bool]:
     """Copies one file into the folder of its kind; (where it is, whether it was there already).
 
-    Nothing is replaced: another file of the same name makes the copy take the next free name. Raises UserError
-    for a kind that ComfyUI has no folder for, a missing folder or too little space.
+    Nothing is replaced: another file of the same name makes the copy take the next free name. Raises
+    UserError for a kind that ComfyUI has no folder for, a missing folder or too little space.
     """
     if kind not in FOLDERS:
         rule = f"is no model or LoRA but {kind.replace('_', ' ')}"

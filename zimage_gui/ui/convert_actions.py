@@ -49,7 +49,9 @@ def _resized(raw: Mapping[str, Raw]) -> str:
 
 
 ACTIONS = (
-    FileAction("convert", "convert", "Change layout or number format", MODELS, "input", "output", _model_suffix),
+    FileAction(
+        "convert", "convert", "Change layout or number format", MODELS, "input", "output", _model_suffix
+    ),
     FileAction(
         "merge-model", "merge", "Merge LoRAs into it", ("transformer", "all_in_one", "quantised"), "dit",
         "output", lambda raw: "_merged" + _model_suffix(raw).replace("_converted", ""),
@@ -85,7 +87,7 @@ def actions_for(found: FileReport | None) -> list[FileAction]:
 
 
 def output_name(action: FileAction, source: Path, raw: Mapping[str, Raw], folder: Path) -> Path:
-    """Where the result goes unless the user says otherwise: beside the source, in `folder` for a dropped one."""
+    """Where the result goes unless the user says otherwise."""
     stem = source.stem if source.suffix in (".safetensors", ".bpk") else source.name
     return folder / f"{stem.split('-00001-of-')[0]}{action.suffix(raw)}"
 

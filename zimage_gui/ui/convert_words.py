@@ -25,8 +25,8 @@ def plan_words(action: FileAction, found: FileReport, raw: Mapping[str, Raw], wo
     room = f"; {file_size(free)} free there" if free is not None else ""
     words = f"Writes {target.name} in {target.parent}{size}{room}."
     if os.path.lexists(target):
-        overwrite = "it will be replaced." if raw.get("overwrite") else "choose another name, or set Overwrite."
-        return notice(f"{words} That name is taken: {overwrite}", "warn")
+        then = "it will be replaced." if raw.get("overwrite") else "choose another name, or set Overwrite."
+        return notice(f"{words} That name is taken: {then}", "warn")
     if needed is not None and free is not None and needed > free:
         return notice(f"{words} That is too little room.", "warn")
     return notice(words)

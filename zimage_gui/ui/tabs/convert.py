@@ -19,7 +19,7 @@ from zimage_gui.errors import UserError
 from zimage_gui.files import free_name
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.comfy_copy import ComfyCopy
-from zimage_gui.ui.convert_actions import ACTIONS, FileAction, actions_for, needed_bytes, output_name
+from zimage_gui.ui.convert_actions import ACTIONS, FileAction, actions_for, output_name
 from zimage_gui.ui.convert_words import plan_words
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.file_report import report_html
@@ -30,7 +30,7 @@ from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, known_loras
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 
-DROPPED = ".safetensors .bpk .gguf .png .toml .json".split()
+DROPPED = [".safetensors", ".bpk", ".gguf", ".png", ".toml", ".json"]
 # Options of `merge` that belong to its other half.
 _OTHER_HALF = {
     "merge-model": ("rank", "energy"), "merge-loras": ("dit", "layout", "prefix", "max_shard_size")
@@ -217,8 +217,8 @@ class ConvertTab:
         if not action.output:
             return {}
         beside = found.path.parent
-        if beside.is_relative_to(self.desk.drafts.folder.parent):  # a dropped file lies among the window's own
-            beside = self.desk.working / "converted"
+        if beside.is_relative_to(self.desk.drafts.folder.parent):
+            beside = self.desk.working / "converted"  # a dropped file lies among the window's own
         return {action.output: str(free_name(output_name(action, found.path, raw, beside)))}
 
     def _asked(self, data: Mapping[Any, Any]) -> tuple[FileAction | None, FileReport | None]:
