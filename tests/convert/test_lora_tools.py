@@ -413,3 +413,8 @@ def test_a_kronecker_products_spectrum_is_that_of_its_matrix():
                 spectrum(entry).s[: len(values)], values[: len(spectrum(entry).s)], atol=1e-6, rtol=1e-5
             )
             torch.testing.assert_close(spectrum(entry).cut()[0].delta(delta), delta, atol=1e-6, rtol=1e-5)
+
+
+def test_a_rank_for_lokr_is_refused_where_a_lokr_stays_one(tmp_path):
+    with pytest.raises(UserError, match="belongs to the targets comfy"):
+        _convert(tmp_path, DIALECTS / "lokr_full_dm.safetensors", target="other", lokr_rank=4)

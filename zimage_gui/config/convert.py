@@ -80,6 +80,9 @@ class ConvertLoraConfig(Options):
         if self.reverse and self.target not in (None, "default"):
             rule = f"contradicts target {self.target}"
             found.append(Problem("reverse", "true", rule, "Leave out one of the two"))
+        if self.lokr_rank is not None and (self.reverse or self.target in ("other", "default")):
+            rule = "belongs to the targets comfy, peft and rust; the others keep a LoKr as it is"
+            found.append(Problem("lokr_rank", str(self.lokr_rank), rule, "Leave it out"))
         if self.output is not None and self.output.suffix.lower() != ".safetensors":
             remedy = f"Write {self.output.with_suffix('.safetensors').name}"
             found.append(Problem("output", str(self.output), "must end in .safetensors", remedy))

@@ -126,7 +126,8 @@ def change_lines(changes: Sequence[Change], lokr_rank: int | None = None) -> lis
     ranks = sorted({change.rank for change in changes})
     span = f"{ranks[0]} to {ranks[-1]}" if len(ranks) > 1 else f"{ranks[0]}"
     kinds = " and ".join(sorted({change.kind for change in changes}))
-    text = f"{len(changes)} {kinds} modules became LoRAs of rank {span}"
+    what = "module became a LoRA" if len(changes) == 1 else "modules became LoRAs"
+    text = f"{len(changes)} {kinds} {what} of rank {span}"
     if worst.error > 1e-6:
         text += f"; the largest relative error is {worst.error:.2%} ({worst.path})"
     else:

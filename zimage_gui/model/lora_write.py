@@ -155,13 +155,13 @@ def _not_read_back(path: Path, why: str) -> UserError:
 
 
 def _compare_modules(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Every module that does something must come back; a third of a fused qkv that changes nothing does
-    not."""
+    """Every module that does something must come back, and no other; a third of a fused qkv that changes
+    nothing may come or go."""
     header = read_header(path, "output")
     file = taken_apart(path, load_tensors(path, header, "output"), header.metadata)
     rules = [problem.rule for problem in file.problems]
     lost = [name for name, entry in entries.items() if name not in file.entries and _acts(entry)]
-    more = file.entries.keys() - entries.keys()
+    more = [name for name, entry in file.entries.items() if name not in entries and _acts(entry)]
     if lost or more:
         rules.append(f"{len(entries) - len(lost)} of {len(entries)} modules came back and {len(more)} others")
     if rules:
@@ -170,8 +170,8 @@ def _compare_modules(path: Path, entries: Mapping[str, Entry]) -> None:
 
 def _acts(entry: Entry) -> bool:
     if isinstance(entry, LowRank):
-        return bool(entry.up.any())
-    return not isinstance(entry, LoHa) or bool(entry.w1_a.any() and entry.w2_a.any())
+        return entry.alpha != 0 and bool(entry.up.any())
+    return not isinstance(entry, LoHa) or (entry.alpha != 0 and bool(entry.w1_a.any() and entry.w2_a.any()))
 
 
 def verify_lora(path: Path, model_shapes: Mapping[str, Sequence[int]]) -> int:
