@@ -73,7 +73,7 @@ class CacheTab:
         inputs = {*self.form.inputs(), *self.text.inputs()}
         outputs = [self.form.problems, self.text.problems, self.answer]
         self.check.click(
-            guarded(self.form, self._look),
+            guarded(self.form, self._look, {self.answer: ""}),
             self.form.inputs(),
             [self.form.problems, self.answer],
             show_progress_on=self.answer,
