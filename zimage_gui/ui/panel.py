@@ -64,7 +64,8 @@ class JobPanel:
         states = self.desk.of_command(*self.commands)[:MOST_CHOICES]
         if len(states) < 2:
             return ""
-        options = ['<option value="">the running one, or the newest</option>', *(_choice(state, run) for state in states)]
+        first = '<option value="">the running one, or the newest</option>'
+        options = [first, *(_choice(state, run) for state in states)]
         return (
             f'<label class="zg-watched">Watched run <select data-choice="{name}">'
             f"{''.join(options)}</select></label>"

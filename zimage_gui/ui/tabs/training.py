@@ -46,9 +46,9 @@ class TrainingTab:
         self.form = Form(config_class, self.name, desk.drafts, hidden=("runs_dir", "network_args"))
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, config_class))
         empty = (
-            "No run yet. Fill in the form and press Train: what it does is shown here, live.<br>The first start "
-            "fills in the built-in demo. To train a real model, see the tab <b>Models</b>: it names the files "
-            "and the pages they are on."
+            "No run yet. Fill in the form and press Train: what it does is shown here, live.<br>"
+            "The first start fills in the built-in demo. To train a real model, see the tab <b>Models</b>: "
+            "it names the files and the pages they are on."
         )
         self.panel = JobPanel(desk, commands, ("curves", "samples"), empty)
 
