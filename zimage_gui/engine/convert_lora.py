@@ -27,14 +27,7 @@ def check(config: ConvertLoraConfig) -> list[Problem]:
     problems = config.problems()
     if problems or config.input is None or config.output is None:
         return problems
-    if config.output.exists():
-        if config.input.exists() and config.output.samefile(config.input):
-            problems.append(
-                Problem("output", str(config.output), "is the input file itself", "Choose another name")
-            )
-        elif not config.overwrite:
-            remedy = "Choose another name, or set overwrite"
-            problems.append(Problem("output", str(config.output), "exists already", remedy))
+    problems += config.overwritten()
     try:
         file = _read(config.input)
         problems += write_problems(file.entries, form_of(config), config.diffusers_prefix)

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from zimage_gui.config.convert import ConvertLoraConfig
-from zimage_gui.errors import UserError
+from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.files import free_name
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.desk import Desk
@@ -65,7 +65,7 @@ class ConvertTab:
                     label="or drop a LoRA file",
                     file_types=[".safetensors"],
                     type="filepath",
-                    height=90,
+                    height=140,
                     elem_id="convert-drop",
                 )
                 self.report = plain_html(elem_id="convert-report")
@@ -98,7 +98,7 @@ class ConvertTab:
         )
         self.known.select(self._look, self.known, looked, show_progress_on=self.report, **PRIVATE)
         self.drop.upload(self._look, self.drop, looked, show_progress_on=self.report, **PRIVATE)
-        self.convert.click(guarded(form, self._convert), form.inputs(), outputs, **QUIET)
+        self.convert.click(guarded(form, self._convert, {self.answer: ""}), form.inputs(), outputs, **QUIET)
         self.suggest.click(guarded(form, self._suggest), form.inputs(), outputs, **QUIET)
         on_act([self.panel.status], self._act, None, None)
 
@@ -129,6 +129,7 @@ class ConvertTab:
     def _convert(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
         assert isinstance(config, ConvertLoraConfig) and config.output is not None
+        raise_if_any(config.overwritten())
         folder = self.desk.run_beside(config, config.output.stem)
         return {self.answer: notice(f"Converting; {folder.name} shows how it went.", "good")}
 
