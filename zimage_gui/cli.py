@@ -113,7 +113,7 @@ def _run_command(spec: CommandSpec, words: Sequence[str]) -> int:
 def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     """The config from TOML and options, checked as far as it can be without the command's own code."""
     from zimage_gui.config.build import Source, gather, read
-    from zimage_gui.config.paths import look
+    from zimage_gui.config.paths import with_look
     from zimage_gui.config.toml_io import read_text, source
 
     cls = spec.config_class
@@ -127,10 +127,9 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
         config, problems = gather(cls, sources)
         if not problems and parsed.run_folder is None:  # else the window has asked
             _ask_about_code(config, set(sources[-1].values))
-        missing, more = look(config)
+        problems, more = with_look(config, problems)
         notes += more
-        named = {problem.option for problem in problems}
-        raise_if_any([*problems, *(problem for problem in missing if problem.option not in named)])
+        raise_if_any(problems)
     finally:
         for note in dict.fromkeys(notes):
             print(note, file=sys.stderr)

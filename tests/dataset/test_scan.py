@@ -55,6 +55,13 @@ def test_every_picture_is_listed_once_with_what_is_wrong(mixed):
     assert "uncaptioned.txt" in report.missing_captions[0].sentence()
 
 
+def test_a_broken_picture_is_called_broken_before_anyone_writes_a_caption_for_it(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG not")
+    picture(tmp_path / "whole.png", caption=None)
+    kinds = {entry.path.name: entry.kind for entry in scan((folder_source(tmp_path),)).refused}
+    assert kinds == {"broken.png": "picture", "whole.png": "missing_caption"}
+
+
 def test_repeats_count_in_the_bucket_table(mixed):
     report = scan((folder_source(mixed, resolution=(64, 64), num_repeats=5),))
     assert report.samples_per_epoch == 5 * len(report.pictures)

@@ -98,7 +98,7 @@ def test_a_training_run_gets_the_gpu_back_and_pictures_wait_for_it(worker, runs,
     def refused(event):
         seen.append(event)
         if event.kind == "note":
-            with pytest.raises(UserError, match="holds the graphics card"):
+            with pytest.raises(UserError, match="one after the other"):
                 worker.submit(picture())
 
     assert run_here(spec, Config(steps=1), runs, listeners=[refused], run_folder=training.folder) == 0

@@ -77,6 +77,7 @@ def test_a_training_is_watched_survives_the_window_and_is_stopped_and_saved(page
     page.see("#train-lora-samples img")
     run = newest_run(window, "train-lora")
     window.stop()
+    page.page.wait_for_selector("body.zg-lost", state="attached")
     assert status(run)["outcome"] is None
     page.address = window.address = window.start()
     page.open()

@@ -11,7 +11,7 @@ import pytest
 
 from zimage_gui.config.app import GuiConfig
 from zimage_gui.errors import UserError
-from zimage_gui.ui.app import free_port, host_check
+from zimage_gui.ui.app import check_address, free_port, host_check
 from zimage_gui.ui.desk import Desk
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +62,13 @@ def test_a_taken_port_gives_the_next_one():
         taken.listen()
         port = taken.getsockname()[1]
         assert free_port("127.0.0.1", port) != port
+
+
+def test_an_address_of_no_card_here_is_told_as_the_host(tmp_path):
+    check_address("127.0.0.1")
+    for address in ("192.0.2.7", "no such host"):
+        with pytest.raises(UserError, match=f"host = {address}: is no address of this machine"):
+            check_address(address)
 
 
 def test_the_host_check_is_only_for_this_machine():

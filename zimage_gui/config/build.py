@@ -196,6 +196,14 @@ def gather(cls: type[Config], sources: Sequence[Source]) -> tuple[Config, list[P
     return config, list(dict.fromkeys(problems))
 
 
+def each_field(cls: type[Config], values: Mapping[str, object]) -> tuple[Config, list[Problem]]:
+    """A config whose options are looked at one by one: what they need together may still be missing. What
+    is wrong has its default in it."""
+    source = read(cls, list(values.items()), None)
+    config, wrong = _checked(cls, source.values)
+    return config, [*source.problems, *wrong]
+
+
 def _displace(cls: type[Options], values: dict[str, Any], new: Mapping[str, Any]) -> None:
     """Take what `new` replaces out of `values`."""
     options = options_of(cls)

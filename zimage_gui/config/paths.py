@@ -5,7 +5,7 @@ dataset file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zimage_gui.config.schema import Option, Options, options_of
@@ -37,6 +37,13 @@ def look(config: Options) -> tuple[list[Problem], list[str]]:
         return problems, list(load_dataset(path).notes)
     except UserError as error:
         return [*problems, *error.problems], []
+
+
+def with_look(config: Options, problems: Sequence[Problem]) -> tuple[list[Problem], list[str]]:
+    """`problems` and what `look` finds beside them, one for each option; and the dataset file's notes."""
+    found, notes = look(config)
+    named = {problem.option for problem in problems}
+    return [*problems, *(problem for problem in found if problem.option not in named)], notes
 
 
 def _given(value: object) -> Iterator[Path]:

@@ -68,10 +68,10 @@ class ResidentWorker:
         holder = None if beside_training else self._holder()
         if holder is not None:
             raise UserError.one(
-                "generate",
                 holder,
-                "holds the graphics card",
-                "Wait for that run or stop it first; with memory to spare, choose to generate beside it",
+                "",
+                "is running, and runs compute one after the other",
+                "Wait for it or stop it first; with memory to spare, choose to generate beside it",
             )
         # Not marked as holding the GPU: a training run need not wait for it, the worker makes room.
         run = RunFolder.create(self.runs_dir, COMMAND, name, config)

@@ -75,6 +75,7 @@ def run(config: GuiConfig, run: Run) -> list[Path]:
     Runs that were started go on after the window is closed and are shown again by the next one.
     """
     logins = config.credentials()
+    check_address(config.address)
     from zimage_gui.ui.desk import Desk
     from zimage_gui.ui.start import open_project
 
@@ -89,6 +90,8 @@ def run(config: GuiConfig, run: Run) -> list[Path]:
     desk.start()
     try:
         address = serve(page, desk, config, logins)
+        if config.port and not address.rstrip("/").endswith(f":{config.port}"):
+            run.emit(Note(text=f"Port {config.port} is taken or not allowed; the next free one is used"))
         run.emit(Note(text=f"The window is open at {address}  (Ctrl-C closes it; runs go on)"))
         if not config.no_browser:
             open_browser(address)
@@ -138,6 +141,17 @@ def host_check(config: GuiConfig) -> list[Any]:
     if config.address not in LOOPBACK:
         return []
     return [Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]", "::1"])]
+
+
+def check_address(address: str) -> None:
+    """Raises UserError when this machine cannot listen on the address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            remedy = "Leave host out for this machine alone, or use listen for the network"
+            raise UserError.one("host", address, "is no address of this machine", remedy) from error
 
 
 def free_port(address: str, wanted: int, tries: int = 100) -> int:

@@ -77,7 +77,7 @@ def buckets(report: ScanReport) -> str:
     most = max((count for _, count, _ in rows), default=1)
     bars = "".join(
         f'<div class="zg-hbar"><span>{width} x {height}</span><i style="width:{100 * count / most:.1f}%"></i>'
-        f"<span>{count:,}{f' (x{repeated // count})' if repeated != count else ''}</span></div>"
+        f"<span>{count:,}{f' ({repeated:,} per epoch)' if repeated != count else ''}</span></div>"
         for (width, height), count, repeated in rows
     )
     return bars or '<p class="zg-empty">No usable picture yet.</p>'

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from pydantic import ValidationError
 
-from zimage_gui.config.build import build, field_problems
+from zimage_gui.config.build import each_field, gather, read
+from zimage_gui.config.paths import with_look
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of
-from zimage_gui.errors import Problem, UserError
+from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.ui import values
 from zimage_gui.ui.actions import QUIET, script
 from zimage_gui.ui.drafts import Drafts
@@ -103,19 +103,17 @@ class Form:
         return self.config_of(self.raw(data), **fixed)
 
     def config_of(self, contents: Mapping[str, Raw], **fixed: Any) -> Options:
-        """The same from field contents by name."""
-        return build(self.config_class, {**values.collect(self.config_class, contents), **fixed})
+        """The same from field contents by name. Files that are not there are problems like any other."""
+        given = {**values.collect(self.config_class, contents), **fixed}
+        config, problems = gather(self.config_class, [read(self.config_class, list(given.items()), None)])
+        raise_if_any(with_look(config, problems)[0])
+        return config
 
     def partial(self, data: Mapping[Component, Any]) -> Options:
         """The config whose fields are each right, though what they need together may still be missing."""
-        return self.fields_of(self.raw(data))
-
-    def fields_of(self, contents: Mapping[str, Raw]) -> Options:
-        """The same from field contents by name. Raises UserError with what is wrong in single fields."""
-        try:
-            return self.config_class(**values.collect(self.config_class, contents))
-        except ValidationError as error:
-            raise UserError(field_problems(self.config_class, error)) from error
+        config, problems = each_field(self.config_class, values.collect(self.config_class, self.raw(data)))
+        raise_if_any(problems)
+        return config
 
     def put(self, contents: Mapping[str, Raw], *, rest: bool = False) -> Updates:
         """Show these contents; with `rest`, every other field returns to its default."""
@@ -200,14 +198,19 @@ class Form:
         self._typed(name, value)
         contents = {**self.drafts.load(self.name), name: value}
         complete = "zg-notice" in (listed or "")
-        try:
-            if complete:
+        problems = self._problems_of(contents, complete)
+        return self._problem_list(problems, quiet=not complete) if problems else ""
+
+    def _problems_of(self, contents: Mapping[str, Raw], complete: bool) -> Sequence[Problem]:
+        """What is wrong; unless `complete`, without what the fields need together."""
+        if complete:
+            try:
                 self.config_of(contents)
-            else:
-                self.fields_of(contents)
-        except UserError as error:
-            return self._problem_list(error.problems, quiet=not complete)
-        return ""
+            except UserError as error:
+                return error.problems
+            return ()
+        config, problems = each_field(self.config_class, values.collect(self.config_class, contents))
+        return with_look(config, problems)[0]
 
     def keep(self, contents: Mapping[str, Raw], *, rest: bool = False) -> None:
         """Save contents that were put into the form by the program."""
@@ -233,15 +236,18 @@ class Form:
 
 
 def guarded(
-    form: Form, action: Callable[[Mapping[Component, Any]], Updates]
+    form: Form, action: Callable[[Mapping[Component, Any]], Updates], stale: Updates | None = None
 ) -> Callable[[Mapping[Component, Any]], Updates]:
-    """A handler whose UserError appears beside the fields, and whose success removes earlier errors."""
+    """A handler whose UserError appears beside the fields, and whose success removes earlier errors.
+
+    stale: what an error puts in the place of an earlier answer that is no longer true.
+    """
 
     def handle(data: Mapping[Component, Any]) -> Updates:
         try:
             done = action(data)
         except UserError as error:
-            return form.complain(error)
+            return merged(form.complain(error), stale or {})
         return merged(form.clear(), done)
 
     return handle

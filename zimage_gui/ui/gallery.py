@@ -52,7 +52,7 @@ def _card(made: Made, cache: PictureCache) -> str:
     path = str(made.path)
     actions = "".join([
         button("Settings", "picture", place=path, title="Put this picture's settings into the form"),
-        button("Seed", "seed", place=path, title=f"Use seed {made.seed} again"),
+        button(f"Seed {made.seed}", "seed", place=path, title="Use this seed again"),
         button("Path", "copy", copy=path, title=path),
     ])  # fmt: skip
     return (

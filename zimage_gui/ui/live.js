@@ -2,7 +2,7 @@
 // after the last answer; a hidden page asks rarely.
 const EVERY = 1500, HIDDEN = 10000;
 const chosen = {};
-let timer = null, asking = false, again = false;
+let timer = null, asking = false, again = false, misses = 0;
 
 const follow = (log) => { log.scrollTop = log.scrollHeight; };
 
@@ -36,7 +36,9 @@ const poll = async () => {
       const place = places.get(part.part);
       if (place) show(place, part.html, part.mark);
     }
-  } catch (error) { /* the server is restarting: gradio says so and reloads the page */ }
+    misses = 0;
+  } catch (error) { misses += 1; }
+  document.body.classList.toggle('zg-lost', misses > 1);
   asking = false;
   if (again) { again = false; poll(); return; }
   timer = setTimeout(poll, document.hidden ? HIDDEN : EVERY);

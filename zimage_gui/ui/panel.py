@@ -7,7 +7,7 @@ from files, so a reloaded page, a second browser and a restarted window show the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -53,7 +53,7 @@ class JobPanel:
 
     def _look(self, run: str, part: Callable[[RunView], Look]) -> Look | None:
         states = self.desk.of_command(*self.commands)
-        state = next((one for one in states if one.folder.name == run), states[0] if states else None)
+        state = next((one for one in states if one.folder.name == run), _first(states))
         if state is None:
             return None
         look = part(self.desk.readers.of(state.folder).poll())
@@ -64,9 +64,10 @@ class JobPanel:
         states = self.desk.of_command(*self.commands)[:MOST_CHOICES]
         if len(states) < 2:
             return ""
-        options = ['<option value="">the newest run</option>', *(_choice(state, run) for state in states)]
+        first = '<option value="">the running one, or the newest</option>'
+        options = [first, *(_choice(state, run) for state in states)]
         return (
-            f'<label class="zg-choice">Watched run <select data-choice="{name}">'
+            f'<label class="zg-watched">Watched run <select data-choice="{name}">'
             f"{''.join(options)}</select></label>"
         )
 
@@ -93,6 +94,13 @@ class JobPanel:
         file = view.folder / "console.log"
         size = file.stat().st_size if file.is_file() else 0
         return Look(size, lambda: run_html.log(self.desk.readers.of(view.folder).log()))
+
+
+def _first(states: Sequence[RunState]) -> RunState | None:
+    """The run to watch when none was chosen: the one that computes, else the newest. Of several that were
+    put into the queue at once, the newest is the one that begins last."""
+    running = [state for state in states if state.state in ("running", "stopping")]
+    return next(iter([*running, *states]), None)
 
 
 def _choice(state: RunState, run: str) -> str:

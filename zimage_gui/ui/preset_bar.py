@@ -104,8 +104,10 @@ class PresetBar:
         return {self.choice: gr.update(choices=self._choices(), value=file.stem)}
 
     def _import(self, data: Mapping[Any, Any]) -> Updates:
-        contents = self.presets.read(Path(data[self.upload]))
+        file = Path(data[self.upload])
+        contents = self.presets.read(file)
         self.form.keep(contents)
+        gr.Info(f"The settings of {file.name} are in the form.")
         return self.form.put(contents)
 
     def _reset(self, data: Mapping[Any, Any]) -> Updates:

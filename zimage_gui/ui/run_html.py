@@ -98,7 +98,7 @@ def failure(state: RunState) -> str:
 def progress(view: RunView, state: RunState, *, short: bool = False) -> tuple[float | None, str]:
     """How far it is (0..1, None when unknown) and the words on the bar."""
     if state.state == "queued":
-        return 0.0, "Waiting for the GPU"
+        return 0.0, "Waiting for the run before it to end"
     step = view.step
     training = step is not None and (
         view.stage is None or view.progress is None or view.stage.time <= step.time

@@ -53,7 +53,8 @@ def open_project(desk: Desk, run: Run) -> None:
         return
     for form in untouched:
         desk.drafts.save(form, contents[form])
-    run.emit(Note(text=f"No models are set up yet: the window opens on the demo project in {folder}"))
+    words = f"No models are set up yet: the window opens on the demo project in {folder}"
+    run.emit(Note(text=f"{words}. Its tab Models names the files of the real models"))
 
 
 def write_demo(folder: Path, run: Run) -> bool:

@@ -149,6 +149,12 @@ def _look(source: Source, listed: Listed, decode: bool) -> Picture | Refused:
             else listed.problem
         )
         return Refused(listed.path, "entry", reason)
+    # The picture comes first: writing a caption for one that cannot be used would be work for nothing.
+    try:
+        info = read_pixels(listed.path)[0] if decode else read_info(listed.path)
+        chosen = _fit(info.size, source)
+    except PictureProblem as problem:
+        return Refused(listed.path, "picture", str(problem))
     caption = _caption(listed)
     if caption is None:
         expected = listed.path.stem + source.caption_extension
@@ -156,11 +162,6 @@ def _look(source: Source, listed: Listed, decode: bool) -> Picture | Refused:
     if caption.problem is not None:
         reason = f"its caption {shown_name(listed.caption_path or listed.path)} {caption.problem}"
         return Refused(listed.path, "caption", reason)
-    try:
-        info = read_pixels(listed.path)[0] if decode else read_info(listed.path)
-        chosen = _fit(info.size, source)
-    except PictureProblem as problem:
-        return Refused(listed.path, "picture", str(problem))
     return Picture(listed.path, source, chosen, caption.text, listed.caption_path, info.notes)
 
 

@@ -13,7 +13,9 @@ import gradio as gr
 
 from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.config.common import PictureFolder
+from zimage_gui.config.paths import path_problems
 from zimage_gui.config.schema import options_of
+from zimage_gui.errors import raise_if_any
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.cache_state import as_html, look
 from zimage_gui.ui.desk import Desk
@@ -22,6 +24,8 @@ from zimage_gui.ui.html import notice
 from zimage_gui.ui.live import Live
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
+
+PICTURES = frozenset(options_of(PictureFolder))
 
 # Asked once, in the form of the latents; the texts' run takes the same values.
 COMMON = (
@@ -73,7 +77,7 @@ class CacheTab:
         inputs = {*self.form.inputs(), *self.text.inputs()}
         outputs = [self.form.problems, self.text.problems, self.answer]
         self.check.click(
-            guarded(self.form, self._look),
+            guarded(self.form, self._look, {self.answer: ""}),
             self.form.inputs(),
             [self.form.problems, self.answer],
             show_progress_on=self.answer,
@@ -86,6 +90,7 @@ class CacheTab:
         # The state of the caches is worth seeing before any model is named.
         config = self.form.partial(data)
         assert isinstance(config, CacheLatentsConfig)
+        raise_if_any(problem for problem in path_problems(config) if problem.option in PICTURES)
         return {self.answer: as_html(look(config))}
 
     def _update(self, data: Mapping[Any, Any]) -> Updates:

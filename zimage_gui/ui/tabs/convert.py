@@ -6,6 +6,7 @@ own, beside whatever trains.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,8 @@ class ConvertTab:
         action, _ = self._asked(data)
         if action is None:
             return {self.answer: notice("Look into a file and choose what to do with it.", "warn")}
-        return guarded(self.forms[action.key], lambda given: self._begin(action, given))(data)
+        silent = {self.answer: ""}
+        return guarded(self.forms[action.key], lambda given: self._begin(action, given), silent)(data)
 
     def _begin(self, action: FileAction, data: Mapping[Any, Any]) -> Updates:
         path = str(data[self.file] or "").strip().strip("\"'")
@@ -259,6 +261,9 @@ class ConvertTab:
         fixed = {} if action.takes in (FILES, "path") else {action.takes: source}
         config = self.forms[action.key].read(data, **fixed)
         output = getattr(config, action.output, None) if action.output else None
+        if output is not None and os.path.lexists(output) and not getattr(config, "overwrite", False):
+            remedy = "Choose another name, or set overwrite"
+            raise UserError.one(action.output, output, "exists already", remedy)
         folder = self.desk.run_beside(config, Path(output or source).stem)
         return {
             self.answer: f'<span data-newest="{self.name}" data-run="{folder.name}"></span>'

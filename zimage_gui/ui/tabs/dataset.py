@@ -118,7 +118,7 @@ class DatasetTab:
         form.wire(page)
         shown = [self.strip, self.buckets, self.grid, self.looked]
         self.look.click(
-            guarded(form, self._look),
+            guarded(form, self._look, self._nothing()),
             form.inputs(),
             [form.problems, *shown, self.answer],
             show_progress_on=self.grid,
@@ -126,6 +126,11 @@ class DatasetTab:
         )
         self.write.click(guarded(form, self._write), form.inputs(), [form.problems, self.answer], **QUIET)
         on_act([self.strip, self.grid], self._act, {self.looked}, shown)
+
+    def _nothing(self) -> Updates:
+        """Pictures of another folder must not stand beside a refusal."""
+        blank: Updates = {self.strip: "", self.buckets: "", self.grid: self._empty()}
+        return {**blank, self.answer: gr.update(visible=False)}
 
     def wire_targets(self, forms: list[Form]) -> None:
         """`Use for training` puts the dataset into these forms."""

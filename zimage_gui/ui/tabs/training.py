@@ -16,7 +16,7 @@ from zimage_gui.config.schema import Options
 from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.config.trust import foreign_classes
-from zimage_gui.errors import UserError
+from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
@@ -26,7 +26,7 @@ from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, run_config_file, stop_action
 from zimage_gui.ui.preset_bar import PresetBar
 from zimage_gui.ui.presets import Presets
-from zimage_gui.ui.summary import before_training
+from zimage_gui.ui.summary import before_training, quick_problems
 from zimage_gui.ui.tabs.generate import GenerateTab
 from zimage_gui.ui.trust import question
 from zimage_gui.ui.values import Raw
@@ -45,7 +45,11 @@ class TrainingTab:
         self.name = config_class.command
         self.form = Form(config_class, self.name, desk.drafts, hidden=("runs_dir", "network_args"))
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, config_class))
-        empty = "No run yet. Fill in the form and press Train: what it does is shown here, live."
+        empty = (
+            "No run yet. Fill in the form and press Train: what it does is shown here, live.<br>"
+            "The first start fills in the built-in demo. To train a real model, see the tab <b>Models</b>: "
+            "it names the files and the pages they are on."
+        )
         self.panel = JobPanel(desk, commands, ("curves", "samples"), empty)
 
     def build(self, page: Page) -> None:
@@ -76,9 +80,12 @@ class TrainingTab:
         self.bar.wire(page)
         inputs = {*form.inputs(), self.trusted}
         answers = [form.problems, self.answer, self.trusted]
-        self.train.click(guarded(form, self._train), inputs, answers, **QUIET)
-        self.check.click(guarded(form, self._check), inputs, answers, **QUIET)
-        self.command.click(guarded(form, self._command), inputs, [*answers, self.shown_command], **QUIET)
+        silent = {self.answer: ""}
+        self.train.click(guarded(form, self._train, silent), inputs, answers, **QUIET)
+        self.check.click(guarded(form, self._check, silent), inputs, answers, **QUIET)
+        self.command.click(
+            guarded(form, self._command, silent), inputs, [*answers, self.shown_command], **QUIET
+        )
         filled = [*form.outputs(), self.answer, self.trusted]
         on_act([self.panel.status, self.answer], self._act, inputs, filled)
 
@@ -102,7 +109,10 @@ class TrainingTab:
         return self._start(config, data[self.trusted])
 
     def _start(self, config: Options, trusted: frozenset[str]) -> Updates:
-        """Queue the run, unless it would import code that nobody has agreed to yet."""
+        """Queue the run, unless its files will not do or it would import code that nobody has agreed to
+        yet."""
+        assert isinstance(config, TrainingConfig)
+        raise_if_any(quick_problems(config))
         unknown = [name for name in foreign_classes(config).values() if name not in trusted]
         if unknown:
             return {self.answer: question(unknown)}
@@ -112,7 +122,7 @@ class TrainingTab:
         words = (
             "Started."
             if folder not in waiting
-            else f"In the queue at place {waiting.index(folder) + 1}: another run holds the GPU."
+            else f"In the queue at place {waiting.index(folder) + 1}: runs compute one after the other."
         )
         sign = f'<span data-newest="{self.name}"></span>'  # has the page watch the new run
         return {self.answer: notice(escape(words) + sign, "good", raw=True)}
@@ -134,7 +144,7 @@ class TrainingTab:
         action = action_of(event)
         if stop_action(self.desk, action):
             return {self.answer: gr.update()}
-        return guarded(self.form, lambda inputs: self._do(inputs, action))(data)
+        return guarded(self.form, lambda inputs: self._do(inputs, action), {self.answer: ""})(data)
 
     def _do(self, data: Mapping[Any, Any], action: Action) -> Updates:
         if action.name == "trust":

@@ -1,0 +1,67 @@
+"""What a press on a button refuses: everything at once, by the field's own name, before a run is made."""
+
+import pytest
+
+from zimage_gui.config.app import GuiConfig
+from zimage_gui.config.convert import ConvertLoraConfig
+from zimage_gui.config.training import TrainLoraConfig
+from zimage_gui.errors import UserError
+from zimage_gui.jobs.folder import RunFolder
+from zimage_gui.ui.desk import Desk
+from zimage_gui.ui.drafts import Drafts
+from zimage_gui.ui.form import Form
+from zimage_gui.ui.live import Live
+from zimage_gui.ui.panel import JobPanel
+from zimage_gui.ui.tabs.convert import ConvertTab
+from zimage_gui.ui.tabs.training import lora_tab
+
+
+def refused(action) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        action()
+    return [problem.option for problem in caught.value.problems]
+
+
+def test_wrong_values_and_missing_files_are_told_together_by_the_fields_they_stand_in(tmp_path):
+    form = Form(TrainLoraConfig, "train-lora", Drafts(tmp_path))
+    contents = {"network_dim": "0", "dit": str(tmp_path / "no.safetensors"), "dataset": str(tmp_path / "nö")}
+    assert refused(lambda: form.config_of(contents)) == ["network_dim", "dit", "dataset"]
+
+
+def test_a_missing_file_is_told_when_its_field_is_left(tmp_path):
+    form = Form(TrainLoraConfig, "train-lora", Drafts(tmp_path))
+    assert "does not exist" in form._left("dit", str(tmp_path / "no.safetensors"), "")
+    assert form._left("dit", "", "") == ""
+
+
+def test_a_model_of_the_wrong_kind_makes_no_run(tmp_path):
+    desk = Desk(GuiConfig(), tmp_path)
+    wrong = tmp_path / "picture.safetensors"
+    wrong.write_bytes(b"no header at all")
+    (tmp_path / "pictures").mkdir()
+    config = TrainLoraConfig(dit=wrong, dataset=tmp_path / "pictures", runs_dir=desk.runs_dir)
+    assert refused(lambda: lora_tab(desk, Live())._start(config, frozenset())) == ["dit"]
+    assert desk.runs.states() == []
+
+
+def test_converting_onto_a_file_that_exists_is_refused_beside_the_field(tmp_path):
+    here, there = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for file in (here, there):
+        file.write_bytes(b"x")
+    tab = ConvertTab(Desk(GuiConfig(), tmp_path), Live())
+    tab.form.fields = {"input": "in", "output": "out"}
+    assert refused(lambda: tab._convert({"in": str(here), "out": str(there)})) == ["output"]
+    assert ConvertLoraConfig(input=here, output=there, overwrite=True).overwritten() == []
+
+
+def test_of_two_runs_put_into_the_queue_together_the_one_that_computes_is_watched(tmp_path):
+    desk = Desk(GuiConfig(), tmp_path)
+    first = RunFolder.create(desk.runs_dir, "cache-latents", "", "", gpu=True)
+    second = RunFolder.create(desk.runs_dir, "cache-text", "", "", gpu=True)
+    first.begin()
+    runs = JobPanel(desk, ("cache-latents", "cache-text"), (), "")
+    seen = []
+    for chosen in ("", second.folder.name):
+        runs._look(chosen, lambda view: seen.append(view.folder) or runs._status(view))
+    first.end("done")
+    assert seen == [first.folder, second.folder]
