@@ -9,9 +9,13 @@ import functools
 import io
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from zimage_gui.errors import (
@@ -37,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _speak_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        with _interrupts(_leave):
+            return _dispatch(words)
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER
@@ -48,6 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) is gone; Python would complain again while closing stdout.
         sys.stdout = io.StringIO()
         return EXIT_FAILED
+
+
+def _leave(signum: int, frame: object) -> None:
+    """Until the work begins there is nothing to save, and an import cut short fails in words of its own."""
+    os.write(2, b"Interrupted.\n")
+    os._exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def _interrupts(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Who gets Ctrl-C meanwhile, unless whoever called us has chosen already."""
+    ours = (signal.default_int_handler, signal.SIG_DFL, _leave)
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before not in ours:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _speak_utf8() -> None:
@@ -80,13 +106,10 @@ def _overview() -> str:
 
 def _command(word: str) -> CommandSpec:
     from zimage_gui.commands import COMMANDS
-    from zimage_gui.config.later import LATER_COMMANDS
 
     name = word.replace("_", "-")
     if name in COMMANDS:
         return COMMANDS[name]
-    if name in LATER_COMMANDS:
-        raise UserError.one(word, "", f"is not built yet: {LATER_COMMANDS[name]}")
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     remedy = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}"
     raise UserError.one(word, "", "is not a command", remedy)
@@ -111,8 +134,12 @@ def _run_command(spec: CommandSpec, words: Sequence[str]) -> int:
 
 
 def _config(spec: CommandSpec, parsed: Parsed) -> Options:
-    """The config from TOML and options, checked as far as it can be without the command's own code."""
-    from zimage_gui.config.build import Source, gather, read
+    """The config from TOML and options, checked as far as it can be without the command's own code.
+
+    Only when something is wrong that code is asked too: a person hears of all mistakes at once, and
+    nobody waits for torch twice.
+    """
+    from zimage_gui.config.build import Source, gather, joined, read
     from zimage_gui.config.paths import with_look
     from zimage_gui.config.toml_io import read_text, source
 
@@ -129,6 +156,8 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
             _ask_about_code(config, set(sources[-1].values))
         problems, more = with_look(config, problems)
         notes += more
+        if problems and parsed.run_folder is None:
+            problems = joined(problems, spec.check(config))
         raise_if_any(problems)
     finally:
         for note in dict.fromkeys(notes):
@@ -186,7 +215,8 @@ def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> in
     # Every command with gpu has the option; another one is run here only in a folder that exists.
     runs_dir = Path(getattr(config, "runs_dir", "runs"))
     listeners = (lambda event: view()(event),)
-    code = run_here(spec, config, runs_dir, run_name(config), listeners, run_folder)
+    with _interrupts(signal.default_int_handler):
+        code = run_here(spec, config, runs_dir, run_name(config), listeners, run_folder)
     if getattr(config, "bell", False):
         print("\a", end="", flush=True)
     return code
@@ -219,8 +249,10 @@ def _run_short(spec: CommandSpec, config: Options) -> int:
         def stop_requested(self) -> bool:
             return False
 
+    work = spec.load()
     try:
-        spec.load()(config, Here())
+        with _interrupts(signal.default_int_handler):
+            work(config, Here())
     except Interrupted:
         return EXIT_INTERRUPTED
     except (UserError, BrokenPipeError):

@@ -152,7 +152,7 @@ def test_both_missing_encoders_are_told_at_once(tmp_path):
 
 
 def test_a_folder_without_usable_pictures_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="no picture was found"):
+    with pytest.raises(UserError, match="holds no picture"):
         ensure_caches(config_of(tmp_path), NullRun(tmp_path))
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"no caption file a\.txt"):

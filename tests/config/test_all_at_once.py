@@ -1,5 +1,6 @@
 """A person hears of everything that is wrong in one go; an empty prompt is not wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,32 @@ def test_a_dataset_file_in_the_place_of_the_options_is_recognised(tmp_path, caps
     (tmp_path / "d.toml").write_text('[[datasets]]\nimage_directory = "x"\n', encoding="utf-8")
     assert cli.main(["train-lora", str(tmp_path / "d.toml")]) == EXIT_USER
     assert "is a dataset file, not a file of this command's options" in capsys.readouterr().err
+
+
+def test_what_only_the_engine_finds_is_told_together_with_wrong_options(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae = Path(__file__).parents[1] / "data" / "musubi" / "models" / "vae.safetensors"
+    words = ["--learing_rate", "1", "--rank", "0", "--optimizer_type", "Foo", "--lr_scheduler", "bar"]
+    words += ["--dit", str(vae), "--vae", "no", "--dataset", "nowhere", "--device", "abacus"]
+    assert cli.main(["train-lora", *words]) == EXIT_USER
+    told = [re.split(" = |: ", line)[0] for line in capsys.readouterr().err.splitlines()]
+    wrong = {"--learing_rate", "network_dim", "optimizer_type", "lr_scheduler", "dit", "vae", "dataset", "device"}
+    assert set(told) == wrong and len(told) == len(wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train-lora", "cache-latents", "dataset"])
+def test_a_folder_without_pictures_is_refused_before_anything_runs(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.txt").touch()
+    assert cli.main([command, "--dataset", "pictures", "--dry_run"]) == EXIT_USER
+    assert "holds no picture" in capsys.readouterr().err
+
+
+def test_a_settings_file_in_the_place_of_a_dataset_file_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text("[lora]\nrank = 8\n[models]\n[[datasets]]\nimage_directory = 'x'\n", encoding="utf-8")
+    assert cli.main(["dataset", "--dataset_config", str(path)]) == EXIT_USER
+    err = capsys.readouterr().err
+    assert "not part of a dataset file: lora, models;" in err and len(err.splitlines()) == 1

@@ -91,3 +91,8 @@ def test_what_is_wrong_with_the_words(words, text):
 def test_words_of_the_command_line_itself():
     parsed = parse(TrainLoraConfig, ["-h", "--dry-run", "--run-folder", "x", "--help_all", "false"])
     assert parsed.help and parsed.dry_run and parsed.run_folder == Path("x") and not parsed.help_all
+
+
+def test_a_second_config_file_is_named_as_such():
+    (problem,) = parse(TrainLoraConfig, ["a.toml", "--config_file", "b.toml"]).problems
+    assert "second config file beside b.toml" in problem.sentence()

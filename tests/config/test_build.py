@@ -213,6 +213,14 @@ def test_missing_paths_are_named_with_the_part_that_is_wrong(tmp_path):
     assert "models exists, x.safetensors is not in it" in problems["dit"]
 
 
+def test_an_output_folder_that_may_not_be_written_is_refused_early(tmp_path, monkeypatch):
+    """For root everything may be written, so the system's answer is replaced."""
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path not in (Path(path), *Path(path).parents))
+    config = TrainLoraConfig(output_dir=tmp_path / "new", runs_dir=tmp_path.parent / "runs")
+    (problem,) = path_problems(config)
+    assert problem.option == "output_dir" and f"{tmp_path} cannot be written" in problem.sentence()
+
+
 def test_home_and_undecodable_names(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))

@@ -91,7 +91,7 @@ def test_all_problems_are_told_with_their_place():
     for part in (
         "general: resolution = big",
         "image_directory: may not stand in [general]",
-        "extra: is not part",
+        "not part of a dataset file: extra;",
         "datasets 1: video_directory: belongs to videos",
         "datasets 1: target_frames: belongs to videos",
         "datasets 2: batch_siz: is not a key of a dataset file. Did you mean batch_size?",

@@ -1,12 +1,14 @@
 """Command lines printed by the two older programs, with only the program's name and the paths changed."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from zimage_gui.config.argv import parse
-from zimage_gui.config.build import finish, read
+from zimage_gui.config.build import build, finish, names_of, read
+from zimage_gui.config.later import LATER
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.errors import UserError
 
@@ -133,3 +135,19 @@ def test_the_second_programs_pictures():
 def test_the_second_programs_inspection():
     config, _ = config_of("inspect --input model.safetensors --limit 0")
     assert config.limit == 0
+
+
+@pytest.mark.parametrize("entry", LATER, ids=lambda entry: entry.name)
+def test_what_is_not_built_yet_is_refused_with_a_way_out(entry):
+    for command in entry.commands:
+        with pytest.raises(UserError, match="later version") as error:
+            build(COMMANDS[command], {entry.name: True if entry.takes == "switch" else "5"})
+        (problem,) = (one for one in error.value.problems if one.option == entry.name)
+        for name in re.findall(r"[a-z]+(?:_[a-z0-9]+)+", problem.remedy):
+            assert any(name in names_of(COMMANDS[other]) for other in entry.commands), name
+
+
+def test_several_processes_are_refused_and_one_is_not():
+    with pytest.raises(UserError, match="several GPUs"):
+        config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_processes 2"))
+    config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_processes 1 --num_machines 1"))

@@ -100,3 +100,24 @@ def test_a_byte_order_mark_is_no_obstacle(tmp_path):
 def test_comments_name_every_option():
     text = dump(TrainLoraConfig(), comments=True)
     assert all(known.name in text for known in options_of(TrainLoraConfig).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('dit = "C:\\models\\z.safetensors"', "single quotes"),
+        ('dit = "C:\\users\\z.safetensors"', "single quotes"),
+        ("[[lora]]\nrank = 8", r"\[\[lora\]\]: is a list of tables.*Write \[lora\]"),
+        ("optimizer_args = {lr = 1}", r"\[optimizer_args\]: is a table; this is an option"),
+        ("network_dim = 4\n[lora]\nnetwork_dim = 8", r"network_dim: stands in \[lora\] and.*in the top"),
+    ],
+)
+def test_what_a_toml_cannot_mean_is_refused_with_a_way_out(text, words):
+    with pytest.raises(UserError, match=words):
+        toml_io.loads(TrainLoraConfig, text)
+
+
+def test_a_windows_path_in_single_quotes_is_a_path():
+    text = "dit = 'C:\\models\\z.safetensors'\r\ndataset = \"C:/data\"\r\n[lora]\r\nrank = 8\r\n"
+    config = toml_io.loads(TrainLoraConfig, text)
+    assert config.network_dim == 8 and config.dit is not None and config.dit.name.endswith("z.safetensors")

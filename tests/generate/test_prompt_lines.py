@@ -108,3 +108,12 @@ def test_every_wrong_line_is_named_at_once(tmp_path):
     assert "line 1 --w must be" in str(caught.value)
     assert "--h must be" in str(caught.value)
     assert "line 3" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--l", "--g"])
+def test_guidance_in_a_prompt_file_begins_above_1_as_in_the_first_seed(option):
+    """Turbo's users write --l 1 for "off"; ComfyUI's CFG of 1 is off too."""
+    guided = [parse_line(f"x {option} {value}") for value in ("0", "0.5", "1", "1.0", "1.01", "4")]
+    assert [line.guidance_scale for line in guided] == [0, 0, 0, 0, 1.01, 4]
+    assert [bool(line.notes) for line in guided] == [False, True, False, False, False, False]
+    assert parse_line("x").guidance_scale is None

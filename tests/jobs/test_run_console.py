@@ -1,5 +1,6 @@
 """console.log as the panel shows it, and readings of the machine."""
 
+import errno
 import subprocess
 import sys
 import time
@@ -83,6 +84,11 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it():
         __import__("no_such_package_of_ours")
     except ImportError as error:
         assert "pip install no_such_package_of_ours" in explain(error).hint
+
+
+def test_a_disk_that_refuses_is_no_defect_of_ours():
+    hint = explain(OSError(errno.EROFS, "Read-only file system", "/media/x")).hint
+    assert "/media/x" in hint and "report" not in hint
 
 
 def test_an_unknown_error_says_that_it_is_a_defect_of_ours():

@@ -214,7 +214,9 @@ def test_metadata_tells_the_run_in_sd_scripts_words_without_paths(project: Path)
     }  # fmt: skip
     assert {name: metadata.get(name) for name in expected} == expected
     assert json.loads(metadata["ss_network_args"]) == {"exclude_patterns": [".*w2"]}
-    assert json.loads(metadata["ss_datasets"])[0]["num_images"] == 5
+    (dataset,) = json.loads(metadata["ss_datasets"])
+    assert (dataset["num_images"], dataset["resolution"], dataset["buckets"]) == (5, [32, 32], {"32x32": 5})
+    assert dataset["enable_bucket"] is True and dataset["batch_size_per_device"] == 2
     assert len(metadata["sshs_model_hash"]) == 64
     assert str(project) not in json.dumps(metadata)
     _, bare = train(lora_config(project, output_name="bare", no_metadata=True))

@@ -77,9 +77,8 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
         elif name in later:
             if not later[name].is_harmless(value):
                 shown = "" if name in SECRETS or value is True else show(value)
-                source.problems.append(
-                    Problem(name, shown, f"is not built yet: {later[name].what}", "Leave it out")
-                )
+                rule = f"is not built yet: {later[name].what}"
+                source.problems.append(Problem(name, shown, rule, later[name].remedy))
         else:
             source.problems.append(unknown(cls, spelled))
     expanded, problems = cls.expand(source.values)
@@ -202,6 +201,13 @@ def each_field(cls: type[Config], values: Mapping[str, object]) -> tuple[Config,
     source = read(cls, list(values.items()), None)
     config, wrong = _checked(cls, source.values)
     return config, [*source.problems, *wrong]
+
+
+def joined(problems: Sequence[Problem], more: Sequence[Problem]) -> list[Problem]:
+    """Problems of two looks: what the first has named, by option or by path, the second need not repeat."""
+    named = {problem.option for problem in problems}
+    values = {problem.value for problem in problems} - {""}
+    return [*problems, *(one for one in more if one.option not in named and one.value not in values)]
 
 
 def _displace(cls: type[Options], values: dict[str, Any], new: Mapping[str, Any]) -> None:

@@ -161,10 +161,9 @@ def read_dataset(
         raise UserError.one(
             option, name, "must be a table with general and datasets", "See the dataset format"
         )
-    for key in tables.keys() - {"general", "datasets"}:
-        problems.append(
-            Problem(str(key), "", "is not part of a dataset file", "Only general and datasets are")
-        )
+    if strange := [str(key) for key in tables if key not in ("general", "datasets")]:
+        rule = f"not part of a dataset file: {', '.join(strange)}; only general and datasets are"
+        problems.append(Problem(option, name, rule, "Remove them, or choose another file"))
     general = tables.get("general", {})
     entries = tables.get("datasets", [])
     if (

@@ -40,7 +40,8 @@ class GenerateConfig(RunOptions, ModelPaths):
         None,
         section="prompt",
         label="Prompt file",
-        help="Text file with one prompt per line, each with its own options (--n --w --h --s --d --l --fs).",
+        help="Text file with one prompt per line, each with its own options (--n --w --h --s --d --l --fs). "
+        "--l of 1 or less is no guidance.",
         path="file",
     )
     image_size: tuple[int, int] = option(

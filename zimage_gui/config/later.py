@@ -31,12 +31,13 @@ class Inert:
 @dataclass(frozen=True)
 class Later:
     """An option that is not built yet. harmless: values that ask for what happens anyway, accepted
-    in silence."""
+    in silence; remedy: the way out until then."""
 
     name: str
     takes: Takes
     commands: tuple[str, ...]
     what: str
+    remedy: str
     harmless: tuple[str, ...] = ()
 
     def is_harmless(self, value: object) -> bool:
@@ -57,98 +58,122 @@ INERT: tuple[Inert, ...] = (
     Inert("persistent_data_loader_workers", "switch", _TRAINING, "the loader's threads always stay"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
-    Inert("num_processes", "value", _TRAINING, "it belongs to accelerate launch"),
-    Inert("num_machines", "value", _TRAINING, "it belongs to accelerate launch"),
 )
 
-_SHOW = "showing resized pictures comes in a later version; the command dataset lists the buckets"
-_MEMORY = "memory-saving modes come in a later version"
-_COMPILE = "compiling comes in a later version"
-_LOGGING = "TensorBoard and Weights & Biases come in a later version; events and curves are in the run folder"
-_HUB = "uploading to Hugging Face comes in a later version"
-_DDP = "training on several GPUs comes in a later version"
-_NETWORK = "it comes in a later version"
+_What = tuple[str, str]
+"""What comes later, and the way out until then."""
+
+_SHOW: _What = (
+    "showing resized pictures comes in a later version",
+    "Use the command dataset for sizes and buckets",
+)
+_MEMORY: _What = (
+    "this way to save memory comes in a later version",
+    "Leave it out; smaller pictures save memory, in training gradient_checkpointing and a small batch too",
+)
+_PICTURES: _What = (_MEMORY[0], "Leave it out; smaller pictures save memory")
+_LOADING: _What = (
+    "other ways to read files come in a later version",
+    "Leave it out: models are read tensor by tensor",
+)
+_COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
+_KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
+_FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
+_STRATA: _What = ("stratified timesteps come in a later version", "Leave it out: each is drawn by itself")
+_HISTOGRAM: _What = ("drawing the timesteps comes in a later version", "Leave it out to train")
+_START: _What = (
+    "starting from a LoRA comes in a later version",
+    "Leave it out; resume goes on from a state, base_weights merges a LoRA for training",
+)
+_NORMS: _What = (
+    "limiting the norms comes in a later version",
+    "Leave it out; max_grad_norm limits the gradient",
+)
+_STAMP: _What = (
+    "setting it by hand comes in a later version",
+    "Leave it out: the file names the size and the architecture that were trained",
+)
+_LOGGING: _What = (
+    "TensorBoard and Weights & Biases come in a later version",
+    "Leave it out: the window draws the curves, and events.jsonl in the run folder has the numbers",
+)
+_HUB: _What = (
+    "uploading to Hugging Face comes in a later version",
+    "Leave it out and upload the file yourself",
+)
+_HUB_STATE: _What = (
+    "states on Hugging Face come in a later version",
+    "Leave it out; save_state and resume use a folder on this machine",
+)
+_DDP: _What = (
+    "training on several GPUs comes in a later version",
+    "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
+)
+_ASKING: _What = ("asking for prompts comes in a later version", "Use --from_file, which takes many")
 
 LATER: tuple[Later, ...] = (
-    Later("debug_mode", "value", ("cache-latents",), _SHOW),
-    Later("console_width", "value", ("cache-latents",), _SHOW, harmless=("80",)),
-    Later("console_back", "value", ("cache-latents",), _SHOW),
-    Later("console_num_images", "value", ("cache-latents",), _SHOW),
-    Later("fp8_llm", "switch", ("cache-text", *_MODELS), _MEMORY),
-    Later("fp8_base", "switch", _TRAINING, _MEMORY),
-    Later("fp8", "switch", ("generate",), _MEMORY),
-    Later("fp8_scaled", "switch", _MODELS, _MEMORY),
-    Later("blocks_to_swap", "value", _MODELS, _MEMORY, harmless=("0",)),
-    Later("use_pinned_memory_for_block_swap", "switch", _MODELS, _MEMORY),
-    Later("block_swap_h2d_only", "switch", _TRAINING, _MEMORY),
-    Later("block_swap_ring_size", "value", _TRAINING, _MEMORY, harmless=("2",)),
-    Later("block_swap_optimizer_patch_params", "switch", ("finetune",), _MEMORY),
-    Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, _MEMORY),
-    Later("fused_backward_pass", "switch", ("finetune",), _MEMORY),
-    Later("mem_eff_save", "switch", ("finetune",), _MEMORY),
-    Later("text_encoder_cpu", "switch", ("generate",), _MEMORY),
-    Later("disable_numpy_memmap", "switch", _MODELS, _MEMORY),
-    Later("compile", "switch", _MODELS, _COMPILE),
-    Later("compile_backend", "value", _MODELS, _COMPILE, harmless=("inductor",)),
-    Later("compile_mode", "value", _MODELS, _COMPILE, harmless=("default",)),
-    Later("compile_dynamic", "value", _MODELS, _COMPILE, harmless=("auto",)),
-    Later("compile_fullgraph", "switch", _MODELS, _COMPILE),
-    Later("compile_cache_size_limit", "value", _MODELS, _COMPILE),
-    Later("dynamo_backend", "value", _TRAINING, _COMPILE, harmless=("no",)),
-    Later("dynamo_mode", "value", _TRAINING, _COMPILE),
-    Later("dynamo_fullgraph", "switch", _TRAINING, _COMPILE),
-    Later("dynamo_dynamic", "switch", _TRAINING, _COMPILE),
-    Later("cuda_allow_tf32", "switch", _MODELS, _COMPILE),
-    Later("cuda_cudnn_benchmark", "switch", _MODELS, _COMPILE),
-    Later(
-        "flash3",
-        "switch",
-        _MODELS,
-        "FlashAttention 3 comes in a later version; --flash_attn is FlashAttention 2",
-    ),
-    Later(
-        "num_timestep_buckets", "value", _TRAINING, "stratified timesteps come in a later version", ("0", "1")
-    ),
-    Later("show_timesteps", "value", _TRAINING, "drawing the timesteps comes in a later version"),
-    Later(
-        "network_weights", "value", ("train-lora", "train"), "starting from a LoRA comes in a later version"
-    ),
-    Later(
-        "dim_from_weights", "switch", ("train-lora", "train"), "starting from a LoRA comes in a later version"
-    ),
-    Later("scale_weight_norms", "value", ("train-lora", "train"), _NETWORK),
-    Later("metadata_reso", "value", _TRAINING, _NETWORK),
-    Later("metadata_arch", "value", _TRAINING, _NETWORK),
-    Later("logging_dir", "value", _TRAINING, _LOGGING),
-    Later("log_with", "value", _TRAINING, _LOGGING),
-    Later("log_prefix", "value", _TRAINING, _LOGGING),
-    Later("log_tracker_name", "value", _TRAINING, _LOGGING),
-    Later("log_tracker_config", "value", _TRAINING, _LOGGING),
-    Later("wandb_run_name", "value", _TRAINING, _LOGGING),
-    Later("wandb_api_key", "value", _TRAINING, _LOGGING),
-    Later("log_config", "switch", _TRAINING, _LOGGING),
-    Later("ddp_timeout", "value", _TRAINING, _DDP),
-    Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, _DDP),
-    Later("ddp_static_graph", "switch", _TRAINING, _DDP),
-    Later("multi_gpu", "switch", _TRAINING, _DDP),
-    Later("huggingface_repo_id", "value", _TRAINING, _HUB),
-    Later("huggingface_repo_type", "value", _TRAINING, _HUB),
-    Later("huggingface_path_in_repo", "value", _TRAINING, _HUB),
-    Later("huggingface_token", "value", _TRAINING, _HUB),
-    Later("huggingface_repo_visibility", "value", _TRAINING, _HUB),
-    Later("save_state_to_huggingface", "switch", _TRAINING, _HUB),
-    Later("resume_from_huggingface", "switch", _TRAINING, _HUB),
-    Later("async_upload", "switch", _TRAINING, _HUB),
-    Later(
-        "interactive",
-        "switch",
-        ("generate",),
-        "asking for prompts comes in a later version; --from_file takes many",
-    ),
+    Later("debug_mode", "value", ("cache-latents",), *_SHOW),
+    Later("console_width", "value", ("cache-latents",), *_SHOW, harmless=("80",)),
+    Later("console_back", "value", ("cache-latents",), *_SHOW),
+    Later("console_num_images", "value", ("cache-latents",), *_SHOW),
+    Later("fp8_llm", "switch", ("cache-text", *_MODELS), *_MEMORY),
+    Later("fp8_base", "switch", _TRAINING, *_MEMORY),
+    Later("fp8", "switch", ("generate",), *_PICTURES),
+    Later("fp8_scaled", "switch", _MODELS, *_MEMORY),
+    Later("blocks_to_swap", "value", _MODELS, *_MEMORY, harmless=("0",)),
+    Later("use_pinned_memory_for_block_swap", "switch", _MODELS, *_MEMORY),
+    Later("block_swap_h2d_only", "switch", _TRAINING, *_MEMORY),
+    Later("block_swap_ring_size", "value", _TRAINING, *_MEMORY, harmless=("2",)),
+    Later("block_swap_optimizer_patch_params", "switch", ("finetune",), *_MEMORY),
+    Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, *_MEMORY),
+    Later("fused_backward_pass", "switch", ("finetune",), *_MEMORY),
+    Later("mem_eff_save", "switch", ("finetune",), *_MEMORY),
+    Later("text_encoder_cpu", "switch", ("generate",), *_PICTURES),
+    Later("disable_numpy_memmap", "switch", _MODELS, *_LOADING),
+    Later("compile", "switch", _MODELS, *_COMPILE),
+    Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
+    Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),
+    Later("compile_dynamic", "value", _MODELS, *_COMPILE, harmless=("auto",)),
+    Later("compile_fullgraph", "switch", _MODELS, *_COMPILE),
+    Later("compile_cache_size_limit", "value", _MODELS, *_COMPILE),
+    Later("dynamo_backend", "value", _TRAINING, *_COMPILE, harmless=("no",)),
+    Later("dynamo_mode", "value", _TRAINING, *_COMPILE),
+    Later("dynamo_fullgraph", "switch", _TRAINING, *_COMPILE),
+    Later("dynamo_dynamic", "switch", _TRAINING, *_COMPILE),
+    Later("cuda_allow_tf32", "switch", _MODELS, *_KERNELS),
+    Later("cuda_cudnn_benchmark", "switch", _MODELS, *_KERNELS),
+    Later("flash3", "switch", _MODELS, *_FLASH3),
+    Later("num_timestep_buckets", "value", _TRAINING, *_STRATA, harmless=("0", "1")),
+    Later("show_timesteps", "value", _TRAINING, *_HISTOGRAM),
+    Later("network_weights", "value", ("train-lora", "train"), *_START),
+    Later("dim_from_weights", "switch", ("train-lora", "train"), *_START),
+    Later("scale_weight_norms", "value", ("train-lora", "train"), *_NORMS),
+    Later("metadata_reso", "value", _TRAINING, *_STAMP),
+    Later("metadata_arch", "value", _TRAINING, *_STAMP),
+    Later("logging_dir", "value", _TRAINING, *_LOGGING),
+    Later("log_with", "value", _TRAINING, *_LOGGING),
+    Later("log_prefix", "value", _TRAINING, *_LOGGING),
+    Later("log_tracker_name", "value", _TRAINING, *_LOGGING),
+    Later("log_tracker_config", "value", _TRAINING, *_LOGGING),
+    Later("wandb_run_name", "value", _TRAINING, *_LOGGING),
+    Later("wandb_api_key", "value", _TRAINING, *_LOGGING),
+    Later("log_config", "switch", _TRAINING, *_LOGGING),
+    Later("ddp_timeout", "value", _TRAINING, *_DDP),
+    Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),
+    Later("ddp_static_graph", "switch", _TRAINING, *_DDP),
+    Later("multi_gpu", "switch", _TRAINING, *_DDP),
+    Later("num_processes", "value", _TRAINING, *_DDP, harmless=("1",)),
+    Later("num_machines", "value", _TRAINING, *_DDP, harmless=("1",)),
+    Later("huggingface_repo_id", "value", _TRAINING, *_HUB),
+    Later("huggingface_repo_type", "value", _TRAINING, *_HUB),
+    Later("huggingface_path_in_repo", "value", _TRAINING, *_HUB),
+    Later("huggingface_token", "value", _TRAINING, *_HUB),
+    Later("huggingface_repo_visibility", "value", _TRAINING, *_HUB),
+    Later("save_state_to_huggingface", "switch", _TRAINING, *_HUB_STATE),
+    Later("resume_from_huggingface", "switch", _TRAINING, *_HUB_STATE),
+    Later("async_upload", "switch", _TRAINING, *_HUB),
+    Later("interactive", "switch", ("generate",), *_ASKING),
 )
-
-LATER_COMMANDS: dict[str, str] = {}
-"""Commands of the two older programs that are not built yet."""
 
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
 """Their values are never repeated in a message."""

@@ -81,11 +81,13 @@ def _output_problem(name: str, path: Path, kind: str) -> Problem | None:
         return Problem(name, str(path), "is a folder", "Give the name of a file")
     if kind == "out_folder" and path.exists() and not path.is_dir():
         return Problem(name, str(path), "is a file, not a folder", "Choose another folder")
-    for parent in path.parents:
-        if parent.exists():
-            return (
-                None
-                if parent.is_dir()
-                else Problem(name, str(path), f"{parent} is a file", "Choose another folder")
-            )
+    for parent in path.parents if is_file else (path, *path.parents):
+        if not parent.exists():
+            continue
+        if not parent.is_dir():
+            return Problem(name, str(path), f"{parent} is a file", "Choose another folder")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            rule = f"{parent} cannot be written to by this user"
+            return Problem(name, str(path), rule, "Choose another folder")
+        return None
     return Problem(name, str(path), "lies on a drive that is not there", "Choose another folder")

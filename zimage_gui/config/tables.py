@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from zimage_gui.config.dataset import INERT_KEYS, DatasetEntry, GeneralTable
 from zimage_gui.config.help_text import placeholder
-from zimage_gui.config.later import INERT, LATER, LATER_COMMANDS
+from zimage_gui.config.later import INERT, LATER
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of, show
 from zimage_gui.files import atomic_write
@@ -109,10 +110,16 @@ def compatibility_lists() -> str:
     """The options that do nothing and those that are not built yet."""
     lines = ["### Accepted without effect", "", "| Option | Commands | Why |", "| --- | --- | --- |"]
     lines += [f"| `{entry.name}` | {', '.join(entry.commands)} | {entry.reason} |" for entry in INERT]
-    lines += ["", "### Refused until they are built", "", "| Options | Why |", "| --- | --- |"]
-    for what, entries in groupby(sorted(LATER, key=lambda entry: entry.what), key=lambda entry: entry.what):
-        lines.append(f"| {', '.join(f'`{entry.name}`' for entry in entries)} | {what} |")
-    lines += [f"| command `{name}` | {what} |" for name, what in LATER_COMMANDS.items()]
+    lines += [
+        "",
+        "### Refused until they are built",
+        "",
+        "| Options | Why | Until then |",
+        "| --- | --- | --- |",
+    ]
+    reason = attrgetter("what", "remedy")
+    for (what, remedy), entries in groupby(sorted(LATER, key=reason), key=reason):
+        lines.append(f"| {', '.join(f'`{entry.name}`' for entry in entries)} | {what} | {remedy} |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,10 @@ def parse(text: str, option: str = "config_file", name: str = "") -> dict[str, A
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise UserError.one(option, name, f"is not valid TOML: {error}", "Correct the line") from error
+        remedy = "Correct the line"
+        if "\\" in str(error) or "hex value" in str(error):  # what "C:\models" and "C:\users" end in
+            remedy = "Write Windows paths with / or in single quotes: 'C:\\folder\\file'"
+        raise UserError.one(option, name, f"is not valid TOML: {error}", remedy) from error
 
 
 def read_text(path: Path, option: str = "config_file") -> str:
@@ -47,29 +50,49 @@ def read_text(path: Path, option: str = "config_file") -> str:
 
 def source(cls: type[Options], text: str, base: Path | None, name: str = "") -> Source:
     """The options in a TOML text, sections flattened."""
-    given: list[tuple[str, object]] = []
-    problems = []
     tables = parse(text, name=name)
     if isinstance(tables.get("datasets"), list):
         rule = "is a dataset file, not a file of this command's options"
         remedy = "Name it with dataset_config" if "dataset_config" in cls.model_fields else "Leave it out"
         return Source(problems=[Problem("config_file", name, rule, remedy)])
+    given, problems = _flattened(cls, tables)
+    found = read(cls, given, base)
+    found.problems = problems + found.problems
+    return found
+
+
+def _flattened(cls: type[Options], tables: dict[str, Any]) -> tuple[list[tuple[str, object]], list[Problem]]:
+    """(name, value) of every option in every table, and what does not stand where options stand."""
+    given: dict[str, tuple[object, str]] = {}
+    problems = []
     for key, value in tables.items():
+        if key in cls.model_fields and isinstance(value, dict) and key not in SECTIONS:
+            rule, remedy = "is a table; this is an option", f"Write {key} = …, or name the table otherwise"
+            problems.append(Problem(f"[{key}]", "", rule, remedy))
+            continue
+        if _holds_tables(value):
+            rule = "is a list of tables; options are grouped in single tables"
+            problems.append(Problem(f"[[{key}]]", "", rule, f"Write [{key}]"))
+            continue
         pairs = value.items() if isinstance(value, dict) else ((key, value),)
+        where = f"[{key}]" if isinstance(value, dict) else "the top"
         for inner, item in pairs:
-            if isinstance(item, dict) or (
-                isinstance(item, list) and any(isinstance(one, dict) for one in item)
-            ):
+            if isinstance(item, dict) or _holds_tables(item):
                 rule = "is a table inside a table; options are grouped one level deep"
                 problems.append(Problem(f"{key}.{inner}", "", rule, "Move its options up"))
             elif (known := cls.model_fields.get(inner)) is not None and known.exclude:
                 remedy = "Give it on the command line, in the environment or in a file of its own"
                 problems.append(Problem(inner, "", "is a secret and never stands in a TOML", remedy))
+            elif inner in given and given[inner][0] != item:
+                rule = f"stands in {where} and, with another value, in {given[inner][1]}"
+                problems.append(Problem(inner, "", rule, "Leave out one of the two"))
             else:
-                given.append((inner, item))
-    found = read(cls, given, base)
-    found.problems = problems + found.problems
-    return found
+                given[inner] = item, where
+    return [(name, value) for name, (value, _) in given.items()], problems
+
+
+def _holds_tables(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(one, dict) for one in value)
 
 
 def loads(cls: type[Config], text: str, base: Path | None = None) -> Config:

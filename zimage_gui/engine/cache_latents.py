@@ -29,16 +29,12 @@ from zimage_gui.engine.cache_files import (
     write_cache,
 )
 from zimage_gui.engine.cache_run import (
+    CacheCommand,
     Encoding,
     Prepared,
     Work,
     judge_all,
-    leftovers_of,
-    model_path,
-    prepare,
-    remove_leftovers,
     stop_if_asked,
-    worker_count,
 )
 from zimage_gui.engine.dataset.buckets import Size
 from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
@@ -46,10 +42,8 @@ from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
 from zimage_gui.engine.dataset.scan import shown_name
-from zimage_gui.engine.dataset.sources import check as check_sources
-from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import autocast, cudnn, pick_device
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.vae import AutoencoderKL
 from zimage_gui.model.weights import load_vae, model_problems
@@ -59,37 +53,19 @@ _Read = tuple[str, Pixels]
 
 def check(config: CacheLatentsConfig) -> list[Problem]:
     """Everything that would stop the command, found without reading a picture or a weight."""
-    problems = config.problems()
-    try:
-        problems += model_problems(vae=model_path(config.vae, config.model_dir, "vae"))
-        problems += check_sources(sources_of(config))
-    except UserError as error:
-        problems += error.problems
-    return problems
+    return _command().check(config)
 
 
 def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
     """Bring the latent cache of `config`'s dataset up to date; returns the cache folders."""
-    raise_if_any(check(config))
-    workers = worker_count(config.num_workers)
-    encoding = Encoding(
-        model=model_path(config.vae, config.model_dir, "vae"),
-        device=config.device,
-        precision=config.mixed_precision,
-        batch=config.batch_size,
-        workers=workers,
-        trust=config.skip_existing,
-    )
-    prepared = prepare(sources_of(config), run, workers)
-    leftovers = leftovers_of(prepared, Kind.LATENT)
     with cudnn(enabled=not config.disable_cudnn_backend):
-        work = latent_work(prepared, encoding, run)
-        raise_if_any(work.problems())
-        usable = encode_latents(work, run)
-    remove_leftovers(leftovers, Kind.LATENT, run, keep=config.keep_cache)
-    if not usable:
-        raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
-    return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))
+        return _command().run(config, run)
+
+
+def _command() -> CacheCommand:
+    return CacheCommand(
+        Kind.LATENT, "vae", "picture", lambda path: model_problems(vae=path), latent_work, encode_latents
+    )
 
 
 def latent_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:

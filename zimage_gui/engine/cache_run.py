@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.engine.cache_files import (
     CacheItem,
     Kind,
@@ -23,9 +24,10 @@ from zimage_gui.engine.cache_files import (
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing, scan_and_tell
 from zimage_gui.engine.dataset.scan import ScanReport, shown, shown_name
-from zimage_gui.engine.dataset.sources import Source, check_or_raise
+from zimage_gui.engine.dataset.sources import Source, check_or_raise, sources_of
+from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.model_files import find_part
-from zimage_gui.errors import Interrupted, Problem, UserError
+from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.files import sweep_temp_files
 
@@ -193,3 +195,57 @@ def remove_leftovers(leftovers: Leftovers, kind: Kind, run: Run, *, keep: bool) 
 def stop_if_asked(run: Run, done: int, total: int, unit: str) -> None:
     if run.stop_requested():
         raise Interrupted(f"stopped after {done} of {total} {unit}; what is done is saved")
+
+
+@dataclass(frozen=True)
+class CacheCommand:
+    """One of the two cache commands, from check to clean-up.
+
+    part: its encoder, as an option and as a part of a model; noun: what it encodes; look: what is wrong with
+    the encoder's file, from its header; plan and encode: what is to be done, and doing it.
+    """
+
+    kind: Kind
+    part: str
+    noun: str
+    look: Callable[[Path | None], list[Problem]]
+    plan: Callable[[Prepared, Encoding, Run], Work]
+    encode: Callable[[Work, Run], list[CacheItem]]
+
+    def check(self, config: CacheLatentsConfig | CacheTextConfig) -> list[Problem]:
+        problems = config.problems()
+        try:
+            problems += self.look(self._model(config))
+        except UserError as error:
+            problems += error.problems
+        try:
+            problems += check_sources(sources_of(config))
+        except UserError as error:
+            problems += error.problems
+        return problems
+
+    def run(self, config: CacheLatentsConfig | CacheTextConfig, run: Run) -> list[Path]:
+        raise_if_any(self.check(config))
+        workers = worker_count(config.num_workers)
+        encoding = Encoding(
+            model=self._model(config),
+            device=config.device,
+            precision=config.mixed_precision,
+            tokenizer=getattr(config, "tokenizer", None),
+            batch=config.batch_size,
+            workers=workers,
+            trust=config.skip_existing,
+        )
+        prepared = prepare(sources_of(config), run, workers)
+        leftovers = leftovers_of(prepared, self.kind)
+        work = self.plan(prepared, encoding, run)
+        raise_if_any(work.problems())
+        usable = self.encode(work, run)
+        remove_leftovers(leftovers, self.kind, run, keep=config.keep_cache)
+        if not usable:
+            rule = f"no {self.noun} could be encoded"
+            raise UserError.one("dataset", "", rule, "See the warnings above")
+        return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))
+
+    def _model(self, config: CacheLatentsConfig | CacheTextConfig) -> Path | None:
+        return model_path(getattr(config, self.part), config.model_dir, self.part)

@@ -22,24 +22,18 @@ from zimage_gui.engine.cache_files import (
     write_cache,
 )
 from zimage_gui.engine.cache_run import (
+    CacheCommand,
     Encoding,
     Prepared,
     Work,
     judge_all,
-    leftovers_of,
-    model_path,
-    prepare,
-    remove_leftovers,
     stop_if_asked,
-    worker_count,
 )
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.scan import shown_name
-from zimage_gui.engine.dataset.sources import check as check_sources
-from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, pick_device
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.text_encoder import Qwen3TextEncoder, encode_prompts
 from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
@@ -48,39 +42,23 @@ from zimage_gui.model.weights import load_text_encoder, model_problems, text_enc
 
 def check(config: CacheTextConfig) -> list[Problem]:
     """Everything that would stop the command, found without reading a picture or a weight."""
-    problems = config.problems()
-    try:
-        problems += model_problems(
-            text_encoder=model_path(config.text_encoder, config.model_dir, "text_encoder")
-        )
-        problems += check_sources(sources_of(config))
-    except UserError as error:
-        problems += error.problems
-    return problems
+    return _command().check(config)
 
 
 def run(config: CacheTextConfig, run: Run) -> list[Path]:
     """Bring the text cache of `config`'s dataset up to date; returns the cache folders."""
-    raise_if_any(check(config))
-    workers = worker_count(config.num_workers)
-    encoding = Encoding(
-        model=model_path(config.text_encoder, config.model_dir, "text_encoder"),
-        device=config.device,
-        precision=config.mixed_precision,
-        tokenizer=config.tokenizer,
-        batch=config.batch_size,
-        workers=workers,
-        trust=config.skip_existing,
+    return _command().run(config, run)
+
+
+def _command() -> CacheCommand:
+    return CacheCommand(
+        Kind.TEXT,
+        "text_encoder",
+        "caption",
+        lambda path: model_problems(text_encoder=path),
+        text_work,
+        encode_texts,
     )
-    prepared = prepare(sources_of(config), run, workers)
-    leftovers = leftovers_of(prepared, Kind.TEXT)
-    work = text_work(prepared, encoding, run)
-    raise_if_any(work.problems())
-    usable = encode_texts(work, run)
-    remove_leftovers(leftovers, Kind.TEXT, run, keep=config.keep_cache)
-    if not usable:
-        raise UserError.one("dataset", "", "no caption could be encoded", "See the warnings above")
-    return list(dict.fromkeys(item.picture.source.cache_directory for item in usable))
 
 
 def text_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:

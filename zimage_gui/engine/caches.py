@@ -80,9 +80,10 @@ def check_width(items: list[CacheItem], width: int) -> None:
 
 def index_of(prepared: Prepared, usable: list[CacheItem], vae: VaeConfig) -> DatasetIndex:
     """The index of items whose two cache files exist; reads their headers only."""
-    numbers = {source: number for number, source in enumerate(prepared.report.sources)}
+    sources = prepared.report.sources
+    numbers = {source: number for number, source in enumerate(sources)}
     items = tuple(_cached(item, numbers[item.picture.source]) for item in usable)
-    return DatasetIndex(items, latent_shift=vae.shift_factor, latent_scale=vae.scaling_factor)
+    return DatasetIndex(items, vae.shift_factor, vae.scaling_factor, sources)
 
 
 def _cached(item: CacheItem, number: int) -> CachedItem:

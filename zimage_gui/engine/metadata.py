@@ -5,11 +5,12 @@ path.
 
 import json
 import time
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zimage_gui.engine.dataset.sources import Source
 from zimage_gui.engine.loader import DatasetIndex
 
 ARCHITECTURE = "Z-Image"
@@ -110,21 +111,21 @@ def _model_spec(config: Any, facts: RunFacts, lora: bool) -> dict[str, object]:
     return entries
 
 
-def _datasets(index: DatasetIndex) -> Sequence[dict[str, object]]:
+def _datasets(index: DatasetIndex) -> list[dict[str, object]]:
     """One entry per dataset source: what can be said without paths or captions."""
-    entries: dict[int, dict[str, object]] = {}
-    for item in index.items:
-        entry = entries.setdefault(item.source, {
-            "image_directory": item.picture.parent.name, "batch_size_per_device": item.batch_size,
-            "num_repeats": item.num_repeats, "resolution": list(item.bucket), "num_images": 0, "buckets": {},
-        })  # fmt: skip
-        buckets = entry["buckets"]
-        assert isinstance(buckets, dict)
-        name = f"{item.bucket[0]}x{item.bucket[1]}"
-        buckets[name] = buckets.get(name, 0) + 1
-        entry["num_images"] = sum(buckets.values())
-        entry["enable_bucket"] = len(buckets) > 1
-    return list(entries.values())
+    return [_dataset(source, number, index) for number, source in enumerate(index.sources)]
+
+
+def _dataset(source: Source, number: int, index: DatasetIndex) -> dict[str, object]:
+    buckets = Counter(f"{w}x{h}" for w, h in (item.bucket for item in index.items if item.source == number))
+    named = "image_directory" if source.image_directory else "image_jsonl_file"
+    return {
+        named: (source.image_directory or source.image_jsonl_file or Path()).name,
+        "resolution": list(source.resolution), "caption_extension": source.caption_extension,
+        "batch_size_per_device": source.batch_size, "num_repeats": source.num_repeats,
+        "enable_bucket": source.enable_bucket, "bucket_no_upscale": source.bucket_no_upscale,
+        "has_control": False, "num_images": buckets.total(), "buckets": dict(buckets),
+    }  # fmt: skip
 
 
 def sidecar(config: Any) -> bytes:

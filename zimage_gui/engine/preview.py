@@ -163,17 +163,11 @@ def preview_prompts(lines: list[PromptLine], size: tuple[int, int], seed: int) -
             height=line.height or size[1],
             steps=line.steps or STEPS,
             seed=line.seed if line.seed is not None else (seed + index) % 2**63,
-            guidance_scale=_guidance(line.guidance_scale),
+            guidance_scale=GUIDANCE if line.guidance_scale is None else line.guidance_scale,
             flow_shift=line.flow_shift or SHIFT,
         )
         for index, line in enumerate(lines)
     ]
-
-
-def _guidance(asked: float | None) -> float:
-    """`--l` as the first seed means it: the guidance scale, where 1 and less is off (so Turbo's users write
-    `--l 1`)."""
-    return GUIDANCE if asked is None else asked if asked > 1 else 0.0
 
 
 def encode_previews(

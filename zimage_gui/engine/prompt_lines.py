@@ -3,6 +3,9 @@ them.
 
     a red circle on a white background --w 512 --h 768 --s 20 --d 7 --l 4 --fs 3 --n blurry
 
+Guidance in a prompt file is the first seed's too: 1 and less is off (the option `guidance_scale` acts above
+0). Both kinds of prompt file, for `generate` and for pictures during training, mean the same.
+
 Knows this syntax. It must not know models, runs or what the numbers are used for. No torch.
 """
 
@@ -68,6 +71,12 @@ def _number(low: float, high: float) -> Callable[[object], float]:
     return convert
 
 
+def _guidance(value: object) -> float:
+    """The users of Turbo write `--l 1` for "no guidance"."""
+    number = _number(0, 100)(value)
+    return number if number > 1 else 0.0
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise _Wrong("must be text")
@@ -82,8 +91,8 @@ _LETTERS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "h": ("height", _whole(_EDGE, _LARGEST_EDGE)),
     "d": ("seed", _whole(0, _HIGHEST_SEED)),
     "s": ("steps", _whole(1, 1000)),
-    "g": ("guidance_scale", _number(0, 100)),
-    "l": ("guidance_scale", _number(0, 100)),
+    "g": ("guidance_scale", _guidance),
+    "l": ("guidance_scale", _guidance),
     "fs": ("flow_shift", _number(1e-3, 1000)),
     "n": ("negative_prompt", _text),
 }
@@ -160,6 +169,9 @@ def _built(
             fields[field] = convert(value)
         except _Wrong as error:
             wrong.append(f"{dashes}{name} {error}")
+            continue
+        if field == "guidance_scale" and not fields[field] and float(str(value)) not in (0, 1):
+            notes.append(f"{dashes}{name} {value} is no guidance: in a prompt file it begins above 1")
     if wrong:
         raise ValueError("; ".join(wrong))
     for edge in ("width", "height"):

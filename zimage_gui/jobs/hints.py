@@ -10,6 +10,7 @@ import re
 from zimage_gui.events import Failed
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_REFUSED = {errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ENOTDIR, errno.ELOOP}
 _LONGEST_MESSAGE = 2000
 
 OUT_OF_VRAM = (
@@ -82,4 +83,6 @@ def _hint(error: BaseException, message: str) -> str:
     if isinstance(error, PermissionError):
         what = f"The program may not write or read {error.filename}."
         return f"{what} Check who owns it, or choose another folder."
+    if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+        return f"The disk refuses {error.filename}. Check the path and the drive, or choose another folder."
     return CRASH

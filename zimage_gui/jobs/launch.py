@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -54,25 +55,21 @@ def start(folder: Path, argv: Sequence[str]) -> Identity:
 
 def spawn(argv: Sequence[str], console: Path) -> subprocess.Popen[bytes]:
     """Start a detached process whose output is appended to the file `console`."""
+    detached: dict[str, Any]
+    if sys.platform == "win32":
+        # Not DETACHED_PROCESS: helpers of the process would each open a console window of their own.
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        detached = {"creationflags": flags}
+    else:
+        detached = {"start_new_session": True}
     with open(console, "ab") as output:
-        if sys.platform == "win32":
-            # Not DETACHED_PROCESS: helpers of the process would each open a console window of their own.
-            flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-            return subprocess.Popen(
-                list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment(),
-                creationflags=flags,
-            )
         return subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env=environment(),
-            start_new_session=True,
+            **detached,
         )
 
 

@@ -50,6 +50,17 @@ def list_folder(folder: Path, caption_extension: str) -> list[Listed]:
     return pictures
 
 
+def holds_picture(folder: Path) -> bool:
+    """Whether there is any picture directly inside `folder`, by its name; a folder that cannot be listed has
+    its own trouble."""
+    endings = extensions()
+    try:
+        with os.scandir(folder) as entries:
+            return any(os.path.splitext(entry.name)[1].lower() in endings for entry in entries)
+    except OSError:
+        return True
+
+
 def folded_name(name: str) -> str:
     """macOS stores é as two characters, Windows ignores case: such names mean the same file to the user."""
     return unicodedata.normalize("NFC", name).casefold()

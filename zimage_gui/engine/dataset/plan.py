@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zimage_gui.engine.dataset.buckets import Size
+from zimage_gui.engine.dataset.sources import Source
 
 TOKEN_STEP = 32
 """Captions are padded to a multiple of this inside the transformer."""
@@ -46,12 +47,13 @@ class DatasetIndex:
     """All items of a run. A sample is one appearance of an item in an epoch; samples are numbered from 0.
 
     latent_shift and latent_scale are the VAE's: model space = (latent - shift) * scale. The defaults are
-    those of the real model.
+    those of the real model. sources: the dataset entries by the items' `source` number, for the record only.
     """
 
     items: tuple[CachedItem, ...]
     latent_shift: float = 0.1159
     latent_scale: float = 0.3611
+    sources: tuple[Source, ...] = ()
 
     @cached_property
     def first_sample(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from zimage_gui.config.dataset import DatasetEntry, DatasetFile, GeneralTable, load_dataset
 from zimage_gui.engine.dataset.buckets import STEP, Size
+from zimage_gui.engine.dataset.discover import holds_picture
 from zimage_gui.errors import Problem, UserError
 
 DEFAULT_RESOLUTION: Size = (960, 544)
@@ -126,6 +127,11 @@ def check(sources: tuple[Source, ...]) -> list[Problem]:
                     "Use for example 512 or 1024",
                 )
             )
+    folders = [source.image_directory for source in sources if source.image_directory is not None]
+    if folders and len(folders) == len(sources) and not any(map(holds_picture, folders)):
+        rule = "holds no picture (png, jpg, jpeg, webp, bmp or avif)"
+        remedy = "Choose another folder; folders inside it are not searched"
+        problems.append(Problem("image_directory", ", ".join(map(str, folders)), rule, remedy))
     if not sources:
         problems.append(
             Problem(
