@@ -81,7 +81,7 @@ def _output_problem(name: str, path: Path, kind: str) -> Problem | None:
         return Problem(name, str(path), "is a folder", "Give the name of a file")
     if kind == "out_folder" and path.exists() and not path.is_dir():
         return Problem(name, str(path), "is a file, not a folder", "Choose another folder")
-    for parent in path.parents if is_file else (path, *path.parents):
+    for parent in (path, *path.parents) if kind == "out_folder" else path.parents:
         if not parent.exists():
             continue
         if not parent.is_dir():
