@@ -36,6 +36,8 @@ class ComfyCopy:
                 info="Where ComfyUI is, or its models folder. It is remembered.",
                 elem_id="convert-comfy",
                 elem_classes=["zg-field"],
+                lines=1,
+                max_lines=1,
                 interactive=True,
                 buttons=[browse_button("convert-comfy")],
             )

@@ -36,6 +36,7 @@ WORDS = {
     "failed": ("failed", "bad"),
 }
 MOST_SAMPLE_ROWS = 40
+MOST_NOTES = 6
 CURVE_POINTS = 400
 
 
@@ -79,7 +80,7 @@ def status(view: RunView, *, reuse: bool = True) -> str:
         parts.append(failure(state))
     elif state.message:
         parts.append(notice(state.message))
-    parts.append(_results(view, state))
+    parts.append(_results(view, state) if reuse else _told(view, state))
     if state.ended:
         parts.append(_other_states(view))
     return "".join(parts)
@@ -223,6 +224,20 @@ def _results(view: RunView, state: RunState) -> str:
         else ""
     )
     return f'<table class="zg-table"><tr><th>Saved</th><th></th></tr>{rows}</table>{more}'
+
+
+def _told(view: RunView, state: RunState) -> str:
+    """What a run without checkpoints said, and the files or folders it wrote."""
+    said = bullet_list(view.notes[-MOST_NOTES:]) if view.notes else ""
+    rows = "".join(
+        f'<tr><td class="zg-code">{escape(path)}</td><td>'
+        f"{button('Look into it', 'look', run=state.folder.name, place=path)}</td></tr>"
+        for path in state.status.results
+        if Path(path).exists()
+    )
+    return (notice(said, "good", raw=True) if said else "") + (
+        f'<table class="zg-table"><tr><th>Written</th><th></th></tr>{rows}</table>' if rows else ""
+    )
 
 
 def _result_row(path: Path, state: RunState) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class ConvertTab:
             elem_id="convert-choice",
         )
         self.groups: dict[str, Any] = {}
+        self.plans: dict[str, Any] = {}
         for action in ACTIONS:
             form = self.forms[action.key]
             with gr.Column(visible=False, elem_id=f"convert-do-{action.key}") as group:
@@ -115,8 +117,8 @@ class ConvertTab:
                 if isinstance(form, LoraForm):
                     form.build_rows(self.desk)
                 form.build(open_sections=("models", "lora", "output", "metadata"))
+                self.plans[action.key] = plain_html(elem_id=f"convert-plan-{action.key}")
             self.groups[action.key] = group
-        self.plan = plain_html(elem_id="convert-plan")
         with gr.Row(elem_classes=["zg-actions"], visible=False) as self.buttons:
             self.start = gr.Button("Start", variant="primary", elem_id="convert-start")
             self.suggest = gr.Button("Suggest an output name", elem_id="convert-suggest")
@@ -143,14 +145,15 @@ class ConvertTab:
             form = self.forms[action.key]
             told = [form.fields[name] for name in (*_TELLING, action.output) if name in form.fields]
             for field in told:
-                field.change(self._tell, {*base, *form.inputs()}, self.plan, **QUIET)
+                inputs = {self.file, *form.inputs()}
+                field.change(partial(self._tell, action), inputs, self.plans[action.key], **QUIET)
         self.copy.wire(page, self.file)
-        on_act([self.panel.status], lambda event: self._act(event), None, None)
+        on_act([self.panel.status], self._act, {self.file}, shown)
 
     def _changed(self) -> list[Any]:
         """Everything that the handlers of the right side may change."""
         forms = [part for form in self.forms.values() for part in form.outputs()]
-        return [*forms, *self.groups.values(), self.buttons, self.plan, self.answer]
+        return [*forms, *self.groups.values(), *self.plans.values(), self.buttons, self.answer]
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -187,7 +190,7 @@ class ConvertTab:
 
     def _hidden(self) -> Updates:
         groups: Updates = {group: gr.update(visible=False) for group in self.groups.values()}
-        return {**groups, self.buttons: gr.update(visible=False), self.plan: "", self.answer: ""}
+        return {**groups, self.buttons: gr.update(visible=False), self.answer: ""}
 
     def _inspected(self, path: str) -> FileReport:
         return inspect(self.desk.working / Path(path).expanduser())
@@ -211,7 +214,7 @@ class ConvertTab:
             self._hidden(),
             form.put(contents),
             {self.groups[action.key]: gr.update(visible=True), self.buttons: gr.update(visible=True)},
-            {self.plan: plan_words(action, found, {**raw, **contents}, self.desk.working)},
+            {self.plans[action.key]: plan_words(action, found, {**raw, **contents}, self.desk.working)},
         )
 
     def _names(self, action: FileAction, found: FileReport, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,17 +228,19 @@ class ConvertTab:
     def _asked(self, data: Mapping[Any, Any]) -> tuple[FileAction | None, FileReport | None]:
         key = data.get(self.choice)
         action = next((one for one in ACTIONS if one.key == key), None)
-        path = str(data.get(self.file) or "").strip().strip("\"'")
-        if action is None or not path:
-            return action, None
-        try:
-            return action, self._inspected(path)
-        except UserError:
-            return action, None
+        return action, self._found(data)
 
-    def _tell(self, data: Mapping[Any, Any]) -> Any:
-        action, found = self._asked(data)
-        if action is None or found is None:
+    def _found(self, data: Mapping[Any, Any]) -> FileReport | None:
+        path = str(data.get(self.file) or "").strip().strip("\"'")
+        try:
+            return self._inspected(path) if path else None
+        except UserError:
+            return None
+
+    def _tell(self, action: FileAction, data: Mapping[Any, Any]) -> Any:
+        """The plan anew after a field of the action's form was changed."""
+        found = self._found(data)
+        if found is None:
             return ""
         return plan_words(action, found, self.forms[action.key].raw(data), self.desk.working)
 
@@ -270,5 +275,12 @@ class ConvertTab:
             + notice("Started; how it goes is shown below.", "good")
         }
 
-    def _act(self, event: gr.EventData) -> None:
-        stop_action(self.desk, action_of(event))
+    def _act(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
+        action = action_of(event)
+        folder = self.desk.folder_of(action.get("run"))
+        place = action.get("place")
+        states = [state for state in self.desk.states() if state.folder == folder]
+        if action.name == "look" and any(place in state.status.results for state in states):
+            return self._look({self.file: place})
+        stop_action(self.desk, action)
+        return {self.answer: gr.update()}
