@@ -84,7 +84,7 @@ def _mutate_table(rng: random.Random, data: bytes) -> bytes:
         except CborError:
             return _mutate_bytes(rng, data)
         try:
-            table = encode(_mutate_value(rng, root, _WORDS))
+            table = encode((_mild if rng.random() < 0.5 else _mutate_value)(rng, root, _WORDS))
         except ValueError:  # a number beyond 64 bits
             return data
         body = data[-(-(10 + length) // 256) * 256 :]
@@ -97,6 +97,28 @@ def _mutate_table(rng: random.Random, data: bytes) -> bytes:
         return _mutate_bytes(rng, data)
     text = json.dumps(_mutate_value(rng, root, _SAFETENSORS_WORDS)).encode()
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def _mild(rng: random.Random, root: Any, words: tuple[str, ...]) -> Any:
+    """A change that most often leaves the file whole, so that wrong answers can be seen and not only refusals."""
+    if not isinstance(root, dict) or not isinstance(root.get("tensors"), dict):
+        return root
+    kind, tensors = rng.randrange(6), dict(root["tensors"])
+    if kind == 0:
+        return root | {"metadata": {rng.choice(words): rng.choice(words) * rng.randint(1, 40)}}
+    if kind == 1:
+        return root | {"scalars": {rng.choice(words): {"UInt": rng.choice(_NUMBERS)}}}
+    if kind == 2 or not tensors:
+        return dict(reversed(root.items())) | {rng.choice(words): _mutate_value(rng, None, words)}
+    name = rng.choice(list(tensors))
+    entry = tensors.pop(name)
+    if kind == 3:
+        return root | {"tensors": {rng.choice(words) + name: entry} | tensors}
+    if isinstance(entry, dict) and kind == 4:
+        entry = dict(reversed(entry.items())) | {"param_id": rng.choice(_NUMBERS)}
+    elif isinstance(entry, dict) and isinstance(entry.get("shape"), list):
+        entry = entry | {"shape": [*entry["shape"][::-1], 1], "dtype": rng.choice(("U8", "F32", entry.get("dtype")))}
+    return root | {"tensors": tensors | {name: entry}}
 
 
 def _mutate_value(rng: random.Random, value: Any, words: tuple[str, ...]) -> Any:

@@ -127,7 +127,7 @@ class TransformerPath(ModelFolder):
         None,
         section="models",
         label="Transformer",
-        help="The Z-Image transformer: a .safetensors file, the first file of a set, or a folder.",
+        help="The Z-Image transformer: a .safetensors or .bpk file, the first file of a set, or a folder.",
         path="any",
         aliases=("transformer",),
     )
@@ -138,7 +138,7 @@ class VaePath(ModelFolder):
         None,
         section="models",
         label="VAE",
-        help="The autoencoder: ae.safetensors or a diffusers vae folder. Training needs it for "
+        help="The autoencoder: ae.safetensors, ae.bpk or a diffusers vae folder. Training needs it for "
         "missing caches and for "
         "pictures during training.",
         path="any",
@@ -150,7 +150,7 @@ class TextEncoderPath(ModelFolder):
         None,
         section="models",
         label="Text encoder",
-        help="The Qwen3-4B text encoder: a .safetensors file, the first file of a set, or a folder. "
+        help="The Qwen3-4B text encoder: a .safetensors or .bpk file, the first file of a set, or a folder. "
         "Training needs "
         "it for missing caches and for pictures during training.",
         path="any",

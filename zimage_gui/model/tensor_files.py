@@ -36,10 +36,31 @@ def read_source(file: BinaryIO, info: TensorInfo, source: Source) -> Tensor:
 
     Rows are read alone; for columns the whole tensor passes through memory. Raises as `read_tensor` does.
     """
-    tensor = read_tensor(file, info, source.rows)
+    return _cut(read_tensor(file, info, source.rows), source)
+
+
+def _cut(stored: Tensor, source: Source) -> Tensor:
+    """What a source leaves to do once its rows are read: take its columns, transpose."""
     if source.columns is not None:
-        tensor = tensor[:, slice(*source.columns)]
-    return (tensor.t() if source.transposed else tensor).contiguous()
+        # Cut first and turned then: torch turns a whole matrix five times faster than a part of one.
+        stored = stored[:, slice(*source.columns)].contiguous()
+    return stored.t().contiguous() if source.transposed else stored
+
+
+class SourceReader:
+    """`read_source` for tensors in the order they have on disk: a matrix whose columns are several of ours is
+    read once and held until the next."""
+
+    def __init__(self) -> None:
+        self._held: tuple[str, Tensor] | None = None
+
+    def read(self, file: BinaryIO, info: TensorInfo, source: Source) -> Tensor:
+        if source.columns is None:
+            self._held = None
+            return read_source(file, info, source)
+        if self._held is None or self._held[0] != source.name:
+            self._held = (source.name, read_tensor(file, info))
+        return _cut(self._held[1], source)
 
 
 def read_tensor(file: BinaryIO, info: TensorInfo, rows: tuple[int, int] | None = None) -> Tensor:

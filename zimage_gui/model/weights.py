@@ -31,7 +31,7 @@ from zimage_gui.model.sizes import (
     vae_sizes_from,
 )
 from zimage_gui.model.sources import sources_of
-from zimage_gui.model.tensor_files import FLOATS, read_source
+from zimage_gui.model.tensor_files import FLOATS, SourceReader
 from zimage_gui.model.text_encoder import Qwen3TextEncoder
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, VaeConfig
@@ -335,13 +335,14 @@ def _fill(
             a.source.rows or a.source.columns or (0, 0),
         )
     )
+    reader = SourceReader()
     total = sum(a.shape.numel() * _bytes_each(checkpoint, a) for a in assignments)
     done = 0
     with contextlib.ExitStack() as stack:
         files = {path: stack.enter_context(open(path, "rb")) for path in checkpoint.files}
         for assignment in assignments:
             where = place[assignment.source.name]
-            tensor = read_source(files[where.file], where.info, assignment.source).view(assignment.shape)
+            tensor = reader.read(files[where.file], where.info, assignment.source).view(assignment.shape)
             owner, _, leaf = assignment.name.rpartition(".")
             value = nn.Parameter(tensor.to(device).to(dtype), requires_grad=False)
             setattr(model.get_submodule(owner), leaf, value)
