@@ -18,6 +18,7 @@ from zimage_gui.model.attention import attention
 from zimage_gui.model.norms import RMSNorm
 from zimage_gui.model.rope import rope_tables, rotate
 from zimage_gui.model.sizes import TransformerConfig as TransformerConfig
+from zimage_gui.model.swiglu import swiglu
 
 SEQUENCE_MULTIPLE = 32
 TIME_FREQUENCIES = 256
@@ -75,7 +76,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         linear_x = x_BLD * FP16_FFN_SCALE if x_BLD.dtype is torch.float16 else x_BLD
-        out: Tensor = self.w2(F.silu(self.w1(x_BLD)) * self.w3(linear_x))
+        out: Tensor = self.w2(swiglu(self.w1(x_BLD), self.w3(linear_x)))
         return out
 
 
