@@ -79,14 +79,15 @@ class LoraLinear(nn.Module):
         return self.scale * self.multiplier
 
     def _is_plain(self, x: Tensor) -> bool:
-        """Whether nothing stands between the two products, and the base is a frozen matrix in x's type."""
-        base, weight = self.base, self.base.weight
+        """Whether this is training, nothing stands between the two products, and the base is a frozen matrix.
+        Outside training the base layer is called itself, so that a fresh adapter changes no bit."""
+        base = self.base
         return (
-            type(base) is nn.Linear
+            self.training
+            and type(base) is nn.Linear
             and base.bias is None
-            and weight.dtype == x.dtype
-            and not weight.requires_grad
-            and not (self.training and self.spec.has_dropout)
+            and not base.weight.requires_grad
+            and not self.spec.has_dropout
             and not torch.is_autocast_enabled(x.device.type)
         )
 

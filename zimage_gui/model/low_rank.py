@@ -33,9 +33,7 @@ class _LowRankLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_NO: Tensor
-    ) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         x_NI, weight_OI, down_RI, up_OR, h_NR = ctx.saved_tensors
         grad_x = grad_down = grad_up = None
         if ctx.needs_input_grad[3]:
@@ -56,7 +54,7 @@ def low_rank_linear(x_NI: Tensor, weight_OI: Tensor, down_RI: Tensor, up_OR: Ten
 
 
 def _aligned_rows(like: Tensor, width: int) -> Tensor:
-    """Uninitialised (len(like), width). Rows begin at multiples of 64 bytes: matrix products take up to half as
-    long again to write rows that do not, as 682 floats a row."""
+    """Uninitialised (len(like), width). Rows begin at multiples of 64 bytes: matrix products take up to half
+    as long again to write rows that do not, such as rows of 682 floats."""
     step = _ROW_BYTES // like.element_size()
     return like.new_empty(len(like), -(-width // step) * step)[:, :width]

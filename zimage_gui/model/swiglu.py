@@ -1,7 +1,7 @@
 """The gate of the feed-forward part, with a backward pass of its own.
 
 Knows one formula. Must not know layers. Written out, the gate keeps only its two inputs, which are matrix
-products and dear to compute again, and works in place on what it makes: autograd's own would keep silu(a) too.
+products and dear to compute again; autograd would keep silu(a) too.
 """
 
 from collections.abc import Callable
