@@ -54,6 +54,7 @@ class Made(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -61,6 +62,7 @@ class Made(TorchDispatchMode):
         for storage in _storages(result):
             if storage._cdata not in given:
                 self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                self.peak = max(self.peak, self.alive())
         return result
 
     def alive(self) -> int:
@@ -99,6 +101,22 @@ def test_a_lora_block_keeps_its_matrix_products_and_hardly_more(dtype: torch.dty
 
 def test_a_checkpointed_block_keeps_its_input_alone() -> None:
     assert 1 <= units(checkpointed, torch.bfloat16) < 1.1
+
+
+def peak_units(blocks: int, run: RunBlock) -> float:
+    """The most that is alive at any moment of the forward and backward pass through a row of blocks."""
+    block, x, rope, time = block_and_inputs(torch.float32)
+    with Made() as made:
+        for _ in range(blocks):
+            x = run(block, x, rope, time)
+        x.sum().backward()
+    return made.peak / (TOKENS * CONFIG.dim * x.element_size())
+
+
+def test_with_checkpointing_one_block_is_alive_at_a_time_and_another_one_adds_its_input() -> None:
+    one, three = peak_units(1, checkpointed), peak_units(3, checkpointed)
+    assert one < 30 and 1.9 < three - one < 2.5
+    assert 26 < peak_units(3, call_block_keeping_products) - peak_units(1, call_block_keeping_products) < 28
 
 
 def gradients(run: RunBlock, dtype: torch.dtype = torch.float32) -> list[Tensor]:
