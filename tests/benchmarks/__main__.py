@@ -36,8 +36,8 @@ the same matrix products here (all captions have one length, so diffusers needs 
 attention are four fifths of its time, which bounds what can be saved. In bf16 element-wise work weighs more; its rows need a
 CPU with bf16 instructions (without them one step takes 20 s and compares emulations), so `--types float32` leaves them out.
 *Latent cache* is the whole command from an empty cache (reading, resizing, encoding, writing with fingerprints) against the
-loop of a diffusers script. Executed FLOPs of a step are counted by `tests/training/test_flops.py`: 1.013 of the useful work
-without checkpointing and 1.406 with it, the adapters' own included. What a LoRA block keeps for its backward pass is counted by
+loop of a diffusers script. Executed FLOPs of a step are counted by `tests/training/test_flops.py`: 1.010 of the useful work
+without checkpointing and 1.403 with it, the adapters' own included. What a LoRA block keeps for its backward pass is counted by
 `tests/model/test_recompute.py`: 13.5 rows of the model's width per token in bf16, 1 with checkpointing; the
 bound is 14. (On a CPU, bf16 models whose attention weights take at most 64 MiB a layer keep these too.)
 
