@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+TYPES = ("float32", "bfloat16")
 PACKAGES = ("torch", "diffusers", "peft", "transformers", "accelerate", "numpy")
 INTRODUCTION = """# Benchmarks
 
@@ -32,11 +33,14 @@ NOTES = """
 What is compared: *LoRA step* is one whole update (noise, forward, backward, clipping, AdamW) of rank 16 adapters on a
 6-layer model of width 256 with 1024 image and 64 caption tokens, against diffusers' `ZImageTransformer2DModel` with a peft
 adapter as in its training script; loss and adapter gradients of the two agree in fp32 to better than 1e-5 first. Both execute
-the same matrix products here (all captions have one length, so diffusers needs no mask either): in fp32 they are two thirds of
-its time, which bounds what can be saved; in bf16, the default of training, element-wise work and attention weigh more.
+the same matrix products here (all captions have one length, so diffusers needs no mask either): in fp32 on a CPU these and
+attention are four fifths of its time, which bounds what can be saved. In bf16 element-wise work weighs more; its rows need a
+CPU with bf16 instructions (without them one step takes 20 s and compares emulations), so `--types float32` leaves them out.
 *Latent cache* is the whole command from an empty cache (reading, resizing, encoding, writing with fingerprints) against the
-loop of a diffusers script. Executed FLOPs of a step are counted by `tests/training/test_flops.py`: 1.013 of the useful work
-without checkpointing and 1.406 with it, the adapters' own included.
+loop of a diffusers script. Executed FLOPs of a step are counted by `tests/training/test_flops.py`: 1.010 of the useful work
+without checkpointing and 1.403 with it, the adapters' own included. What a LoRA block keeps for its backward pass is counted by
+`tests/model/test_recompute.py`: 13.5 rows of the model's width per token in bf16, 1 with checkpointing; the
+bound is 14. (On a CPU, bf16 models whose attention weights take at most 64 MiB a layer keep these too.)
 
 No GPU was at hand for these figures.
 """
@@ -58,6 +62,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9, help="rounds of each comparison (default 9)")
     parser.add_argument("--starts", type=int, default=5, help="rounds of the start times (default 5)")
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="number types (default both)")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -71,14 +76,11 @@ def main() -> int:
 
     diffusers_logging.set_verbosity_error()
     torch.set_num_threads(1)
-    pieces = [
-        alternate.HEADER,
-        *lora_step.rows(options.pairs, print),
-        *latent_cache.rows(options.pairs, print),
-    ]
+    dtypes = [getattr(torch, name) for name in options.types]
+    pieces = [alternate.HEADER, *lora_step.rows(options.pairs, dtypes, print), *latent_cache.rows(options.pairs, dtypes, print)]
     times = [starts.HEADER, *starts.rows(options.starts, print)]
     head = INTRODUCTION.format(
-        command=f"python tests/benchmarks --pairs {options.pairs} --starts {options.starts} --write",
+        command=f"python tests/benchmarks --pairs {options.pairs} --starts {options.starts} --types {' '.join(options.types)} --write",
         when=time.strftime("%Y-%m-%d"),
         machine=f"{machine()}, {torch.get_num_threads()} thread, Python {platform.python_version()}",
         packages=", ".join(f"{name} {version(name)}" for name in PACKAGES),

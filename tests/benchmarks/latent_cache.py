@@ -66,12 +66,13 @@ def theirs(folder: Path, dtype: torch.dtype) -> Path:
     return cache
 
 
-def rows(pairs: int, say: Callable[[str], None]) -> list[str]:
+def rows(pairs: int, dtypes: list[torch.dtype], say: Callable[[str], None]) -> list[str]:
     table = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _project(folder)
-        for precision, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        for dtype in dtypes:
+            precision = "no" if dtype is torch.float32 else "bf16"
             cache, other = ours(folder, precision), theirs(folder, dtype)
             worst = 0.0
             for path in cache.glob("*.safetensors"):

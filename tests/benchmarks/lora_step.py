@@ -144,9 +144,9 @@ def race(dtype: torch.dtype, checkpointing: bool, size: int = 1, pairs: int = 9)
     return compare(lambda: trainer.update([batch]), lambda: theirs.step(batch, noise, sigma), pairs)
 
 
-def rows(pairs: int, say: Callable[[str], None]) -> list[str]:
+def rows(pairs: int, dtypes: list[torch.dtype], say: Callable[[str], None]) -> list[str]:
     table = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in dtypes:
         for checkpointing in (False, True):
             name = f"LoRA step, {str(dtype).removeprefix('torch.')}, {'with' if checkpointing else 'without'} checkpointing"
             if dtype is torch.float32:

@@ -136,11 +136,42 @@ def test_a_file_is_looked_into_and_converted(page, window):
     page.press("#convert-inspect")
     page.see("#convert-report .zg-notice", "LoRA")
     page.see("#convert-report .zg-verdicts tr", "ComfyUI")
-    page.press("#convert-suggest")
-    page.page.wait_for_timeout(700)
+    page.see("#convert-plan-convert-lora .zg-notice", f"Writes {lora.stem}_universal.safetensors")
     page.press("#convert-start")
     page.see("#convert-status .zg-badge", "finished")
     assert lora.with_name(f"{lora.stem}_universal.safetensors").is_file()
+    page.press("#convert-status [data-action=look]")
+    page.see("#convert-report .zg-notice", "_universal.safetensors")
+
+
+def test_a_model_is_offered_what_fits_it_and_becomes_a_burnpack_file(page, window):
+    page.tab("Convert")
+    model = window.folder / "demo_project" / "models" / "comfy" / "diffusion_models" / "z_image_demo.safetensors"
+    page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(model))
+    page.press("#convert-inspect")
+    page.see("#convert-choice label", "Merge LoRAs into it")
+    page.type("convert", "output", str(model.with_suffix(".bpk")))
+    page.see("#convert-plan-convert .zg-notice", "Writes z_image_demo.bpk")
+    page.press("#convert-start")
+    page.see("#convert-status .zg-notice", "all read back equal")
+    assert model.with_suffix(".bpk").stat().st_size > 0.9 * model.stat().st_size
+
+
+def test_a_lora_is_copied_to_comfyui_and_the_folder_is_remembered(page, window):
+    comfy = window.folder / "Comfy UI"
+    (comfy / "models" / "loras").mkdir(parents=True)
+    page.tab("Convert")
+    lora = sorted((window.folder / "demo_project" / "output").glob("*_universal.safetensors"))[0]
+    page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(lora))
+    page.press("#convert-inspect")
+    page.see("#convert-copy")
+    page.page.locator("#convert-comfy textarea, #convert-comfy input").first.fill(str(comfy))
+    page.press("#convert-copy")
+    page.see("#convert-copied .zg-notice", "was copied")
+    assert (comfy / "models" / "loras" / lora.name).read_bytes() == lora.read_bytes()
+    page.open()
+    page.tab("Convert")
+    assert page.page.locator("#convert-comfy textarea, #convert-comfy input").first.input_value() == str(comfy)
 
 
 def test_no_page_ever_asked_another_host(page):

@@ -1,12 +1,14 @@
 """What a press on a button refuses: everything at once, by the field's own name, before a run is made."""
 
+from pathlib import Path
+
 import pytest
 
 from zimage_gui.config.app import GuiConfig
-from zimage_gui.config.convert import ConvertLoraConfig
 from zimage_gui.config.training import TrainLoraConfig
 from zimage_gui.errors import UserError
 from zimage_gui.jobs.folder import RunFolder
+from zimage_gui.ui.convert_actions import ACTIONS
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.drafts import Drafts
 from zimage_gui.ui.form import Form
@@ -14,6 +16,8 @@ from zimage_gui.ui.live import Live
 from zimage_gui.ui.panel import JobPanel
 from zimage_gui.ui.tabs.convert import ConvertTab
 from zimage_gui.ui.tabs.training import lora_tab
+
+GOLDEN_LORA = Path(__file__).parents[1] / "data" / "lora_dialects" / "all_kohya_split.safetensors"
 
 
 def refused(action) -> list[str]:
@@ -45,13 +49,14 @@ def test_a_model_of_the_wrong_kind_makes_no_run(tmp_path):
 
 
 def test_converting_onto_a_file_that_exists_is_refused_beside_the_field(tmp_path):
-    here, there = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    for file in (here, there):
-        file.write_bytes(b"x")
-    tab = ConvertTab(Desk(GuiConfig(), tmp_path), Live())
-    tab.form.fields = {"input": "in", "output": "out"}
-    assert refused(lambda: tab._convert({"in": str(here), "out": str(there)})) == ["output"]
-    assert ConvertLoraConfig(input=here, output=there, overwrite=True).overwritten() == []
+    there = tmp_path / "b.safetensors"
+    there.write_bytes(b"x")
+    desk = Desk(GuiConfig(), tmp_path)
+    tab = ConvertTab(desk, Live())
+    tab.file, tab.forms["convert-lora"].fields = "file", {"output": "out"}
+    action = next(one for one in ACTIONS if one.key == "convert-lora")
+    assert refused(lambda: tab._begin(action, {"file": str(GOLDEN_LORA), "out": str(there)})) == ["output"]
+    assert desk.runs.states() == []
 
 
 def test_of_two_runs_put_into_the_queue_together_the_one_that_computes_is_watched(tmp_path):

@@ -98,17 +98,6 @@ class ConvertLoraConfig(Options):
         return found
 
 
-    def overwritten(self) -> list[Problem]:
-        """Looks at the disk: whether the output would replace a file that nobody gave up."""
-        if self.input is None or self.output is None or not self.output.exists():
-            return []
-        if self.input.exists() and self.output.samefile(self.input):
-            return [Problem("output", str(self.output), "is the input file itself", "Choose another name")]
-        if self.overwrite:
-            return []
-        remedy = "Choose another name, or set overwrite"
-        return [Problem("output", str(self.output), "exists already", remedy)]
-
 
 class InspectConfig(Options):
     """Say what a model, LoRA or cache file is."""

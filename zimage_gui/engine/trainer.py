@@ -21,7 +21,7 @@ from zimage_gui.engine.methods import Method
 from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
-from zimage_gui.model.transformer import RunBlock, call_block
+from zimage_gui.model.transformer import RunBlock, call_block, call_block_keeping_products
 
 _AVERAGED_STEPS = 200
 _GIB = 1024**3
@@ -185,14 +185,14 @@ class Trainer:
         """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never
         nested). The last block never is: its backward pass comes at once, so nothing would be gained."""
         if not self.settings.gradient_checkpointing:
-            return call_block
+            return call_block_keeping_products
         # a block without dropout draws nothing: saving generators would cost a sync
         keeps_rng = self.method.uses_dropout
         last = self.method.model.layers[-1]
 
         def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
             if block is last:
-                return call_block(block, x, rope, modulation)
+                return call_block_keeping_products(block, x, rope, modulation)
             return _recomputed(block, x, rope, modulation, keeps_rng)
 
         return run

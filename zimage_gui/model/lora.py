@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zimage_gui.model.low_rank import low_rank_linear
+
 DEFAULT_TARGET = re.compile(r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])")
 
 
@@ -63,15 +65,37 @@ class LoraLinear(nn.Module):
         self.lora_up = nn.Parameter(torch.zeros(base.out_features, spec.dim, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        x_ND = x.reshape(-1, x.shape[-1])
-        y_NO: Tensor = self.base(x_ND)
-        if self.multiplier != 0 and not self._skipped():
-            h_NR = self._dropped(functional.linear(x_ND, self.lora_down.to(x.dtype)), len(x))
-            # the product is added inside the GEMM: no second output-sized tensor is written or read
-            y_NO = y_NO.addmm_(
-                h_NR.to(y_NO.dtype), self.lora_up.to(y_NO.dtype).t(), alpha=self.scale * self.multiplier
-            )
+        x_NI = x.reshape(-1, x.shape[-1])
+        if self.multiplier == 0 or self._skipped():
+            y_NO: Tensor = self.base(x_NI)
+        elif self._is_plain(x):
+            y_NO = low_rank_linear(x_NI, self.base.weight, self.lora_down, self.lora_up, self._factor)
+        else:
+            y_NO = self._composed(x_NI, len(x))
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
+
+    @property
+    def _factor(self) -> float:
+        return self.scale * self.multiplier
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether this is training, nothing stands between the two products, and the base is a frozen matrix.
+        Outside training the base layer is called itself, so that a fresh adapter changes no bit."""
+        base = self.base
+        return (
+            self.training
+            and type(base) is nn.Linear
+            and base.bias is None
+            and not base.weight.requires_grad
+            and not self.spec.has_dropout
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def _composed(self, x_NI: Tensor, samples: int) -> Tensor:
+        """The same from separate steps, for any base layer and with dropout."""
+        y_NO: Tensor = self.base(x_NI)
+        h_NR = self._dropped(functional.linear(x_NI, self.lora_down.to(x_NI.dtype)), samples)
+        return y_NO.addmm_(h_NR.to(y_NO.dtype), self.lora_up.to(y_NO.dtype).t(), alpha=self._factor)
 
     def _skipped(self) -> bool:
         p = self.spec.module_dropout

@@ -22,7 +22,8 @@ class _ScaledRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
         rstd = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, scale, rstd)
         y: Tensor = (x * rstd).mul_(scale).to(x.dtype)
@@ -35,8 +36,9 @@ class _ScaledRMSNorm(torch.autograd.Function):
         grad_x = grad_scale = None
         if ctx.needs_input_grad[0]:
             scaled = grad * scale
-            mean = (scaled * x).sum(-1, keepdim=True).mul_(rstd.square()).div_(-x.shape[-1])
-            grad_x = torch.addcmul(scaled, x.to(scaled.dtype), mean).mul_(rstd).to(x.dtype)
+            same = x.to(scaled.dtype)
+            mean = torch.linalg.vecdot(scaled, same).unsqueeze(-1).mul_(rstd.square()).div_(-x.shape[-1])
+            grad_x = scaled.addcmul_(same, mean).mul_(rstd).to(x.dtype)
         if ctx.needs_input_grad[1]:
             grad_scale = (grad * x * rstd).sum_to_size(scale.shape)
         return grad_x, grad_scale, None

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from zimage_gui.model.attention import attention
 from zimage_gui.model.norms import RMSNorm
+from zimage_gui.model.recompute import cheap, keeping_products
 from zimage_gui.model.rope import rope_tables, rotate
 from zimage_gui.model.sizes import TransformerConfig as TransformerConfig
+from zimage_gui.model.swiglu import swiglu
 
 SEQUENCE_MULTIPLE = 32
 TIME_FREQUENCIES = 256
@@ -54,14 +56,18 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: Tensor, rope_L1C: Tensor) -> Tensor:
         heads = (*x_BLD.shape[:-1], self.heads, -1)
-        q_BLHD = rotate(self.norm_q(self.to_q(x_BLD).view(heads)), rope_L1C)
-        k_BLHD = rotate(self.norm_k(self.to_k(x_BLD).view(heads)), rope_L1C)
+        q_BLHD = cheap(_rotated_norm, self.norm_q, self.to_q(x_BLD).view(heads), rope_L1C)
+        k_BLHD = cheap(_rotated_norm, self.norm_k, self.to_k(x_BLD).view(heads), rope_L1C)
         v_BLHD = self.to_v(x_BLD).view(heads)
         out_BLD = attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2)
         if out_BLD.dtype is torch.float16:
             out_BLD = out_BLD * FP16_ATTENTION_SCALE
         out: Tensor = self.to_out[0](out_BLD)
         return out
+
+
+def _rotated_norm(norm: RMSNorm, heads_BLHD: Tensor, rope_L1C: Tensor) -> Tensor:
+    return rotate(norm(heads_BLHD), rope_L1C)
 
 
 class FeedForward(nn.Module):
@@ -75,7 +81,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         linear_x = x_BLD * FP16_FFN_SCALE if x_BLD.dtype is torch.float16 else x_BLD
-        out: Tensor = self.w2(F.silu(self.w1(x_BLD)) * self.w3(linear_x))
+        out: Tensor = self.w2(cheap(swiglu, self.w1(x_BLD), self.w3(linear_x)))
         return out
 
 
@@ -101,9 +107,9 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
         half = x_BLD.dtype is torch.float16
         scale_a, gate_a, scale_f, gate_f = self._modulation(time_BT)
-        out_BLD = self.attention(self.attention_norm1(x_BLD, scale_a), rope_L1C)
+        out_BLD = self.attention(cheap(self.attention_norm1, x_BLD, scale_a), rope_L1C)
         x_BLD = x_BLD + self.attention_norm2(out_BLD, gate_a, FP16_ATTENTION_SCALE if half else 1.0)
-        out_BLD = self.feed_forward(self.ffn_norm1(x_BLD, scale_f))
+        out_BLD = self.feed_forward(cheap(self.ffn_norm1, x_BLD, scale_f))
         x_BLD = x_BLD + self.ffn_norm2(out_BLD, gate_f, FP16_FFN_SCALE if half else 1.0)
         return x_BLD
 
@@ -161,6 +167,14 @@ def call_block(block: nn.Module, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tenso
     """Runs a block plainly. A trainer passes its own function in this place to checkpoint blocks."""
     out: Tensor = block(x_BLD, rope_L1C, time_BT)
     return out
+
+
+def call_block_keeping_products(
+    block: nn.Module, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None
+) -> Tensor:
+    """Runs a block for training: its matrix products are kept, what lies between them is computed again."""
+    with keeping_products():
+        return call_block(block, x_BLD, rope_L1C, time_BT)
 
 
 @dataclass(frozen=True)

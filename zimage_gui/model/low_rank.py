@@ -1,0 +1,60 @@
+"""A frozen linear layer and the low-rank adapter beside it as one step of the backward pass.
+
+Knows one formula. Must not know modules, ranks or dropout. Both passes add the adapter's product inside the
+matrix product, so that no second tensor of the output's or the input's size is written or read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ROW_BYTES = 64
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """y = x Wᵀ + s·h Bᵀ with h = x Aᵀ; W (O, I) is frozen, A (R, I) and B (O, R) are trained, s a number.
+
+    With dh = s·dy B:  dx = dy W + dh A,  dA = dhᵀ x,  dB = s·dyᵀ h.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float
+    ) -> Tensor:
+        down, up = down_RI.to(x_NI.dtype), up_OR.to(x_NI.dtype)
+        h_NR = x_NI @ down.t()
+        y_NO = torch.mm(x_NI, weight_OI.t(), out=_aligned_rows(x_NI, len(weight_OI)))
+        ctx.save_for_backward(x_NI, weight_OI, down_RI, up_OR, h_NR)
+        ctx.scale = scale
+        return y_NO.addmm_(h_NR, up.t(), alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+        x_NI, weight_OI, down_RI, up_OR, h_NR = ctx.saved_tensors
+        grad_x = grad_down = grad_up = None
+        if ctx.needs_input_grad[3]:
+            grad_up = (grad_NO.t() @ h_NR).mul_(ctx.scale).to(up_OR.dtype)
+        dh_NR = (grad_NO @ up_OR.to(grad_NO.dtype)).mul_(ctx.scale)
+        if ctx.needs_input_grad[2]:
+            grad_down = (dh_NR.t() @ x_NI).to(down_RI.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.mm(grad_NO, weight_OI, out=_aligned_rows(x_NI, x_NI.shape[-1]))
+            grad_x.addmm_(dh_NR, down_RI.to(grad_NO.dtype))
+        return grad_x, None, grad_down, grad_up, None
+
+
+def low_rank_linear(x_NI: Tensor, weight_OI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+    """x Wᵀ + scale·(x Aᵀ) Bᵀ in x's and W's common dtype; no gradient for W."""
+    apply: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] = _LowRankLinear.apply
+    return apply(x_NI, weight_OI, down_RI, up_OR, scale)
+
+
+def _aligned_rows(like: Tensor, width: int) -> Tensor:
+    """Uninitialised (len(like), width). Rows begin at multiples of 64 bytes: matrix products take up to half
+    as long again to write rows that do not, such as rows of 682 floats."""
+    step = _ROW_BYTES // like.element_size()
+    return like.new_empty(len(like), -(-width // step) * step)[:, :width]
