@@ -18,9 +18,11 @@ from zimage_gui.errors import UserError
 from zimage_gui.model.fp8 import block_scales, quantised, tensor_scale
 from zimage_gui.model.fp8_names import MARK
 from zimage_gui.model.lora_entries import Dora, Entry, LoKr
-from zimage_gui.model.streaming import Rows, Scratch, TensorReader, cast_floats, gathered, pieces, turned
+from zimage_gui.model.streaming import Rows, Scratch, TensorReader, all_finite, cast_floats, gathered, pieces, turned
 from zimage_gui.model.tensor_files import DTYPES, RawEntry, tensor_bytes
 
+_CHANGED_AT_ONCE = 1 << 20
+"""Bytes as stored; in fp32, with a change and its factors, several times that."""
 Changes = Mapping[str, list[tuple[Entry, float]]]
 """{our name of a weight: the adapters that change it, each with its strength}."""
 
@@ -112,7 +114,7 @@ class Numbers:
             shape = source.shape_of(self.source.info(source.name).shape)
             chunks = [gathered(self.reader.rows(source), shape)]
         else:
-            chunks = self.reader.rows(source, max(step or 1 for step in steps))
+            chunks = self.reader.rows(source, max(step or 1 for step in steps), _CHANGED_AT_ONCE)
         start = 0
         for chunk in chunks:
             changed = chunk.to(torch.float32, copy=True)
@@ -134,6 +136,6 @@ def _row_step(entry: Entry) -> int | None:
 
 
 def _refuse_infinite(changed: Tensor, base: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(changed).all()) and bool(torch.isfinite(base).all()):
+    if not all_finite(changed) and all_finite(base.float()):
         rule = f"make infinite or undefined numbers of {name}"
         raise UserError.one("lora_weight", "", rule, "Lower lora_multiplier; if it is low, a LoRA is damaged")

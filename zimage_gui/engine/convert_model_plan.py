@@ -43,8 +43,9 @@ _BURN_OWN = ("producer", "version")
 class OutTensor:
     """A tensor to write, made of ours, whose rows follow each other before the transpose.
 
-    dtype as safetensors spells it. fp8: "" or how it is quantised ("comfy", "blocks"); then `scale` (name, dtype,
-    shape) is written after it. copied: instead of all that, a tensor of the source as it is stored, or `MARK`.
+    dtype as safetensors spells it. fp8: "" or how it is quantised ("comfy", "blocks"); then `scale` (name,
+    dtype, shape) is written after it. copied: instead of all that, a tensor of the source as it is stored, or
+    `MARK`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Carries out a plan: streams every tensor into the file or folder, reads it back, and only then lets it appear.
+"""Carries out a plan: streams every tensor into the file or folder, reads it back, then lets it appear.
 
 Knows formats of files and the run's progress. Must not know options or layouts.
 """
@@ -44,7 +44,7 @@ class Told:
 
 
 def write_plan(plan: Plan, run: Run, changes: Changes | None = None) -> list[Path]:
-    """Writes what the plan says with the changes of LoRAs in it; returns the paths that a person was promised.
+    """Writes what the plan says with the changes of LoRAs in it; returns the path that was promised.
 
     Raises UserError when the disk or a number format refuses, and Interrupted when the run is stopped; then
     nothing is left behind.
