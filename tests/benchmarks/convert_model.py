@@ -1,5 +1,6 @@
 """`convert` and `merge` on a 12.3 GB checkpoint with the real shapes, beside copying the same file: wall time and memory."""
 
+import math
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,9 +67,7 @@ def synthesise(path: Path, layers: int) -> int:
             count -= min(count, len(window))
 
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    entries = [
-        RawEntry(name, "BF16", shape, lambda n=2 * torch.Size(shape).numel(): chunks(n)) for name, shape in sorted(shapes.items())
-    ]
+    entries = [RawEntry(name, "BF16", shape, partial(chunks, 2 * math.prod(shape))) for name, shape in sorted(shapes.items())]
     write_raw(path, entries, {"format": "pt"})
     return len(entries)
 

@@ -18,7 +18,16 @@ from zimage_gui.errors import UserError
 from zimage_gui.model.fp8 import block_scales, quantised, tensor_scale
 from zimage_gui.model.fp8_names import MARK
 from zimage_gui.model.lora_entries import Dora, Entry, LoKr
-from zimage_gui.model.streaming import Rows, Scratch, TensorReader, all_finite, cast_floats, gathered, pieces, turned
+from zimage_gui.model.streaming import (
+    Rows,
+    Scratch,
+    TensorReader,
+    all_finite,
+    cast_floats,
+    gathered,
+    pieces,
+    turned,
+)
 from zimage_gui.model.tensor_files import DTYPES, RawEntry, tensor_bytes
 
 _CHANGED_AT_ONCE = 1 << 20

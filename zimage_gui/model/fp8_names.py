@@ -44,7 +44,7 @@ class Fp8Parts:
 
 
 def fp8_parts(infos: Mapping[str, TensorInfo]) -> Fp8Parts:
-    """Takes a checkpoint apart. Raises ValueError, the rest of a sentence, for a scale that fits no weight."""
+    """Takes a checkpoint apart. Raises ValueError (the rest of a sentence) when a scale fits no weight."""
     scales: dict[str, str] = {}
     beside = []
     for name in infos:

@@ -181,7 +181,7 @@ class TensorReader:
         place = self._checkpoint.places[name]
         file = self._files.get(place.file)
         if file is None:
-            file = self._open.enter_context(open(place.file, "rb"))
+            file = self._open.enter_context(place.file.open("rb"))
             self._files[place.file] = file
         whole = not place.info.shape
         return read_tensor(file, place.info, None if whole else (start, stop))
