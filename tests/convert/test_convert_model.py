@@ -1,11 +1,25 @@
 """`convert` between every layout and back, bit for bit, and as the other programs read it."""
 
 import json
+import sys
 
 import pytest
 import torch
+from benchmarks.convert_model import measure
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
-from models import DATA, DEMO, FUSED, HUB, MUSUBI, SINGLE, assert_same, convert, said, tensors
+from models import (
+    DATA,
+    DEMO,
+    FUSED,
+    HUB,
+    MUSUBI,
+    SINGLE,
+    assert_same,
+    convert,
+    said,
+    sparse_text_encoder,
+    tensors,
+)
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Model
 
@@ -184,3 +198,14 @@ def test_the_demo_and_the_data_are_left_untouched(tmp_path):
     before = {path: path.read_bytes() for path in (DATA / "reference" / "hub" / "transformer").iterdir()}
     convert(HUB / "transformer", tmp_path / "o.bpk")
     assert {path: path.read_bytes() for path in (DATA / "reference" / "hub" / "transformer").iterdir()} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_model_larger_than_the_memory_it_takes(tmp_path):
+    """370 MB. Building the network without memory, for its shapes, brings in 90 MB of torch beside the idle program."""
+    sparse_text_encoder(tmp_path / "s.safetensors", 11 * 2**18)
+    program = [sys.executable, "-c", "import sys; from zimage_gui.cli import main; import zimage_gui.engine.convert_model; sys.exit(main(sys.argv[1:]))"]
+    idle = measure([*program, "--version"], tmp_path / "s.safetensors")
+    found = measure([*program, "convert", str(tmp_path / "s.safetensors"), str(tmp_path / "o.bpk"), "--dtype", "f16"], tmp_path / "o.bpk")
+    assert found.written > 350e6
+    assert found.memory < idle.memory + 130

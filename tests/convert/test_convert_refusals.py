@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FUSED, HUB, MUSUBI, SINGLE, convert, tensors
+from models import FUSED, HUB, MUSUBI, SINGLE, convert, sparse_text_encoder, tensors
 from safetensors.torch import load_file, save_file
 
 from zimage_gui.config.convert_model import ConvertConfig
@@ -148,25 +148,8 @@ def test_an_existing_file_stays_unless_overwrite_says_otherwise(tmp_path):
     assert convert(FUSED, output, overwrite=True)[0].stat().st_size > 1_000_000
 
 
-def _sparse_text_encoder(path, vocabulary):
-    """A text encoder whose embedding takes no room on the disk."""
-    header, offset = {}, 0
-    for name, tensor in load_file(SINGLE / "qwen_3.safetensors").items():
-        shape = [vocabulary, 64] if "embed_tokens" in name else list(tensor.shape)
-        size = 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        try:
-            file.truncate(8 + len(text) + offset)
-        except OSError:
-            pytest.skip("this file system has no sparse files of that size")
-
-
 def test_missing_room_is_found_before_anything_is_written(tmp_path):
-    _sparse_text_encoder(tmp_path / "huge.safetensors", 10**11)
+    sparse_text_encoder(tmp_path / "huge.safetensors", 10**11)
     with pytest.raises(UserError, match=r"needs \d+\.\d\d GB of free space"):
         convert(tmp_path / "huge.safetensors", tmp_path / "o.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["huge.safetensors"]
@@ -190,7 +173,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, name):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files, not even root's")
 def test_a_folder_that_takes_no_files_is_named():
-    with pytest.raises(UserError, match="output = /sys/o.bpk: cannot be written"), whole(Path("/sys/o.bpk"), False) as temp:
+    with pytest.raises(UserError, match=r"output = /sys/o\.bpk: cannot be written"), whole(Path("/sys/o.bpk"), False) as temp:
         temp.write_bytes(b"1")
 
 
@@ -222,7 +205,7 @@ def test_a_stop_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize("name", ["o.safetensors", "o"])
 def test_ctrl_c_ends_with_130_and_leaves_nothing_behind(tmp_path, name):
     source = tmp_path / "s.safetensors"
-    _sparse_text_encoder(source, 2**24)  # 2 GB: the signal comes long before the end
+    sparse_text_encoder(source, 2**24)  # 2 GB: the signal comes long before the end
     words = [sys.executable, "-m", "zimage_gui", "convert", str(source), str(tmp_path / name)]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         while len(list(tmp_path.iterdir())) == 1:
