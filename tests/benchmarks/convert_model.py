@@ -33,8 +33,8 @@ Measured by
     python -m tests.benchmarks convert --write
 
 on {when}: {machine}. A checkpoint with the real shapes ({tensors} tensors, bf16, {size:.2f} GB, random numbers) is converted by the
-command itself in a process of its own, and copied (`cp`, then fsync, for our results are synced too) before and after it. The
-source is taken out of the page cache before each. Wall time includes starting Python and torch, and reading every byte
+command itself in a process of its own, and copied (`cp`, then fsync, for our results are synced too) before and after it; the
+ratio is to the mean of the two copies. The source is taken out of the page cache before each. Wall time includes starting Python and torch, and reading every byte
 of the result back. Load of the machine while measuring: {load} on {cores} cores.
 
 {table}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -88,14 +89,11 @@ def spans(
 
 
 class TensorReader:
-    """Open files of a checkpoint. scales: {weight: its fp8 scale}; on_bytes is told what was read."""
+    """Open files of a checkpoint. scales: {weight: its fp8 scale}."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, scales: dict[str, str], on_bytes: Callable[[int], object]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, scales: dict[str, str]) -> None:
         self._checkpoint = checkpoint
         self._scales = scales
-        self._on_bytes = on_bytes
         self._open = contextlib.ExitStack()
         self._files: dict[Path, BinaryIO] = {}
         self._scratch = Scratch()
@@ -168,7 +166,6 @@ class TensorReader:
 
     def _read(self, name: str, start: int, stop: int, as_stored: bool = False) -> Tensor:
         chunk = self._raw(name, start, stop)
-        self._on_bytes(chunk.numel() * chunk.itemsize)
         if as_stored or name not in self._scales:
             return chunk
         scale_name = self._scales[name]
@@ -178,13 +175,32 @@ class TensorReader:
         return dequantised(chunk, self._raw(scale_name, *rows))
 
     def _raw(self, name: str, start: int, stop: int) -> Tensor:
-        place = self._checkpoint.places[name]
-        file = self._files.get(place.file)
-        if file is None:
-            file = self._open.enter_context(place.file.open("rb"))
-            self._files[place.file] = file
-        whole = not place.info.shape
-        return read_tensor(file, place.info, None if whole else (start, stop))
+        info = self._info(name)
+        return read_tensor(self._file(name), info, (start, stop) if info.shape else None)
+
+    def _file(self, name: str) -> BinaryIO:
+        path = self._checkpoint.places[name].file
+        if path not in self._files:
+            self._files[path] = self._open.enter_context(path.open("rb"))
+        return self._files[path]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """These tensors are read next: the system may begin now."""
+        self._advise(names, "POSIX_FADV_WILLNEED")
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These tensors are not read again: the system need not keep them in memory."""
+        self._advise(names, "POSIX_FADV_DONTNEED")
+
+    def _advise(self, names: Iterable[str], advice: str) -> None:
+        if not hasattr(os, "posix_fadvise"):  # Windows and macOS have no such call
+            return
+        for name in names:
+            info = self._info(name)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(
+                    self._file(name).fileno(), info.start, info.end - info.start, getattr(os, advice)
+                )
 
 
 def _regrouped(chunks: Rows, multiple: int) -> Rows:
