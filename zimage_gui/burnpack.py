@@ -318,10 +318,12 @@ def write_bpk(
     entries: Sequence[BpkEntry],
     metadata: Mapping[str, str],
     scalars: Mapping[str, Scalar] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Path:
     """Writes an aligned burnpack file atomically, chunk by chunk, its data in the order of `entries`.
 
-    Equal input gives equal bytes, and those of burn's own writer for the same names, ids and metadata. Raises
+    check: called with the temp file when all is written; what it raises keeps the file from appearing. Equal
+    input gives equal bytes, and those of burn's own writer for the same names, ids and metadata. Raises
     ValueError for a name twice or an entry whose chunks are not as long as its shape and dtype say.
     """
     table, offsets = _table(entries, metadata, scalars or {})
@@ -339,6 +341,9 @@ def write_bpk(
                 file.write(chunk)
             if written != end:
                 raise ValueError(f"{entry.name} has {written - start} bytes instead of {end - start}")
+        if check is not None:
+            file.flush()
+            check(Path(file.name))
 
     return atomic_write(path, write)
 

@@ -60,12 +60,20 @@ def machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("steps", "convert"), default="steps", help="convert: a 12.3 GB model, 40 GB of disk")
+    parser.add_argument("--folder", type=Path, help="convert: where to work (default: the system's temp folder)")
+    parser.add_argument("--layers", type=int, default=30, help="convert: fewer layers for a smaller model (default 30)")
     parser.add_argument("--pairs", type=int, default=9, help="rounds of each comparison (default 9)")
     parser.add_argument("--starts", type=int, default=5, help="rounds of the start times (default 5)")
     parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="number types (default both)")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if options.what == "convert":
+        import convert_model
+
+        convert_model.main(options.folder, options.layers, PAGE if options.write else None)
+        return 0
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import alternate
     import latent_cache
@@ -87,7 +95,8 @@ def main() -> int:
     )
     page = head + "\n".join(pieces) + "\n\n## Start\n\n" + "\n".join(times) + "\n" + NOTES
     if options.write:
-        PAGE.write_text(page, encoding="utf-8")
+        kept = PAGE.read_text(encoding="utf-8").partition("## Converting")
+        PAGE.write_text(page + "\n" + "".join(kept[1:]), encoding="utf-8")
     else:
         print(page)
     return 0

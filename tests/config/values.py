@@ -46,6 +46,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "exclude_patterns": _patterns,
     "lr_warmup_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "lr_decay_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
+    "prefix": st.sampled_from([None, "", "model.diffusion_model.", "模型."]),
     "auth": st.none(),  # a secret: never written
 }
 

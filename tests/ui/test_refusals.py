@@ -43,6 +43,7 @@ def test_a_model_of_the_wrong_kind_makes_no_run(tmp_path):
     wrong = tmp_path / "picture.safetensors"
     wrong.write_bytes(b"no header at all")
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").touch()
     config = TrainLoraConfig(dit=wrong, dataset=tmp_path / "pictures", runs_dir=desk.runs_dir)
     assert refused(lambda: lora_tab(desk, Live())._start(config, frozenset())) == ["dit"]
     assert desk.runs.states() == []

@@ -157,8 +157,8 @@ class GenerateConfig(RunOptions, ModelPaths):
         None,
         section="lora",
         label="Save merged model",
-        help="Write the transformer with the LoRAs merged into it, and generate nothing. A .safetensors file is "
-        "written as ComfyUI reads it, a .bpk file as z-image-train does, a folder as diffusers does; the "
+        help="Write the transformer with the LoRAs merged into it, and generate nothing. A .safetensors file "
+        "is written as ComfyUI reads it, a .bpk file as z-image-train does, a folder as diffusers does; the "
         "command merge chooses more.",
         path="out_any",
         advanced=True,

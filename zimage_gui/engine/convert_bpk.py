@@ -101,14 +101,16 @@ def _chunks(entry: BpkEntry) -> Iterable[bytes | memoryview]:
 def write_bpk_plan(plan: BpkPlan, run: Run) -> list[Path]:
     """Writes and reads back as `write_plan` does."""
     sweep_temp_files(plan.output.parent)
-    told = Told(run, "write", f"Writing {plan.output.name}", plan.bytes)
+    told = Told(run, plan.output.name, plan.bytes)
     ledger = Ledger(told.add)
     kept = [replace(e, chunks=ledger.kept(e.name, partial(_chunks, e)), size=e.bytes) for e in plan.entries]
     expected = {
         entry.name: (BpkTensor(entry.dtype, entry.shape, 0, 0).info.dtype, entry.shape) for entry in kept
     }
+
+    def check(written: Path) -> None:
+        ledger.verify(written, expected, told.add)
+
     with whole(plan.output, folder=False) as temp:
-        write_bpk(temp, kept, plan.header.metadata, plan.header.scalars)
-        told = Told(run, "verify", f"Reading {plan.output.name} back", plan.bytes)
-        ledger.verify(temp, expected, told.add)
+        write_bpk(temp, kept, plan.header.metadata, plan.header.scalars, check)
     return [plan.output]

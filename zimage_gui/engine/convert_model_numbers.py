@@ -5,7 +5,7 @@ Knows casting, fusing, turning, quantising and the changes of LoRAs. Must not kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,9 +18,20 @@ from zimage_gui.errors import UserError
 from zimage_gui.model.fp8 import block_scales, quantised, tensor_scale
 from zimage_gui.model.fp8_names import MARK
 from zimage_gui.model.lora_entries import Dora, Entry, LoKr
-from zimage_gui.model.streaming import Rows, Scratch, TensorReader, cast_floats, gathered, pieces, turned
+from zimage_gui.model.streaming import (
+    Rows,
+    Scratch,
+    TensorReader,
+    all_finite,
+    cast_floats,
+    gathered,
+    pieces,
+    turned,
+)
 from zimage_gui.model.tensor_files import DTYPES, RawEntry, tensor_bytes
 
+_CHANGED_AT_ONCE = 1 << 20
+"""Bytes as stored; in fp32, with a change and its factors, several times that."""
 Changes = Mapping[str, list[tuple[Entry, float]]]
 """{our name of a weight: the adapters that change it, each with its strength}."""
 
@@ -37,17 +48,31 @@ class Numbers:
         self._scratch = Scratch()
         self._scales: dict[str, Tensor] = {}
 
-    def entries(self, tensor: OutTensor) -> list[RawEntry]:
-        """The tensor, and its scale behind it: the scale is known once the tensor is made."""
-        main = RawEntry(tensor.name, tensor.dtype, tensor.shape, partial(self._bytes, tensor))
-        if tensor.scale is None:
-            return [main]
-        name, dtype, shape = tensor.scale
-        return [main, RawEntry(name, dtype, shape, partial(self._scale_bytes, name))]
+    def entries(self, tensors: Sequence[OutTensor]) -> list[RawEntry]:
+        """The tensors in order, each with its scale behind it: that is known once the tensor is made."""
+        found = []
+        for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
+            chunks = partial(self._bytes, tensor, following)
+            found.append(RawEntry(tensor.name, tensor.dtype, tensor.shape, chunks))
+            if tensor.scale is not None:
+                name, dtype, shape = tensor.scale
+                found.append(RawEntry(name, dtype, shape, partial(self._scale_bytes, name)))
+        return found
 
-    def _bytes(self, tensor: OutTensor) -> Iterator[memoryview]:
+    def _bytes(self, tensor: OutTensor, following: OutTensor | None) -> Iterator[memoryview]:
+        """The system is told to read the next tensor while this one is worked on, and to forget this one then:
+        its place in the page cache is better used for the result, which is read back."""
+        if following is not None:
+            self.reader.expect(self._stored(following))
         for chunk in self._chunks(tensor):
             yield tensor_bytes(chunk)
+        self.reader.forget(self._stored(tensor) - (self._stored(following) if following else set()))
+
+    def _stored(self, tensor: OutTensor) -> set[str]:
+        """Names in the file of what the tensor is made of."""
+        if tensor.copied:
+            return {tensor.copied} - {MARK}
+        return {self.source.sources[part].name for part in tensor.parts}
 
     def _scale_bytes(self, name: str) -> Iterator[memoryview]:
         yield tensor_bytes(self._scales.pop(name))
@@ -112,7 +137,7 @@ class Numbers:
             shape = source.shape_of(self.source.info(source.name).shape)
             chunks = [gathered(self.reader.rows(source), shape)]
         else:
-            chunks = self.reader.rows(source, max(step or 1 for step in steps))
+            chunks = self.reader.rows(source, max(step or 1 for step in steps), _CHANGED_AT_ONCE)
         start = 0
         for chunk in chunks:
             changed = chunk.to(torch.float32, copy=True)
@@ -134,6 +159,6 @@ def _row_step(entry: Entry) -> int | None:
 
 
 def _refuse_infinite(changed: Tensor, base: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(changed).all()) and bool(torch.isfinite(base).all()):
+    if not all_finite(changed) and all_finite(base.float()):
         rule = f"make infinite or undefined numbers of {name}"
         raise UserError.one("lora_weight", "", rule, "Lower lora_multiplier; if it is low, a LoRA is damaged")

@@ -31,7 +31,7 @@ _WORDS = 512
 def output_problems(
     output: Path, sources: Sequence[Path], overwrite: bool, needed: int, *, free: int | None = None
 ) -> list[Problem]:
-    """Everything that keeps `needed` bytes from being written to `output`. free: bytes, instead of looking."""
+    """All that keeps `needed` bytes from being written to `output`. free: bytes, instead of looking."""
     same = [source for source in sources if output.exists() and source.exists() and source.samefile(output)]
     inside = [
         source for source in sources if output.is_dir() and output.resolve() in source.resolve().parents
@@ -154,7 +154,7 @@ class Ledger:
 
 
 def checksum(chunk: bytes | memoryview) -> int:
-    """A checksum at the speed of memory: crc32 over sums of 4 KiB each, crc32 of every byte costs ten times that."""
+    """crc32 over sums of 4 KiB each: at the speed of memory; crc32 of every byte takes ten times that."""
     view = memoryview(chunk)
     length = len(view) // (8 * _WORDS) * (8 * _WORDS)
     sums = np.frombuffer(view[:length], np.uint64).reshape(-1, _WORDS).sum(axis=1, dtype=np.uint64)

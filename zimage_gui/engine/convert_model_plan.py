@@ -1,4 +1,4 @@
-"""What will be written: files, tensors in order, metadata, bytes. Found from headers, before a weight is read.
+"""What will be written: files, tensors in order, metadata, bytes; all from headers, before a weight is read.
 
 Knows layouts and number formats. Must not know torch, so that the window can show a plan at once.
 """
@@ -43,8 +43,9 @@ _BURN_OWN = ("producer", "version")
 class OutTensor:
     """A tensor to write, made of ours, whose rows follow each other before the transpose.
 
-    dtype as safetensors spells it. fp8: "" or how it is quantised ("comfy", "blocks"); then `scale` (name, dtype,
-    shape) is written after it. copied: instead of all that, a tensor of the source as it is stored, or `MARK`.
+    dtype as safetensors spells it. fp8: "" or how it is quantised ("comfy", "blocks"); then `scale` (name,
+    dtype, shape) is written after it. copied: instead of all that, a tensor of the source as it is stored, or
+    `MARK`.
     """
 
     name: str
@@ -64,8 +65,8 @@ class OutTensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """files: {file name inside the output, "" for the output itself: its tensors}; settings: the config.json of a
-    folder; notes: what a person should know before."""
+    """files: {file name inside the output, "" for the output itself: its tensors}; settings: the config.json
+    of a folder; notes: what a person should know before."""
 
     source: ModelSource
     output: Path
@@ -202,7 +203,7 @@ def _tensors(
 
 
 def in_order(tensors: Sequence[OutTensor]) -> list[OutTensor]:
-    """Widest numbers first, as other writers align them; fp8 weights with their scales behind them at the end."""
+    """Widest numbers first, as other writers align them; fp8 weights, scales behind them, at the end."""
     return sorted(tensors, key=lambda tensor: (-BITS_OF_DTYPE[tensor.dtype], tensor.name))
 
 
@@ -216,7 +217,7 @@ def _names(part: str, layout: str, shapes: Mapping[str, Shape]) -> dict[str, tup
 
 
 def _float_dtype(source: ModelSource, name: str) -> str:
-    """Number format of our tensor when nothing else is asked for; fp8 opens out into bf16's range as F32."""
+    """Number format of our tensor when nothing else is asked for; fp8 becomes bf16, which holds it."""
     dtype = source.info(source.sources[name].name).dtype
     return dtype if dtype in ("F64", "F32", "F16", "BF16") else "BF16"
 

@@ -26,8 +26,8 @@ WORDS = {"transformer": "transformer", "vae": "VAE", "text_encoder": "text encod
 class ModelSource:
     """A model as it lies on disk.
 
-    layout: "diffusers", "comfy", "ldm", "hub" or "burn", as found; sources: {our name: where it lies}; parts: the
-    fp8 scales; left_out: names of the file that are not carried over.
+    layout: "diffusers", "comfy", "ldm", "hub" or "burn", as found; sources: {our name: where it lies}; parts:
+    the fp8 scales; left_out: names of the file that are not carried over.
     """
 
     checkpoint: Checkpoint

@@ -1,4 +1,4 @@
-"""Carries out a plan: streams every tensor into the file or folder, reads it back, and only then lets it appear.
+"""Carries out a plan: streams every tensor into the file or folder, reads it back, then lets it appear.
 
 Knows formats of files and the run's progress. Must not know options or layouts.
 """
@@ -27,12 +27,12 @@ _WORTH_TELLING = 100 * _MB
 
 
 class Told:
-    """Counts bytes into a stage's progress and heeds a stop."""
+    """Counts bytes, once written and once read back, into the run's progress, and heeds a stop."""
 
-    def __init__(self, run: Run, name: str, text: str, total: int) -> None:
-        run.emit(Stage(name=name, text=text))
+    def __init__(self, run: Run, name: str, size: int) -> None:
+        run.emit(Stage(name="write", text=f"Writing {name} and reading it back"))
         self._run, self._done, self._shown = run, 0, 0
-        self._meter = Meter(run, total // _MB, "MB") if total >= _WORTH_TELLING else None
+        self._meter = Meter(run, 2 * size // _MB, "MB") if size >= _WORTH_TELLING else None
 
     def add(self, count: int) -> None:
         if self._run.stop_requested():
@@ -44,43 +44,45 @@ class Told:
 
 
 def write_plan(plan: Plan, run: Run, changes: Changes | None = None) -> list[Path]:
-    """Writes what the plan says with the changes of LoRAs in it; returns the paths that a person was promised.
+    """Writes what the plan says with the changes of LoRAs in it; returns the path that was promised.
 
     Raises UserError when the disk or a number format refuses, and Interrupted when the run is stopped; then
     nothing is left behind.
     """
     sweep_temp_files(plan.output.parent)
-    told = Told(run, "write", f"Writing {plan.output.name}", plan.bytes)
-    ledgers: dict[str, Ledger] = {}
+    told = Told(run, plan.output.name, plan.bytes)
     with (
         whole(plan.output, plan.folder) as temp,
-        TensorReader(plan.source.checkpoint, dict(plan.source.parts.scales), lambda count: None) as reader,
+        TensorReader(plan.source.checkpoint, dict(plan.source.parts.scales)) as reader,
     ):
         numbers = Numbers(plan.source, reader, changes or {})
         for name, tensors in plan.files.items():
-            ledgers[name] = Ledger(told.add)
-            _write_file(temp / name, plan, tensors, numbers, ledgers[name])
+            _write_file(temp / name, plan, tensors, numbers, told)
         if plan.settings is not None:
             _write_settings(temp, plan)
-        told = Told(run, "verify", f"Reading {plan.output.name} back", plan.bytes)
-        for name, tensors in plan.files.items():
-            ledgers[name].verify(temp / name, _expected(tensors), told.add)
     return [plan.output]
 
 
-def _write_file(
-    path: Path, plan: Plan, tensors: Sequence[OutTensor], numbers: Numbers, ledger: Ledger
-) -> None:
-    raw = [entry for tensor in tensors for entry in numbers.entries(tensor)]
-    kept = [RawEntry(e.name, e.dtype, e.shape, ledger.kept(e.name, e.chunks)) for e in raw]
+def _write_file(path: Path, plan: Plan, tensors: Sequence[OutTensor], numbers: Numbers, told: Told) -> None:
+    """The file is read back while the system still carries it to the disk; both take their time."""
+    ledger = Ledger(told.add)
+    expected = _expected(tensors)
+
+    def check(written: Path) -> None:
+        ledger.verify(written, expected, told.add)
+
+    kept = [
+        RawEntry(entry.name, entry.dtype, entry.shape, ledger.kept(entry.name, entry.chunks))
+        for entry in numbers.entries(tensors)
+    ]
     if plan.layout != "burn":
-        write_raw(path, kept, plan.metadata)
+        write_raw(path, kept, plan.metadata, check)
         return
     ids = _param_ids(plan)
     entries = [
         BpkEntry(e.name, e.dtype, e.shape, e.chunks, ids.get(e.name, fresh_param_id(e.name))) for e in kept
     ]
-    write_bpk(path, entries, plan.metadata)
+    write_bpk(path, entries, plan.metadata, check=check)
 
 
 def _param_ids(plan: Plan) -> dict[str, int]:

@@ -6,7 +6,7 @@ Knows LoRA files and what must fit together. It must not know tensor layouts or 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def _prepared(config: MergeConfig) -> _Merge:
 
 
 def _loras(
-    config: MergeConfig, shapes: dict[str, Sequence[int]] | dict[str, tuple[int, ...]]
+    config: MergeConfig, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[list[tuple[LoraFile, float]], list[Problem]]:
     multipliers = (*config.lora_multiplier, *[1.0] * len(config.lora_weight))
     loras: list[tuple[LoraFile, float]] = []
@@ -99,6 +99,6 @@ def _loras(
         except UserError as error:
             problems += error.problems
             continue
-        problems += fit_problems(file, dict(shapes))
+        problems += fit_problems(file, shapes)
         loras.append((file, multiplier))
     return loras, problems

@@ -44,7 +44,7 @@ class Fp8Parts:
 
 
 def fp8_parts(infos: Mapping[str, TensorInfo]) -> Fp8Parts:
-    """Takes a checkpoint apart. Raises ValueError (the rest of a sentence) for a scale that fits no weight."""
+    """Takes a checkpoint apart. Raises ValueError (the rest of a sentence) when a scale fits no weight."""
     scales: dict[str, str] = {}
     beside = []
     for name in infos:
@@ -82,7 +82,7 @@ def scale_grid(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, in
 
 
 def is_fp8_target(name: str, part: str) -> bool:
-    """Whether programs quantise this weight (ours, bare): the matrices of the blocks, nothing that steers them."""
+    """Whether programs quantise this weight (ours, bare): the blocks' matrices, nothing that steers them."""
     pattern = _TARGETS.get(part)
     return pattern is not None and pattern.fullmatch(name) is not None
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -25,9 +26,9 @@ from zimage_gui.model.fp8_names import scale_grid
 from zimage_gui.model.keymaps import Source
 from zimage_gui.model.tensor_files import DTYPES, read_tensor
 
-CHUNK = 4 << 20
+CHUNK = 2 << 20
 """Bytes read at once: large enough for the disk, small enough for the processor's cache and for malloc to use
-the same memory again."""
+the same memory again (above some megabytes it returns them to the system, and fresh pages are dear)."""
 _STRIP = 240
 # torch turns whole, contiguous matrices in fast tiles; these are seen as integers of the same width.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -78,22 +79,21 @@ def pieces(tensor: Tensor) -> Rows:
         yield tensor[start:stop]
 
 
-def spans(first: int, last: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `CHUNK` bytes, each a multiple of so many rows but the last."""
-    step = max(1, CHUNK // max(row_bytes, 1) // multiple) * multiple
+def spans(
+    first: int, last: int, row_bytes: int, multiple: int = 1, chunk: int = CHUNK
+) -> Iterator[tuple[int, int]]:
+    """Row ranges of about `chunk` bytes, each a multiple of so many rows but the last."""
+    step = max(1, chunk // max(row_bytes, 1) // multiple) * multiple
     for start in range(first, last, step):
         yield start, min(start + step, last)
 
 
 class TensorReader:
-    """Open files of a checkpoint. scales: {weight: its fp8 scale}; on_bytes is told what was read."""
+    """Open files of a checkpoint. scales: {weight: its fp8 scale}."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, scales: dict[str, str], on_bytes: Callable[[int], object]
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, scales: dict[str, str]) -> None:
         self._checkpoint = checkpoint
         self._scales = scales
-        self._on_bytes = on_bytes
         self._open = contextlib.ExitStack()
         self._files: dict[Path, BinaryIO] = {}
         self._scratch = Scratch()
@@ -109,26 +109,27 @@ class TensorReader:
     def stored(self, name: str) -> Rows:
         """A tensor of the file exactly as it is stored."""
         info = self._info(name)
-        yield from self._ranges(name, 0, info.shape[0] if info.shape else 1, 1, as_stored=True)
+        yield from self._ranges(name, 0, info.shape[0] if info.shape else 1, as_stored=True)
 
-    def rows(self, source: Source, multiple: int = 1) -> Rows:
-        """Our tensor in row chunks of a multiple of so many rows; fp8 with a scale comes as fp32."""
+    def rows(self, source: Source, multiple: int = 1, chunk: int = CHUNK) -> Rows:
+        """Our tensor in row chunks of a multiple of so many rows; fp8 with a scale comes as fp32.
+
+        chunk: bytes read at once, where nothing is turned."""
         shape = self._info(source.name).shape
         if not source.transposed:
             first, last = source.rows or (0, shape[0] if shape else 1)
-            for chunk in self._ranges(source.name, first, last, multiple):
-                yield chunk if source.columns is None else chunk[:, slice(*source.columns)]
+            for read in self._ranges(source.name, first, last, multiple, chunk):
+                yield read if source.columns is None else read[:, slice(*source.columns)]
             return
         columns = source.columns or (0, shape[1])
         first, last = source.rows or (0, shape[0])
-        chunks = (chunk[:, slice(*columns)] for chunk in self._ranges(source.name, first, last, 1))
+        chunks = (read[:, slice(*columns)] for read in self._ranges(source.name, first, last))
         whole = turned(chunks, last - first, columns[1] - columns[0], self._scratch)
         yield from whole if multiple == 1 else _regrouped(whole, multiple)
 
     def turned_rows(self, sources: list[Source]) -> Rows:
-        """Transpose of our tensors one below the other, of which each lies transposed on disk: nothing is turned.
-
-        Their columns stand side by side in the file's rows.
+        """Transpose of our tensors one below the other, each of which lies transposed on disk: their columns
+        stand side by side, and nothing is turned.
         """
         shapes = [self._info(source.name).shape for source in sources]
         row_bytes = sum(self._row_bytes(name) for name in {source.name for source in sources})
@@ -151,13 +152,20 @@ class TensorReader:
         info = self._info(name)
         return (info.end - info.start) // max(info.shape[0], 1) if info.shape else info.end - info.start
 
-    def _ranges(self, name: str, first: int, last: int, multiple: int, as_stored: bool = False) -> Rows:
-        for start, stop in spans(first, last, self._row_bytes(name), multiple):
+    def _ranges(
+        self,
+        name: str,
+        first: int,
+        last: int,
+        multiple: int = 1,
+        chunk: int = CHUNK,
+        as_stored: bool = False,
+    ) -> Rows:
+        for start, stop in spans(first, last, self._row_bytes(name), multiple, chunk):
             yield self._read(name, start, stop, as_stored)
 
     def _read(self, name: str, start: int, stop: int, as_stored: bool = False) -> Tensor:
         chunk = self._raw(name, start, stop)
-        self._on_bytes(chunk.numel() * chunk.itemsize)
         if as_stored or name not in self._scales:
             return chunk
         scale_name = self._scales[name]
@@ -167,13 +175,32 @@ class TensorReader:
         return dequantised(chunk, self._raw(scale_name, *rows))
 
     def _raw(self, name: str, start: int, stop: int) -> Tensor:
-        place = self._checkpoint.places[name]
-        file = self._files.get(place.file)
-        if file is None:
-            file = self._open.enter_context(open(place.file, "rb"))
-            self._files[place.file] = file
-        whole = not place.info.shape
-        return read_tensor(file, place.info, None if whole else (start, stop))
+        info = self._info(name)
+        return read_tensor(self._file(name), info, (start, stop) if info.shape else None)
+
+    def _file(self, name: str) -> BinaryIO:
+        path = self._checkpoint.places[name].file
+        if path not in self._files:
+            self._files[path] = self._open.enter_context(path.open("rb"))
+        return self._files[path]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """These tensors are read next: the system may begin now."""
+        self._advise(names, "POSIX_FADV_WILLNEED")
+
+    def forget(self, names: Iterable[str]) -> None:
+        """These tensors are not read again: the system need not keep them in memory."""
+        self._advise(names, "POSIX_FADV_DONTNEED")
+
+    def _advise(self, names: Iterable[str], advice: str) -> None:
+        if not hasattr(os, "posix_fadvise"):  # Windows and macOS have no such call
+            return
+        for name in names:
+            info = self._info(name)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(
+                    self._file(name).fileno(), info.start, info.end - info.start, getattr(os, advice)
+                )
 
 
 def _regrouped(chunks: Rows, multiple: int) -> Rows:
@@ -201,10 +228,17 @@ def cast_floats(chunk: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """A chunk in another number format. Raises UserError naming the tensor when fp16 cannot hold a number."""
     if chunk.dtype == dtype:
         return chunk
-    cast = chunk.to(dtype)
-    if dtype == torch.float16 and not bool(torch.isfinite(cast).all()):
+    if dtype != torch.float16:
+        return chunk.to(dtype)
+    cast = chunk.to(torch.float32).to(dtype)  # several times faster than from bf16 at once
+    if not all_finite(cast):
         lost = int((~torch.isfinite(cast) & torch.isfinite(chunk)).sum())
         if lost:
             rule = f"cannot hold {lost} numbers of {name}: they lie beyond 65504"
             raise UserError.one("dtype", "f16", rule, "Choose bf16 or f32")
     return cast
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """What `isfinite().all()` says, at thirty times its speed for fp16."""
+    return tensor.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(tensor))

@@ -124,9 +124,15 @@ def write_tensors(
     return write_raw(path, raw, metadata)
 
 
-def write_raw(path: Path, entries: Sequence[RawEntry], metadata: Mapping[str, str] | None = None) -> Path:
+def write_raw(
+    path: Path,
+    entries: Sequence[RawEntry],
+    metadata: Mapping[str, str] | None = None,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """Writes a safetensors file atomically, its tensors in the order given, chunk by chunk.
 
+    check: called with the temp file when all is written; what it raises keeps the file from appearing.
     Raises ValueError for a name twice or an entry whose chunks are not as long as its shape and dtype say.
     """
     head, sizes = _head(entries, metadata)
@@ -140,6 +146,9 @@ def write_raw(path: Path, entries: Sequence[RawEntry], metadata: Mapping[str, st
                 file.write(chunk)
             if written != size:
                 raise ValueError(f"{entry.name} has {written} bytes instead of {size}")
+        if check is not None:
+            file.flush()
+            check(Path(file.name))
 
     return atomic_write(path, write)
 

@@ -22,7 +22,7 @@ DEFAULT_CAPTION_EXTENSION = ".txt"
 @dataclass(frozen=True)
 class Source:
     """One dataset entry. Exactly one of image_directory and image_jsonl_file is set; all paths are
-    resolved.
+    resolved. option: what the user calls the picture folder.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Source:
     batch_size: int = 1
     num_repeats: int = 1
     notes: tuple[str, ...] = ()
+    option: str = "image_directory"
 
     @property
     def folder(self) -> Path:
@@ -72,6 +73,7 @@ def folder_source(
         caption_extension=with_dot(caption_extension),
         batch_size=batch_size,
         num_repeats=num_repeats,
+        option="dataset",
     )
 
 
@@ -131,7 +133,7 @@ def check(sources: tuple[Source, ...]) -> list[Problem]:
     if folders and len(folders) == len(sources) and not any(map(holds_picture, folders)):
         rule = "holds no picture (png, jpg, jpeg, webp, bmp or avif)"
         remedy = "Choose another folder; folders inside it are not searched"
-        problems.append(Problem("image_directory", ", ".join(map(str, folders)), rule, remedy))
+        problems.append(Problem(sources[0].option, ", ".join(map(str, folders)), rule, remedy))
     if not sources:
         problems.append(
             Problem(
@@ -166,7 +168,7 @@ def _check_paths(source: Source) -> list[Problem]:
         remedy = (
             "Check the path; relative paths count from the TOML's folder, then from the working directory"
         )
-        problems.append(Problem("image_directory", str(source.image_directory), "is not a folder", remedy))
+        problems.append(Problem(source.option, str(source.image_directory), "is not a folder", remedy))
     if source.image_jsonl_file is not None and not source.image_jsonl_file.is_file():
         problems.append(
             Problem("image_jsonl_file", str(source.image_jsonl_file), "is not a file", "Check the path")
