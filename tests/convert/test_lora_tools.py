@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from zimage_gui.cli import main
 from zimage_gui.config.convert import ConvertLoraConfig
+from zimage_gui.config.convert_model import ConvertConfig, MergeConfig
 from zimage_gui.config.lora_tools import (
     EditLoraConfig,
     EmaLoraConfig,
     ExtractLoraConfig,
-    LoraSizeOptions,
     ResizeLoraConfig,
     VerifyLoraConfig,
 )
-from zimage_gui.config.schema import option
 from zimage_gui.engine import (
     convert_lora,
+    convert_model,
     lora_edit,
     lora_ema,
     lora_extract,
@@ -40,23 +40,6 @@ DATA = Path(__file__).parents[1] / "data"
 DIALECTS = DATA / "lora_dialects"
 HUB = DATA / "reference" / "hub"
 MAIN = DIALECTS / "main_kohya_split.safetensors"
-
-
-def _field(default):
-    return option(default, section="lora", label="x", help="x")
-
-
-class Merge(LoraSizeOptions):
-    """The options of `merge` that are read without a base model."""
-
-    lora_weight: tuple[Path, ...] = _field(())
-    lora_multiplier: tuple[float, ...] = _field(())
-    include_patterns: tuple[str, ...] = _field(())
-    exclude_patterns: tuple[str, ...] = _field(())
-    output: Path | None = _field(None)
-    dtype: str = _field("keep")
-    layout: str | None = _field(None)
-    overwrite: bool = _field(False)
 
 
 def _said(run):
@@ -96,7 +79,7 @@ def _lora(
 
 def test_merging_loras_adds_their_changes_exactly(tmp_path):
     loras = (MAIN, DIALECTS / "fused_kohya.safetensors", DIALECTS / "loha_kohya.safetensors")
-    config = Merge(lora_weight=loras, lora_multiplier=(0.5, -2.0), output=tmp_path / "m.safetensors")
+    config = MergeConfig(lora_weight=loras, lora_multiplier=(0.5, -2.0), output=tmp_path / "m.safetensors")
     path, said = _run(lora_merge_files, config, tmp_path)
     parts = [_deltas(lora) for lora in loras]
     found = _deltas(path)
@@ -116,7 +99,7 @@ def test_merging_loras_adds_their_changes_exactly(tmp_path):
 def test_merging_to_a_rank_says_the_error_it_makes(tmp_path):
     loras = (_lora(tmp_path / "a.safetensors", 0), _lora(tmp_path / "b.safetensors", 1))
     path, said = _run(
-        lora_merge_files, Merge(lora_weight=loras, output=tmp_path / "m.safetensors", rank=5), tmp_path
+        lora_merge_files, MergeConfig(lora_weight=loras, output=tmp_path / "m.safetensors", rank=5), tmp_path
     )
     wanted = {name: delta + _deltas(loras[1])[name] for name, delta in _deltas(loras[0]).items()}
     found = _deltas(path)
@@ -132,7 +115,7 @@ def test_merging_to_a_rank_says_the_error_it_makes(tmp_path):
 def test_a_merge_that_cannot_be_is_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(UserError):
         _run(
-            lora_merge_files, Merge(lora_weight=(MAIN,), output=tmp_path / "m.safetensors", **wrong), tmp_path
+            lora_merge_files, MergeConfig(lora_weight=(MAIN,), output=tmp_path / "m.safetensors", **wrong), tmp_path
         )
     assert not list(tmp_path.iterdir())
 
@@ -140,7 +123,7 @@ def test_a_merge_that_cannot_be_is_refused_before_anything_is_written(tmp_path, 
 def test_a_dora_is_not_merged_with_others(tmp_path):
     loras = (MAIN, DIALECTS / "dora_peft.safetensors")
     with pytest.raises(UserError, match="DoRA"):
-        _run(lora_merge_files, Merge(lora_weight=loras, output=tmp_path / "m.safetensors"), tmp_path)
+        _run(lora_merge_files, MergeConfig(lora_weight=loras, output=tmp_path / "m.safetensors"), tmp_path)
 
 
 def test_resizing_keeps_the_energy_that_was_asked_for(tmp_path):
@@ -222,6 +205,11 @@ def test_the_difference_of_two_models_comes_back_as_the_lora_that_made_it(tmp_pa
         torch.testing.assert_close(found[name], delta, atol=3e-5, rtol=0)
     (warning,) = [event.text for event in run.events if isinstance(event, Warning)]
     assert "layers.0.attention_norm1.weight" in warning
+    burn = tmp_path / "base.bpk"
+    convert_model.run(ConvertConfig(input=HUB / "transformer", output=burn), NullRun(tmp_path))
+    again = config.with_(base=burn, output=tmp_path / "y.safetensors")
+    (other,) = lora_extract.run(again, NullRun(tmp_path))
+    assert all(torch.equal(delta, found[name]) for name, delta in _deltas(other).items())
     config = ExtractLoraConfig(base=tuned, tuned=tuned, output=tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="does not differ"):
         _run(lora_extract, config, tmp_path)

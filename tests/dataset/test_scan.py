@@ -137,11 +137,7 @@ def test_wrong_folders_and_sizes_are_told_all_at_once(tmp_path):
     source = folder_source(
         tmp_path / "none", resolution=(100, 100), enable_bucket=False, cache_directory=tmp_path / "file"
     )
-    assert [problem.option for problem in check((source,))] == [
-        "image_directory",
-        "cache_directory",
-        "resolution",
-    ]
+    assert [problem.option for problem in check((source,))] == ["dataset", "cache_directory", "resolution"]
 
 
 def test_the_dataset_command_tells_and_writes_a_file_that_means_the_same(mixed, tmp_path):

@@ -18,6 +18,7 @@ from zimage_gui.demo.draw import SIZE, Subject, held_out_subjects
 from zimage_gui.demo.judge import Judgement, judge
 from zimage_gui.demo.pictures import ZORB_PROMPT
 from zimage_gui.demo.project import DATA
+from zimage_gui.engine.devices import number_format
 from zimage_gui.engine.sampler import denoise
 from zimage_gui.model import flow
 from zimage_gui.model.lora_files import read_lora
@@ -47,15 +48,17 @@ class Score:
 
 
 class DemoModel:
-    """The demo model, ready to draw: transformer in `dtype`, everything else in fp32 on the CPU."""
+    """The demo model, ready to draw: transformer in `dtype` (None: as `generate` does here), everything else in
+    fp32 on the CPU."""
 
     def __init__(
         self,
         hub: Path,
         transformer: Path | None = None,
         lora: Path | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        dtype = dtype or number_format(torch.device("cpu"), "bf16", 0)
         self.transformer = load_transformer(transformer or hub, dtype=dtype)
         if lora is not None:
             merge_lora(self.transformer, read_lora(lora), 1.0)

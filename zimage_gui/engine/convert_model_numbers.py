@@ -60,8 +60,8 @@ class Numbers:
         return found
 
     def _bytes(self, tensor: OutTensor, following: OutTensor | None) -> Iterator[memoryview]:
-        """The system is told to read the next tensor while this one is worked on, and to forget this one then:
-        its place in the page cache is better used for the result, which is read back."""
+        """The system is told to read the next tensor while this one is worked on, and to forget this one
+        then: its place in the page cache is better used for the result, which is read back."""
         if following is not None:
             self.reader.expect(self._stored(following))
         for chunk in self._chunks(tensor):

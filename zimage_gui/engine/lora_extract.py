@@ -21,11 +21,9 @@ from zimage_gui.model.checkpoint import Checkpoint
 from zimage_gui.model.keymaps import Source
 from zimage_gui.model.lora_dialects import native_name, resolve_module
 from zimage_gui.model.lora_entries import Entry, LowRank
-from zimage_gui.model.lora_files import linear_shapes
 from zimage_gui.model.lora_forms import Form, form_problems
 from zimage_gui.model.lora_lowrank import of_dense
-from zimage_gui.model.tensor_files import read_tensor
-from zimage_gui.model.transformer import ZImageTransformer
+from zimage_gui.model.tensor_files import read_source
 from zimage_gui.model.weights import transformer_config_of, transformer_tensors
 
 _SHOWN = 4
@@ -41,14 +39,13 @@ class _Model:
 
     def shape(self, name: str) -> tuple[int, ...]:
         source = self.sources[name]
-        stored = self.checkpoint.places[source.name].info.shape
-        return stored if source.rows is None else (source.rows[1] - source.rows[0], *stored[1:])
+        return source.shape_of(self.checkpoint.places[source.name].info.shape)
 
     def tensor(self, name: str) -> Tensor:
         source = self.sources[name]
         place = self.checkpoint.places[source.name]
         with place.file.open("rb") as file:
-            return read_tensor(file, place.info, source.rows)
+            return read_source(file, place.info, source)
 
 
 def check(config: ExtractLoraConfig) -> list[Problem]:
@@ -105,14 +102,8 @@ def _form(config: ExtractLoraConfig) -> Form:
 
 
 def _open(path: Path, option: str) -> _Model:
-    model = _Model(*transformer_tensors(path, option))
-    with torch.device("meta"):
-        wanted = linear_shapes(ZImageTransformer(transformer_config_of(path, option)))
-    other = [name for name, shape in wanted.items() if model.shape(f"{name}.weight") != shape]
-    if other:
-        rule = f"keeps {other[0]} another way round than this command reads"
-        raise UserError.one(option, path, rule, "Convert it to .safetensors first")
-    return model
+    transformer_config_of(path, option)  # refuses what is no whole transformer
+    return _Model(*transformer_tensors(path, option))
 
 
 def _is_linear(name: str) -> bool:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from zimage_gui.config.convert_model import MergeConfig
 from zimage_gui.config.lora_tools import LoraSizeOptions
 from zimage_gui.engine.lora_io import dora_problems, output_problems, read_input, save, with_sizes
 from zimage_gui.engine.lora_losses import Losses
@@ -25,35 +25,10 @@ from zimage_gui.model.lora_lowrank import of_factors, spectrum
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-class MergeFiles(Protocol):
-    """What is read of the options of `merge`."""
-
-    @property
-    def lora_weight(self) -> tuple[Path, ...]: ...
-    @property
-    def lora_multiplier(self) -> tuple[float, ...]: ...
-    @property
-    def include_patterns(self) -> tuple[str, ...]: ...
-    @property
-    def exclude_patterns(self) -> tuple[str, ...]: ...
-    @property
-    def output(self) -> Path | None: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def layout(self) -> str | None: ...
-    @property
-    def overwrite(self) -> bool: ...
-
-
-def check(config: MergeFiles) -> list[Problem]:
+def check(config: MergeConfig) -> list[Problem]:
     """Everything that keeps the LoRAs from becoming one; reads them, writes nothing."""
     assert config.output is not None  # the options' own rules have seen to it
     problems = output_problems(config.output, config.lora_weight, config.overwrite)
-    if config.layout is not None:
-        problems.append(
-            Problem("layout", config.layout, "belongs to a merge into a model", "Give dit, or leave it out")
-        )
     if config.dtype != "keep" and config.dtype not in _DTYPES:
         rule = "is a number format of models, not of LoRAs"
         problems.append(Problem("dtype", config.dtype, rule, "Use keep, f32, f16 or bf16"))
@@ -72,11 +47,11 @@ def check(config: MergeFiles) -> list[Problem]:
     return problems + _size_problems(files)
 
 
-def run(config: MergeFiles, run: Run) -> list[Path]:
+def run(config: MergeConfig, run: Run) -> list[Path]:
     """Merges the files, proves the result, and says what a cut has cost."""
     raise_if_any(check(config))
     assert config.output is not None  # `check` has seen to it
-    size = config if isinstance(config, LoraSizeOptions) else LoraSizeOptions()
+    size = LoraSizeOptions(rank=config.rank, energy=config.energy)
     files = [
         read_input(path, "lora_weight").select(config.include_patterns, config.exclude_patterns)
         for path in config.lora_weight
