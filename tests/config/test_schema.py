@@ -72,7 +72,7 @@ def required(cls):
 OTHER = {
     "device": "cuda:3", "output": Path("other.safetensors").absolute(), "caption_extension": ".caption",
     "resolution": (640, 320), "image_size": (640, 320), "optimizer_args": ("eps=1", "betas=0.9,0.99"),
-    "lr_scheduler_args": ("a=1",), "include_patterns": (".*q", ".*v"), "exclude_patterns": (".*q",),
+    "prefix": "other.", "lr_scheduler_args": ("a=1",), "include_patterns": (".*q", ".*v"), "exclude_patterns": (".*q",),
 }  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def another(known):
         value = next(choice for choice in known.choices if choice != known.default)
     elif known.kind in ("int", "float"):
         value = known.default + 1 if known.default not in (None, ()) else 7
-        value = 0.5 if known.high and value >= known.high[0] else value
+        value = known.high[0] / 2 if known.high and value >= known.high[0] else value
     else:
         value = values[known.kind]
     return (value, value) if known.many else value

@@ -28,6 +28,7 @@ from zimage_gui.engine import (
     lora_merge_files,
     lora_resize,
     lora_verify,
+    merge,
 )
 from zimage_gui.errors import UserError
 from zimage_gui.events import NullRun, Warning
@@ -111,12 +112,12 @@ def test_merging_to_a_rank_says_the_error_it_makes(tmp_path):
         assert float((found[name] - delta).norm()) == pytest.approx(float(best), rel=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "fp16", "layout": "comfy"}, {"include_patterns": ("nothing",)}])
+@pytest.mark.parametrize(
+    "wrong", [{"dtype": "fp8_comfy"}, {"layout": "comfy"}, {"prefix": "a."}, {"include_patterns": ("nothing",)}]
+)
 def test_a_merge_that_cannot_be_is_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(UserError):
-        _run(
-            lora_merge_files, MergeConfig(lora_weight=(MAIN,), output=tmp_path / "m.safetensors", **wrong), tmp_path
-        )
+        _run(merge, MergeConfig(lora_weight=(MAIN,), output=tmp_path / "m.safetensors", **wrong), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

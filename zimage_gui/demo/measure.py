@@ -48,8 +48,8 @@ class Score:
 
 
 class DemoModel:
-    """The demo model, ready to draw: transformer in `dtype` (None: as `generate` does here), everything else in
-    fp32 on the CPU."""
+    """The demo model, ready to draw: transformer in `dtype` (None: as `generate` does here), everything else
+    in fp32 on the CPU."""
 
     def __init__(
         self,
