@@ -357,7 +357,7 @@ def test_missing_models_and_folders_are_told_together_before_any_work(tmp_path):
     config = CacheLatentsConfig(dataset=tmp_path / "none", vae=tmp_path / "none.safetensors", device="cpu")
     with pytest.raises(UserError) as raised:
         cache_latents.run(config, NullRun(tmp_path))
-    assert {problem.option for problem in raised.value.problems} == {"vae", "image_directory"}
+    assert {problem.option for problem in raised.value.problems} == {"vae", "dataset"}
 
 
 def test_a_transformer_given_as_vae_is_named(project, tmp_path):

@@ -287,7 +287,7 @@ def test_everything_wrong_is_said_at_once_and_before_weights_are_read(project: P
         "lr_scheduler",
         "device",
         "sample_prompts",
-        "image_directory",
+        "dataset",
         "resume",
     } <= options
 

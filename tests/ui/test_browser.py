@@ -171,6 +171,9 @@ def test_a_lora_is_copied_to_comfyui_and_the_folder_is_remembered(page, window):
     assert (comfy / "models" / "loras" / lora.name).read_bytes() == lora.read_bytes()
     page.open()
     page.tab("Convert")
+    page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(lora))
+    page.press("#convert-inspect")
+    page.see("#convert-copy")
     assert page.page.locator("#convert-comfy textarea, #convert-comfy input").first.input_value() == str(comfy)
 
 
