@@ -25,6 +25,14 @@ def _merge(output, dit=DIT, loras=(RAW,), **options):
     return path, run
 
 
+def _assert_equal_but_for_a_rounding(found, want):
+    """A sum in fp32 may fall on the other side of a bf16 rounding when it is added up in another order."""
+    assert found.keys() == want.keys()
+    for name, tensor in want.items():
+        torch.testing.assert_close(found[name], tensor, rtol=2**-7, atol=1e-6)
+        assert (found[name] != tensor).float().mean() < 1e-3, name
+
+
 def _applied(dit, *loras):
     """What generate makes of the same files."""
     model: ZImageTransformer = load_transformer(dit)
@@ -39,7 +47,7 @@ def test_the_merged_model_is_what_generate_would_use(tmp_path, output, base):
     path, run = _merge(tmp_path / output, dit, (RAW, RAW), lora_multiplier=(0.5,))
     assert "lora_raw.safetensors at 0.5: all of its 14 modules are merged" in said(run)
     assert "lora_raw.safetensors at 1: all of its 14 modules are merged" in said(run)
-    assert_same(_applied(DIT, (RAW, 0.5), (RAW, 1.0)), load_transformer(path).state_dict())
+    _assert_equal_but_for_a_rounding(load_transformer(path).state_dict(), _applied(DIT, (RAW, 0.5), (RAW, 1.0)))
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in DIALECTS.glob("[!b]*.safetensors")))
@@ -143,7 +151,7 @@ def test_generate_saves_the_merged_model_and_makes_no_picture(tmp_path):
     config = GenerateConfig(dit=DIT, lora_weight=(RAW,), save_merged_model=tmp_path / "o.safetensors", prompt="a cat")
     assert generate.check(config) == []
     assert generate.run(config, NullRun(tmp_path)) == [tmp_path / "o.safetensors"]
-    assert_same(_applied(DIT, (RAW, 1.0)), load_transformer(tmp_path / "o.safetensors").state_dict())
+    _assert_equal_but_for_a_rounding(load_transformer(tmp_path / "o.safetensors").state_dict(), _applied(DIT, (RAW, 1.0)))
     (problem,) = generate.check(GenerateConfig(dit=FUSED, save_merged_model=tmp_path / "p.safetensors"))
     assert "lora_weight is empty" in problem.sentence()
 

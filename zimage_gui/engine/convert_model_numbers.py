@@ -17,7 +17,7 @@ from zimage_gui.engine.convert_model_source import ModelSource
 from zimage_gui.errors import UserError
 from zimage_gui.model.fp8 import block_scales, quantised, tensor_scale
 from zimage_gui.model.fp8_names import MARK
-from zimage_gui.model.lora_entries import Dora, Entry, LoKr
+from zimage_gui.model.lora_entries import Dora, Entry, LoKr, LowRank
 from zimage_gui.model.streaming import (
     Rows,
     Scratch,
@@ -60,8 +60,8 @@ class Numbers:
         return found
 
     def _bytes(self, tensor: OutTensor, following: OutTensor | None) -> Iterator[memoryview]:
-        """The system is told to read the next tensor while this one is worked on, and to forget this one
-        then: its place in the page cache is better used for the result, which is read back."""
+        """The system is told to read the next tensor while this one is worked on, then to forget this:
+        its place in the page cache is better used for the result, which is read back."""
         if following is not None:
             self.reader.expect(self._stored(following))
         for chunk in self._chunks(tensor):
@@ -138,15 +138,34 @@ class Numbers:
             chunks = [gathered(self.reader.rows(source), shape)]
         else:
             chunks = self.reader.rows(source, max(step or 1 for step in steps), _CHANGED_AT_ONCE)
+        adders = [_adder(entry, multiplier, part) for entry, multiplier in adapters]
         start = 0
         for chunk in chunks:
             changed = chunk.to(torch.float32, copy=True)
-            for entry, multiplier in adapters:
-                inner = entry if None in steps else entry.rows(start, start + len(chunk))
-                changed += inner.delta(chunk) * multiplier
+            for add in adders:
+                add(changed, chunk, start)
             _refuse_infinite(changed, chunk, part)
             yield from pieces(changed)
             start += len(chunk)
+
+
+Adder = Callable[[Tensor, Tensor, int], object]
+"""Adds an adapter's change to fp32 rows: (the rows, the rows as stored, number of the first)."""
+
+
+def _adder(entry: Entry, multiplier: float, name: str) -> Adder:
+    """A plain LoRA goes as one product straight into the rows: a third of the time of a change by itself."""
+    if not isinstance(entry, LowRank):
+
+        def add(rows: Tensor, stored: Tensor, start: int) -> object:
+            inner = entry if entry.shape[0] == len(rows) else entry.rows(start, start + len(rows))
+            return rows.add_(inner.delta(stored) * multiplier)
+
+        return add
+    up, down, factor = entry.up.float(), entry.down.float(), entry.scale * multiplier
+    if abs(factor) > torch.finfo(torch.float32).max:
+        raise _infinite(name)
+    return lambda rows, stored, start: rows.addmm_(up[start : start + len(rows)], down, alpha=factor)
 
 
 def _row_step(entry: Entry) -> int | None:
@@ -160,5 +179,9 @@ def _row_step(entry: Entry) -> int | None:
 
 def _refuse_infinite(changed: Tensor, base: Tensor, name: str) -> None:
     if not all_finite(changed) and all_finite(base.float()):
-        rule = f"make infinite or undefined numbers of {name}"
-        raise UserError.one("lora_weight", "", rule, "Lower lora_multiplier; if it is low, a LoRA is damaged")
+        raise _infinite(name)
+
+
+def _infinite(name: str) -> UserError:
+    rule = f"make infinite or undefined numbers of {name}"
+    return UserError.one("lora_weight", "", rule, "Lower lora_multiplier; if it is low, a LoRA is damaged")
