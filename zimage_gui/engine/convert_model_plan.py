@@ -14,7 +14,7 @@ from typing import Any
 
 from zimage_gui import __version__
 from zimage_gui.config.convert_model import ModelOutput
-from zimage_gui.engine.convert_model_source import ModelSource, elements, other_parts
+from zimage_gui.engine.convert_model_source import ModelSource, elements, unread_names
 from zimage_gui.errors import UserError
 from zimage_gui.files import BITS_OF_DTYPE
 from zimage_gui.model.burn_names import burn_records
@@ -295,13 +295,12 @@ def _metadata(source: ModelSource, layout: str, keep_quantisation: bool) -> dict
 
 def _notes(source: ModelSource) -> tuple[str, ...]:
     notes = []
-    others = other_parts(source)
-    own = len(source.left_out) - others
-    if own:
-        shown = ", ".join(source.left_out[:4]) + (" …" if own > 4 else "")
+    unread = unread_names(source)
+    others = len(source.left_out) - len(unread)
+    if unread:
+        shown = ", ".join(unread[:4]) + (" …" if len(unread) > 4 else "")
         notes.append(f"Left out, because no program reads it: {shown}")
     if others:
-        notes.append(
-            f"Left out: {others} tensors of other parts in the same file (model_type chooses the part)"
-        )
+        text = f"Left out: {others} tensors of other parts in the same file (model_type chooses the part)"
+        notes.append(text)
     return tuple(notes)

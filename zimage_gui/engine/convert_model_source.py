@@ -126,10 +126,10 @@ def _left_out(parts: Fp8Parts, sources: Mapping[str, Source]) -> tuple[str, ...]
     return tuple(name for name in parts.plain if name not in used)
 
 
-def other_parts(source: ModelSource) -> int:
-    """How many tensors that are left out belong to other parts of an all-in-one file."""
+def unread_names(source: ModelSource) -> list[str]:
+    """Those left out that belong to this part; the others are other parts of an all-in-one file."""
     own = own_names(source.parts.plain, source.part)
-    return sum(name not in own for name in source.left_out)
+    return [name for name in source.left_out if name in own]
 
 
 def _refuse_strange_dtypes(source: ModelSource, path: Path, option: str) -> None:
@@ -142,12 +142,6 @@ def _refuse_strange_dtypes(source: ModelSource, path: Path, option: str) -> None
         name, dtype = next(iter(strange.items()))
         rule = f"stores {len(strange)} tensors as {dtype} ({name}), which hold no plain numbers"
         raise UserError.one(option, path, rule, "Use the bf16 file of the same model")
-
-
-def stored_bytes(source: ModelSource) -> int:
-    """Bytes of the tensors that are carried over."""
-    names = {one.name for one in source.sources.values()} | set(source.parts.scales.values())
-    return sum(source.info(name).end - source.info(name).start for name in names)
 
 
 def elements(shape: Shape) -> int:

@@ -5,10 +5,13 @@ Knows formats of files and the run's progress. Must not know options or layouts.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from zimage_gui.burnpack import BpkEntry, fresh_param_id, is_bpk, read_bpk_header, write_bpk
 from zimage_gui.engine.convert_model_numbers import Changes, Numbers
@@ -52,6 +55,7 @@ def write_plan(plan: Plan, run: Run, changes: Changes | None = None) -> list[Pat
     sweep_temp_files(plan.output.parent)
     told = Told(run, plan.output.name, plan.bytes)
     with (
+        _one_thread(),
         whole(plan.output, plan.folder) as temp,
         TensorReader(plan.source.checkpoint, dict(plan.source.parts.scales)) as reader,
     ):
@@ -61,6 +65,17 @@ def write_plan(plan: Plan, run: Run, changes: Changes | None = None) -> list[Pat
         if plan.settings is not None:
             _write_settings(temp, plan)
     return [plan.output]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The chunks are too small to share: threads that wait for each other cost more than they do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_file(path: Path, plan: Plan, tensors: Sequence[OutTensor], numbers: Numbers, told: Told) -> None:
