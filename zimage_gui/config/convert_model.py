@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from zimage_gui.config.common import regular_expressions
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.config.schema import Options, like, option, show
 from zimage_gui.errors import Problem
 
 Layout = Literal["diffusers", "comfy", "burn"]
@@ -153,34 +154,10 @@ class MergeConfig(ModelOutput):
         path="any",
         aliases=("base", "transformer"),
     )
-    lora_weight: tuple[Path, ...] = option(
-        (),
-        section="lora",
-        label="LoRAs",
-        help="LoRA files of any dialect.",
-        path="file",
-        aliases=("lora", "loras"),
-    )
-    lora_multiplier: tuple[float, ...] = option(
-        (),
-        section="lora",
-        label="Strengths",
-        help="Strength of each LoRA, in order; missing ones are 1.",
-    )
-    include_patterns: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Only these modules",
-        help="Regular expressions; only LoRA modules whose name one of them finds are merged.",
-        advanced=True,
-    )
-    exclude_patterns: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Not these modules",
-        help="Regular expressions; LoRA modules whose name one of them finds are left out.",
-        advanced=True,
-    )
+    lora_weight: tuple[Path, ...] = like(GenerateConfig, "lora_weight", ())
+    lora_multiplier: tuple[float, ...] = like(GenerateConfig, "lora_multiplier", ())
+    include_patterns: tuple[str, ...] = like(GenerateConfig, "include_patterns", (), matters="")
+    exclude_patterns: tuple[str, ...] = like(GenerateConfig, "exclude_patterns", (), matters="")
     output: Path | None = option(
         None,
         section="output",
