@@ -26,7 +26,8 @@ _SHOULD_AGREE = (
     "max_train_steps", "max_train_epochs",
 )  # fmt: skip
 _LORA_SHOULD_AGREE = ("network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier")
-_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "dit", "base_weights")
+_MODEL_SHOULD_AGREE = ("full_bf16", "stochastic_rounding", "fused_backward_pass")
+_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, *_MODEL_SHOULD_AGREE, "dit", "base_weights")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]
     output = getattr(config, "output", None)
     names = [name for name in _MUST_AGREE if name not in ("what", "alpha")]
     names += ["learning_rate", *_SHOULD_AGREE]
-    names += [name for name in _LORA_SHOULD_AGREE if hasattr(config, name)]
+    names += [name for name in (*_LORA_SHOULD_AGREE, *_MODEL_SHOULD_AGREE) if hasattr(config, name)]
     return {name: getattr(config, name) for name in names} | {
         "what": method.what,
         "dit": Path(config.dit).name,
