@@ -93,7 +93,7 @@ FINETUNE = r"""
 finetune --dit path/to/dit_model --vae path/to/vae_model --text_encoder path/to/text_encoder \
     --dataset_config path/to/toml \
     --sdpa --mixed_precision bf16 --gradient_checkpointing \
-    --optimizer_type adafactor --learning_rate 1e-6 {fused} \
+    --optimizer_type adafactor --learning_rate 1e-6 --fused_backward_pass \
     --optimizer_args "relative_step=False" "scale_parameter=False" "warmup_init=False" \
     --max_grad_norm 0 --lr_scheduler constant_with_warmup --lr_warmup_steps 10 \
     --max_data_loader_n_workers 2 --persistent_data_loader_workers \
@@ -102,11 +102,13 @@ finetune --dit path/to/dit_model --vae path/to/vae_model --text_encoder path/to/
 """
 
 
-def test_finetuning_says_what_is_missing_and_runs_without_it():
-    with pytest.raises(UserError, match="fused_backward_pass: is not built yet") as error:
-        config_of(FINETUNE.format(fused="--fused_backward_pass"))
-    assert len(error.value.problems) == 1
-    config, _ = config_of(FINETUNE.format(fused=""))
+def test_finetuning():
+    more = " --full_bf16 --mem_eff_save --disable_numpy_memmap --block_swap_optimizer_patch_params"
+    config, notes = config_of(FINETUNE + more)
+    assert config.fused_backward_pass and config.full_bf16 and config.stochastic_rounding
+    assert [note.split()[0] for note in notes] == [
+        "persistent_data_loader_workers", "mem_eff_save", "disable_numpy_memmap", "block_swap_optimizer_patch_params",
+    ]  # fmt: skip
     assert config.optimizer_args == ("relative_step=False", "scale_parameter=False", "warmup_init=False")
     assert (config.learning_rate, config.max_grad_norm, config.lr_warmup_steps) == (1e-6, 0, 10)
 

@@ -44,6 +44,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "network_args": st.just(()),  # becomes other options
     "include_patterns": _patterns,
     "exclude_patterns": _patterns,
+    "train_patterns": _patterns,
+    "freeze_patterns": _patterns,
     "lr_warmup_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "lr_decay_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "prefix": st.sampled_from([None, "", "model.diffusion_model.", "模型."]),

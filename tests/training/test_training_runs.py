@@ -72,6 +72,27 @@ KINDS = {
         finetune_config,
         {"mixed_precision": "bf16", "full_bf16": True, "optimizer_type": "Adafactor"},
     ),
+    "finetune-fused": (
+        finetune_config,
+        {
+            "fused_backward_pass": True,
+            "gradient_checkpointing": True,
+            "optimizer_type": "Adafactor",
+            "lr_scheduler": "constant_with_warmup",
+            "lr_warmup_steps": 3,
+        },
+    ),
+    "finetune-fused-bf16-8bit": (
+        finetune_config,
+        {
+            "fused_backward_pass": True,
+            "mixed_precision": "bf16",
+            "full_bf16": True,
+            "optimizer_type": "AdamW8bit",
+            "optimizer_args": ("min_8bit_size=16",),
+            "train_patterns": (r"layers\.1",),
+        },
+    ),
 }
 
 
@@ -297,9 +318,14 @@ def test_patterns_that_leave_no_layer_are_a_problem_of_their_option(project: Pat
     assert [problem.option for problem in problems] == ["include_patterns"]
 
 
-def test_an_exploding_run_stops_with_a_clear_failure_and_keeps_the_last_good_state(project: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_exploding_run_stops_with_a_clear_failure_and_keeps_the_last_good_state(
+    project: Path, fused: bool
+) -> None:
     options = {"learning_rate": 1000.0, "optimizer_type": "SGD", "max_grad_norm": 0.0, "max_train_steps": 60}
-    config = finetune_config(project, save_every_n_steps=1, save_state=True, **options)
+    config = finetune_config(
+        project, save_every_n_steps=1, save_state=True, fused_backward_pass=fused, **options
+    )
     with pytest.raises(UserError, match="training broke down") as caught:
         train(config)
     assert "resume from" in str(caught.value)

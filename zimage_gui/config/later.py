@@ -57,6 +57,14 @@ INERT: tuple[Inert, ...] = (
     Inert("img_in_txt_in_offloading", "switch", _TRAINING, "Z-Image has no such layers"),
     Inert("persistent_data_loader_workers", "switch", _TRAINING, "the loader's threads always stay"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
+    Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
+    Inert("mem_eff_save", "switch", ("finetune",), "models are written tensor by tensor, without a copy"),
+    Inert(
+        "block_swap_optimizer_patch_params",
+        "switch",
+        ("finetune",),
+        "weights are updated beside their gradients",
+    ),
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
 )
 
@@ -72,10 +80,6 @@ _MEMORY: _What = (
     "Leave it out; smaller pictures save memory, in training gradient_checkpointing and a small batch too",
 )
 _PICTURES: _What = (_MEMORY[0], "Leave it out; smaller pictures save memory")
-_LOADING: _What = (
-    "other ways to read files come in a later version",
-    "Leave it out: models are read tensor by tensor",
-)
 _COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
 _KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
@@ -124,12 +128,8 @@ LATER: tuple[Later, ...] = (
     Later("use_pinned_memory_for_block_swap", "switch", _MODELS, *_MEMORY),
     Later("block_swap_h2d_only", "switch", _TRAINING, *_MEMORY),
     Later("block_swap_ring_size", "value", _TRAINING, *_MEMORY, harmless=("2",)),
-    Later("block_swap_optimizer_patch_params", "switch", ("finetune",), *_MEMORY),
     Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, *_MEMORY),
-    Later("fused_backward_pass", "switch", ("finetune",), *_MEMORY),
-    Later("mem_eff_save", "switch", ("finetune",), *_MEMORY),
     Later("text_encoder_cpu", "switch", ("generate",), *_PICTURES),
-    Later("disable_numpy_memmap", "switch", _MODELS, *_LOADING),
     Later("compile", "switch", _MODELS, *_COMPILE),
     Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
     Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),

@@ -6,13 +6,13 @@ This module knows the commands' options and the rules between them; it must not 
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
+from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -22,7 +22,7 @@ from zimage_gui.config.saving_parts import (
     Saving,
 )
 from zimage_gui.config.schema import like, option, show
-from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
+from zimage_gui.config.training_parts import Length, Optimizing, Timesteps, regular_expressions
 from zimage_gui.errors import Problem
 
 
@@ -257,12 +257,7 @@ class TrainLoraConfig(TrainingConfig):
     @field_validator("include_patterns", "exclude_patterns")
     @classmethod
     def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"must be regular expressions; {pattern!r} is none: {error}") from error
-        return value
+        return regular_expressions(value)
 
     @property
     def alpha(self) -> float:
@@ -326,7 +321,7 @@ class TrainConfig(TrainLoraConfig):
     resolution: tuple[int, int] = like(TrainLoraConfig, "resolution", (512, 512))
 
 
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(FullParameters, TrainingConfig):
     """Train all weights of the transformer."""
 
     command: ClassVar[str] = "finetune"
@@ -342,13 +337,6 @@ class FinetuneConfig(TrainingConfig):
         "optimizer_type",
         "Adafactor",
         "Adafactor (least memory), AdamW, AdamW8bit, a class of torch.optim, or a dotted class path.",
-    )
-    full_bf16: bool = option(
-        False,
-        section="performance",
-        label="Weights in bf16",
-        help="Keep the weights themselves in bf16: half the memory, less exact. Off: weights in fp32.",
-        matters="mixed_precision is bf16",
     )
     save_precision: SavePrecision = option(
         "bf16",
@@ -368,10 +356,4 @@ class FinetuneConfig(TrainingConfig):
     )
 
     def problems(self) -> list[Problem]:
-        found = super().problems()
-        if self.full_bf16 and self.mixed_precision != "bf16":
-            rule = f"needs mixed_precision bf16, which is {self.mixed_precision}"
-            found.append(
-                Problem("full_bf16", "true", rule, "Set mixed_precision to bf16, or leave full_bf16 out")
-            )
-        return found
+        return [*super().problems(), *full_parameter_problems(self)]

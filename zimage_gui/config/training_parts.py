@@ -34,6 +34,16 @@ def steps_of(amount: float, total_steps: int) -> int:
     return int(amount) if amount >= 1 else int(amount * total_steps)
 
 
+def regular_expressions(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The same patterns. Raises `ValueError` for one that is none."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"must be regular expressions; {pattern!r} is none: {error}") from error
+    return patterns
+
+
 class Length(Options):
     max_train_steps: int = option(
         1600,

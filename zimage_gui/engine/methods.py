@@ -98,24 +98,26 @@ class LoraMethod:
 
 @dataclass
 class FullMethod:
-    """All parameters, in fp32 (computing in `autocast_dtype`) or in bf16 throughout."""
+    """All parameters but the `frozen`, in fp32 (computing in `autocast_dtype`) or in bf16 throughout."""
 
     model: ZImageTransformer
     autocast_dtype: torch.dtype | None = None
     layout: Literal["diffusers", "comfy"] = "diffusers"
     save_dtype: torch.dtype = torch.bfloat16
+    frozen: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.what: Literal["lora", "model"] = "model"
-        self.trains_embedding = True
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in self.frozen)
+        self.trains_embedding = outside_second_half(list(self.named_parameters()))
         self.uses_dropout = False
-        self.model.requires_grad_(True)
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        return dict(self.model.named_parameters())
+        return {name: value for name, value in self.model.named_parameters() if name not in self.frozen}
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.model.parameters())
+        return list(self.named_parameters().values())
 
     def export(self, path: Path, metadata: Mapping[str, str]) -> int:
         """Write the model, read it back and compare every tensor; returns the number of parameters."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import pick_device
@@ -77,6 +78,9 @@ def check(config: Any) -> list[Problem]:
         and not any(p.option == "dit" for p in found)
     ):
         found += _of(lambda: _lora_problems(config))
+    if finetuning.trains_model(config):
+        names = {problem.option for problem in found}
+        found += _of(lambda: finetuning.check(config, "optimizer_type" not in names, "dit" not in names))
     known = set(problems)
     return problems + [problem for problem in found if problem not in known]
 

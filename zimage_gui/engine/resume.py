@@ -26,7 +26,8 @@ _SHOULD_AGREE = (
     "max_train_steps", "max_train_epochs",
 )  # fmt: skip
 _LORA_SHOULD_AGREE = ("network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier")
-_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "dit", "base_weights")
+_MODEL_MUST_AGREE = ("full_bf16", "stochastic_rounding")  # the optimizer's averages have their formats
+_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "fused_backward_pass", "dit", "base_weights")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]
     output = getattr(config, "output", None)
     names = [name for name in _MUST_AGREE if name not in ("what", "alpha")]
     names += ["learning_rate", *_SHOULD_AGREE]
-    names += [name for name in _LORA_SHOULD_AGREE if hasattr(config, name)]
-    return {name: getattr(config, name) for name in names} | {
+    names += [*_LORA_SHOULD_AGREE, *_MODEL_MUST_AGREE, "fused_backward_pass"]
+    return {name: getattr(config, name) for name in names if hasattr(config, name)} | {
         "what": method.what,
         "dit": Path(config.dit).name,
         "base_weights": tuple(Path(path).name for path in getattr(config, "base_weights", ())),
@@ -141,7 +142,7 @@ def restore(
             f"differs from the state's {_shown(before[name])}",
             "Use the state's, or start anew",
         )
-        for name in _MUST_AGREE
+        for name in (*_MUST_AGREE, *_MODEL_MUST_AGREE)
         if _differs(name, before, now)
     )
     if wrong := load_parameters(method, resumed.state.values["weights"]):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zimage_gui.engine import preflight
+from zimage_gui.engine import finetuning, preflight
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.devices import format_note, number_format, pick_device
@@ -90,7 +90,8 @@ def _train(
         raise UserError.one(
             "lr_scheduler_args", " ".join(config.lr_scheduler_args), str(error), "Fit it to the run"
         ) from error
-    trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run)
+    updates = finetuning.updates_of(config, optimizer)
+    trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
     index = feed.loader.index
     if resumed is not None:
         restore(resumed, config, method, trainer, index, run)
@@ -185,7 +186,9 @@ def _method(config: Any, run: Run, device: torch.device) -> Method:
         network = attach_lora(model, preflight.lora_spec(config), config.seed)
         return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
     autocast = None if config.full_bf16 or computing is torch.float32 else computing
-    return FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision])
+    finetuning.tell(config, run)
+    frozen = finetuning.frozen_names(config, dict(model.named_parameters()))
+    return FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision], frozen)
 
 
 def _merge_base_weights(model: ZImageTransformer, config: Any, run: Run) -> None:

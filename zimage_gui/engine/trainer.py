@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from zimage_gui.engine.loader import Batch
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
+from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.transformer import RunBlock, call_block, call_block_keeping_products
@@ -95,8 +96,10 @@ class Trainer:
         objective: Objective,
         settings: LoopSettings,
         run: Run,
+        updates: SingleUpdates | None = None,
     ) -> None:
         self.method, self.optimizer, self.schedule = method, optimizer, schedule
+        self.updates = updates
         self.objective, self.settings, self.reporter = objective, settings, run
         self.progress = Progress()
         self.device = method.model.device
@@ -134,6 +137,8 @@ class Trainer:
         """One optimizer update from the batches of `group`, each weighted by its share of the samples."""
         samples = sum(len(batch.indices) for batch in group)
         total = torch.zeros((), device=self.device)
+        if self.updates is not None:
+            self.updates.begin(self.progress.step)
         for batch in group:
             share = len(batch.indices) / samples
             loss = self.loss(batch, self.progress.epoch) * share
@@ -149,7 +154,7 @@ class Trainer:
         if changed:  # the scaler refuses an update without any gradient
             self.scaler.unscale_(self.optimizer)
         grad_norm = self._clip()
-        if self.device.type == "cpu":  # reading it costs nothing here, and the weights stay good
+        if self.device.type == "cpu":  # reading it costs nothing here, and the next step does not begin
             self._check(grad_norm)
         rate = self.optimizer.param_groups[0]["lr"]  # None where Adafactor works it out itself
         rate = self.schedule.get_last_lr()[0] if rate is None else rate
@@ -202,6 +207,8 @@ class Trainer:
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _clip(self) -> Tensor:
+        if self.updates is not None and self.updates.in_backward:
+            return self.updates.gradient_norm()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.settings.max_grad_norm > 0:
@@ -212,7 +219,7 @@ class Trainer:
         """Update the weights; False when fp16 gradients overflowed and the scaler left the update out, or had
         none."""
         if not self.scaler.is_enabled():
-            self.optimizer.step()
+            (self.optimizer.step if self.updates is None else self.updates.finish)()
             return True
         if not changed:
             return False
