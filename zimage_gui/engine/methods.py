@@ -17,7 +17,7 @@ from zimage_gui.files import atomic_write
 from zimage_gui.model.checkpoint import open_checkpoint
 from zimage_gui.model.keymaps import transformer_sources
 from zimage_gui.model.lora import LoraNetwork
-from zimage_gui.model.lora_entries import LowRank
+from zimage_gui.model.lora_entries import Entry
 from zimage_gui.model.lora_merge import linear_shapes
 from zimage_gui.model.lora_write import Form, verify_lora, write_lora
 from zimage_gui.model.saving import save_transformer, transformer_settings
@@ -78,13 +78,9 @@ class LoraMethod:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.named_parameters().values())
 
-    def entries(self) -> dict[str, LowRank]:
+    def entries(self) -> dict[str, Entry]:
         """The adapters as files hold them."""
-        alpha = self.network.spec.effective_alpha
-        return {
-            path: LowRank(module.lora_down.detach(), module.lora_up.detach(), alpha)
-            for path, module in self.network.modules.items()
-        }
+        return {path: module.entry() for path, module in self.network.modules.items()}
 
     def export(self, path: Path, metadata: Mapping[str, str]) -> int:
         """Write the LoRA, read it back and match every tensor; returns the number of modules."""

@@ -7,61 +7,30 @@ Adapter weights are fp32 whatever the base is. They are cast to the activation's
 the other way round: a fp32 copy of the activations would cost more memory than the adapter itself.
 """
 
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zimage_gui.model.adapter import Adapter, LoraSpec, drawn, rank_misfit
+from zimage_gui.model.lora_entries import Entry, LowRank
 from zimage_gui.model.low_rank import low_rank_linear
+
+__all__ = ["LoraLinear", "LoraNetwork", "LoraSpec", "attach_lora", "target_paths"]
 
 DEFAULT_TARGET = re.compile(r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])")
 
 
-@dataclass(frozen=True)
-class LoraSpec:
-    """Size and place of the adapters.
-
-    `alpha` 0 means `alpha = dim`. Patterns are regular expressions that must match a whole module path such
-    as `layers.0.attention.to_q`. Without `include` the attention and feed-forward layers of the main blocks
-    are taken; with it, exactly the Linear layers that one of the patterns names, wherever they are. `exclude`
-    is applied last.
-    """
-
-    dim: int = 16
-    alpha: float = 0.0
-    dropout: float = 0.0
-    rank_dropout: float = 0.0
-    module_dropout: float = 0.0
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    @property
-    def effective_alpha(self) -> float:
-        return self.alpha if self.alpha > 0 else float(self.dim)
-
-    @property
-    def has_dropout(self) -> bool:
-        return max(self.dropout, self.rank_dropout, self.module_dropout) > 0
-
-
-class LoraLinear(nn.Module):
+class LoraLinear(Adapter):
     """A frozen Linear with an adapter beside it. Input (..., in), output (..., out) in the base layer's
     output type."""
 
     def __init__(self, base: nn.Linear, spec: LoraSpec, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.base = base
-        self.spec = spec
-        self.scale = spec.effective_alpha / spec.dim
-        self.multiplier = 1.0
-        down = torch.empty(spec.dim, base.in_features)
-        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
+        super().__init__(base, spec, generator)
         device = base.weight.device
-        self.lora_down = nn.Parameter(down.to(device))
+        self.lora_down = drawn((spec.dim, base.in_features), generator, device)
         self.lora_up = nn.Parameter(torch.zeros(base.out_features, spec.dim, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,40 +66,51 @@ class LoraLinear(nn.Module):
         h_NR = self._dropped(functional.linear(x_NI, self.lora_down.to(x_NI.dtype)), samples)
         return y_NO.addmm_(h_NR.to(y_NO.dtype), self.lora_up.to(y_NO.dtype).t(), alpha=self._factor)
 
-    def _skipped(self) -> bool:
-        p = self.spec.module_dropout
-        return self.training and p > 0 and float(torch.rand(())) < p
+    def entry(self) -> Entry:
+        return self._pair()
 
-    def _dropped(self, h_NR: Tensor, samples: int) -> Tensor:
-        if not self.training:
-            return h_NR
-        if self.spec.dropout > 0:
-            h_NR = functional.dropout(h_NR, self.spec.dropout)
-        if self.spec.rank_dropout > 0:
-            keep = 1.0 - self.spec.rank_dropout
-            mask_B1R = torch.rand(samples, 1, h_NR.shape[-1], device=h_NR.device) < keep
-            kept_BLR = h_NR.view(samples, -1, h_NR.shape[-1]) * (mask_B1R.to(h_NR.dtype) / keep)
-            h_NR = kept_BLR.view(h_NR.shape)
-        return h_NR
+    def _pair(self) -> LowRank:
+        return LowRank(self.lora_down.detach(), self.lora_up.detach(), self.spec.written_alpha)
+
+    def misfit(self, entry: Entry) -> str:
+        if not isinstance(entry, LowRank):
+            return f"is a {entry.kind} there"
+        return rank_misfit(entry.rank, self.spec.dim)
+
+    @torch.no_grad()
+    def start_from(self, entry: Entry) -> None:
+        assert isinstance(entry, LowRank)
+        self.lora_down[: entry.rank] = entry.down.to(self.lora_down)
+        self.lora_up[:, : entry.rank] = entry.up.to(self.lora_up) * (entry.scale / self.scale)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
         """The weight change (out, in) in fp32 that this adapter stands for at multiplier 1."""
         return self.scale * (self.lora_up.float() @ self.lora_down.float())
 
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        return self.scale * product_norm(self.lora_up, self.lora_down)
+
+
+def product_norm(left_OR: Tensor, right_RI: Tensor) -> Tensor:
+    """Frobenius norm of left @ right without making the product."""
+    square = ((left_OR.t() @ left_OR) * (right_RI @ right_RI.t())).sum()
+    return square.clamp_min(0).sqrt()
+
 
 class LoraNetwork:
     """All adapters of one model, by the path of the Linear each one sits on."""
 
-    def __init__(self, model: nn.Module, modules: dict[str, LoraLinear], spec: LoraSpec) -> None:
+    def __init__(self, model: nn.Module, modules: dict[str, Adapter], spec: LoraSpec) -> None:
         self._model = model
         self.modules = modules
         self.spec = spec
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for path, module in self.modules.items():
-            yield f"{path}.lora_down", module.lora_down
-            yield f"{path}.lora_up", module.lora_up
+            for name, parameter in module.trained().items():
+                yield f"{path}.{name}", parameter
 
     def set_multiplier(self, multiplier: float) -> None:
         for module in self.modules.values():
@@ -149,6 +129,8 @@ def target_paths(model: nn.Module, spec: LoraSpec) -> list[str]:
     """
     include, exclude = _compiled(spec.include), _compiled(spec.exclude)
     paths = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if spec.own:
+        return [path for path in paths if path in spec.own]
     if include:
         chosen = [path for path in paths if any(pattern.fullmatch(path) for pattern in include)]
     else:
@@ -162,19 +144,21 @@ def target_paths(model: nn.Module, spec: LoraSpec) -> list[str]:
     return chosen
 
 
-def attach_lora(model: nn.Module, spec: LoraSpec, seed: int = 0) -> LoraNetwork:
-    """Put an adapter on every layer that `spec` names and freeze everything else. The start is the same on
-    every device: it is drawn on the CPU from `seed` in the order of the layers. Raises `ValueError` as
-    `target_paths` does.
+def attach_lora(
+    model: nn.Module, spec: LoraSpec, seed: int = 0, kind: type[Adapter] = LoraLinear
+) -> LoraNetwork:
+    """Put an adapter of a kind on every layer that `spec` names and freeze everything else. The start is the
+    same on every device: it is drawn on the CPU from `seed` in the order of the layers. Raises `ValueError`
+    as `target_paths` does.
     """
     paths = target_paths(model, spec)
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    modules: dict[str, LoraLinear] = {}
+    modules: dict[str, Adapter] = {}
     for path in paths:
         base = model.get_submodule(path)
         assert isinstance(base, nn.Linear)
-        modules[path] = LoraLinear(base, spec, generator).train(model.training)
+        modules[path] = kind(base, spec.at(path), generator).train(model.training)
         model.set_submodule(path, modules[path])
     return LoraNetwork(model, modules, spec)
 
