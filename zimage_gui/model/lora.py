@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zimage_gui.model.low_rank import low_rank_linear
+from zimage_gui.model.low_rank import low_rank_linear, opened_low_rank_linear
+from zimage_gui.model.quantise import QuantLinear
 
 DEFAULT_TARGET = re.compile(r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])")
 
@@ -60,7 +61,7 @@ class LoraLinear(nn.Module):
         self.multiplier = 1.0
         down = torch.empty(spec.dim, base.in_features)
         nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
-        device = base.weight.device
+        device = base.stored[0].device if isinstance(base, QuantLinear) else base.weight.device
         self.lora_down = nn.Parameter(down.to(device))
         self.lora_up = nn.Parameter(torch.zeros(base.out_features, spec.dim, device=device))
 
@@ -69,7 +70,7 @@ class LoraLinear(nn.Module):
         if self.multiplier == 0 or self._skipped():
             y_NO: Tensor = self.base(x_NI)
         elif self._is_plain(x):
-            y_NO = low_rank_linear(x_NI, self.base.weight, self.lora_down, self.lora_up, self._factor)
+            y_NO = self._in_one_step(x_NI)
         else:
             y_NO = self._composed(x_NI, len(x))
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
@@ -82,14 +83,21 @@ class LoraLinear(nn.Module):
         """Whether this is training, nothing stands between the two products, and the base is a frozen matrix.
         Outside training the base layer is called itself, so that a fresh adapter changes no bit."""
         base = self.base
+        frozen = type(base) is QuantLinear or (
+            type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
+        )
         return (
             self.training
-            and type(base) is nn.Linear
-            and base.bias is None
-            and not base.weight.requires_grad
+            and frozen
             and not self.spec.has_dropout
             and not torch.is_autocast_enabled(x.device.type)
         )
+
+    def _in_one_step(self, x_NI: Tensor) -> Tensor:
+        base, down, up = self.base, self.lora_down, self.lora_up
+        if isinstance(base, QuantLinear):
+            return opened_low_rank_linear(x_NI, down, up, self._factor, base.open, *base.stored)
+        return low_rank_linear(x_NI, base.weight, down, up, self._factor)
 
     def _composed(self, x_NI: Tensor, samples: int) -> Tensor:
         """The same from separate steps, for any base layer and with dropout."""
