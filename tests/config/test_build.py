@@ -91,9 +91,17 @@ def test_options_without_meaning_are_accepted_with_one_line():
 
 
 def test_options_that_are_not_built_yet_are_refused_unless_they_ask_for_nothing():
-    assert "not built yet" in refusal(TrainLoraConfig, {**TRAIN, "fp8_base": True})
-    assert "blocks_to_swap = 12" in refusal(TrainLoraConfig, {**TRAIN, "blocks_to_swap": "12"})
-    build(TrainLoraConfig, {**TRAIN, "blocks_to_swap": "0", "fp8_base": False, "compile_mode": "default"})
+    assert "not built yet" in refusal(TrainLoraConfig, {**TRAIN, "compile": True})
+    assert "blocks_to_swap = 12" in refusal(FinetuneConfig, {**TRAIN, "blocks_to_swap": "12"})
+    build(TrainLoraConfig, {**TRAIN, "blocks_to_swap": "0", "compile": False, "compile_mode": "default"})
+
+
+def test_the_older_switches_for_fp8_choose_it() -> None:
+    for words in ({"fp8_base": True}, {"fp8_base": True, "fp8_scaled": True}, {"fp8_scaled": "true"}):
+        assert build(TrainLoraConfig, {**TRAIN, **words}).base_quant == "fp8"
+    assert build(TrainLoraConfig, {**TRAIN, "fp8_base": False}).base_quant == "none"
+    assert "says otherwise" in refusal(TrainLoraConfig, {**TRAIN, "fp8_base": True, "base_quant": "nf4"})
+    assert build(GenerateConfig, {**PICTURE, "fp8": True, "fp8_llm": True}).base_quant == "fp8"
 
 
 def test_a_secret_is_not_repeated():

@@ -15,6 +15,7 @@ from zimage_gui.config.common import (
     VaePath,
     precision_option,
 )
+from zimage_gui.config.memory_parts import TextEncoderMemory
 from zimage_gui.config.schema import Options, option
 from zimage_gui.errors import Problem
 
@@ -75,7 +76,7 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PictureFolder, VaePath):
         return [*self._model_problems("vae"), *self._dataset_problems()]
 
 
-class CacheTextConfig(RunOptions, CacheOptions, PictureFolder, TextEncoderPath):
+class CacheTextConfig(RunOptions, CacheOptions, TextEncoderMemory, PictureFolder, TextEncoderPath):
     """Encode the captions with the text encoder."""
 
     command: ClassVar[str] = "cache-text"

@@ -48,6 +48,8 @@ class Later:
         return bool(words) and all(word in self.harmless for word in words)
 
 
+_TRAINED = "weights that are trained cannot be kept in 8 bits"
+
 INERT: tuple[Inert, ...] = (
     Inert("vae_dtype", "value", _MODELS + _CACHES, "the VAE always computes in fp32 here"),
     Inert("use_32bit_attention", "switch", _MODELS, "queries and keys have the same format as the values"),
@@ -56,6 +58,8 @@ INERT: tuple[Inert, ...] = (
     Inert("guidance_scale", "value", _TRAINING, "Z-Image is trained without guidance"),
     Inert("img_in_txt_in_offloading", "switch", _TRAINING, "Z-Image has no such layers"),
     Inert("persistent_data_loader_workers", "switch", _TRAINING, "the loader's threads always stay"),
+    Inert("fp8_base", "switch", ("finetune",), _TRAINED),
+    Inert("fp8_scaled", "switch", ("finetune",), _TRAINED),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
     Inert("mem_eff_save", "switch", ("finetune",), "models are written tensor by tensor, without a copy"),
@@ -120,10 +124,6 @@ LATER: tuple[Later, ...] = (
     Later("console_width", "value", ("cache-latents",), *_SHOW, harmless=("80",)),
     Later("console_back", "value", ("cache-latents",), *_SHOW),
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
-    Later("fp8_llm", "switch", ("cache-text", *_MODELS), *_MEMORY),
-    Later("fp8_base", "switch", _TRAINING, *_MEMORY),
-    Later("fp8", "switch", ("generate",), *_PICTURES),
-    Later("fp8_scaled", "switch", _MODELS, *_MEMORY),
     Later("blocks_to_swap", "value", _MODELS, *_MEMORY, harmless=("0",)),
     Later("use_pinned_memory_for_block_swap", "switch", _MODELS, *_MEMORY),
     Later("block_swap_h2d_only", "switch", _TRAINING, *_MEMORY),

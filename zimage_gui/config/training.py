@@ -13,6 +13,7 @@ from pydantic import field_validator
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
+from zimage_gui.config.memory_parts import TextEncoderMemory, TrainingQuant
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -29,6 +30,7 @@ from zimage_gui.errors import Problem
 class TrainingConfig(
     RunOptions,
     FileMetadata,
+    TextEncoderMemory,
     Performance,
     Previews,
     Saving,
@@ -126,7 +128,7 @@ def _pattern_list(value: str) -> object:
     return tuple(map(str, parsed)) if isinstance(parsed, list | tuple) else (value,)
 
 
-class TrainLoraConfig(TrainingConfig):
+class TrainLoraConfig(TrainingQuant, TrainingConfig):
     """Train a LoRA."""
 
     command: ClassVar[str] = "train-lora"

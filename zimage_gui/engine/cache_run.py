@@ -37,7 +37,8 @@ class Encoding:
     """How captions or pictures are to be encoded. model: path of the encoder, None when none was named.
 
     precision: "no" (fp32), "bf16" or "fp16". compare_precision: redo what was made in another one. batch:
-    items encoded at once, None to choose. trust: believe existing files unseen.
+    items encoded at once, None to choose. trust: believe existing files unseen. fp8: the text encoder's
+    matrices in fp8.
     """
 
     model: Path | None
@@ -48,6 +49,12 @@ class Encoding:
     workers: int = 1
     trust: bool = False
     compare_precision: bool = True
+    fp8: bool = False
+
+    @property
+    def numbers(self) -> str:
+        """The precision with everything else that changes the numbers, as cache files remember it."""
+        return f"{self.precision}+fp8" if self.fp8 else self.precision
 
 
 @dataclass(frozen=True)
@@ -235,6 +242,7 @@ class CacheCommand:
             batch=config.batch_size,
             workers=workers,
             trust=config.skip_existing,
+            fp8=getattr(config, "fp8_llm", False),
         )
         prepared = prepare(sources_of(config), run, workers)
         leftovers = leftovers_of(prepared, self.kind)

@@ -87,7 +87,8 @@ def encode_texts(work: Work, run: Run) -> list[CacheItem]:
         return work.without(work.todo)
     device = pick_device(encoding.device)
     run.emit(Stage(name="load_text_encoder", text="Loading the text encoder"))
-    encoder = load_text_encoder(encoding.model, device=device, dtype=DTYPES[encoding.precision])
+    dtype = DTYPES[encoding.precision]
+    encoder = load_text_encoder(encoding.model, device, dtype, quant="fp8" if encoding.fp8 else "none")
     return work.without(_encode_all(list(work.todo), encoder, _Tools.of(encoding), encoding, run))
 
 
@@ -108,7 +109,7 @@ class _Tools:
         return cls(model_identity(encoding.model, "text_encoder"), tokenizer)
 
     def maker(self, caption: str, encoding: Encoding, *, writes: bool = False) -> Maker:
-        precision = encoding.precision if writes or encoding.compare_precision else None
+        precision = encoding.numbers if writes or encoding.compare_precision else None
         if self.tokenizer is None:
             return Maker(None, precision)
         ids = self.tokenizer.encode_prompt(caption).ids

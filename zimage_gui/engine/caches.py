@@ -40,6 +40,7 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
         tokenizer=config.tokenizer,
         workers=workers,
         compare_precision=False,
+        fp8=config.fp8_llm,
     )
     raise_if_any(model_problems(vae=vae.model, text_encoder=text.model))
     prepared = prepare(sources_of(config, config.batch_size), run, workers)

@@ -25,7 +25,7 @@ from zimage_gui.engine.generate_plan import (
     prompts_of,
     requests_of,
 )
-from zimage_gui.engine.generator import Generator, ModelKey, PictureRequest
+from zimage_gui.engine.generator import Generator, Memory, ModelKey, PictureRequest
 from zimage_gui.engine.latent_files import latent_metadata, read_latent, settings_of_latent
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.png_settings import png_bytes
@@ -96,7 +96,8 @@ class Resident:
 def _key(config: GenerateConfig) -> ModelKey:
     files, problems = find_models(config, *needed_parts(config))
     raise_if_any(problems)
-    return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision)
+    memory = Memory(config.base_quant, "fp8" if config.fp8_llm else "none")
+    return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision, memory)
 
 
 def _holds(generator: Generator, config: GenerateConfig) -> bool:

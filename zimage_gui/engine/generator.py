@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from zimage_gui.engine.devices import number_format
 from zimage_gui.engine.model_files import ModelFiles
@@ -22,6 +22,7 @@ from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.lora_files import AppliedLora, LoraFile, LoraStack, read_lora
+from zimage_gui.model.quantise import Quant, bytes_per_number, stored_bytes
 from zimage_gui.model.text_encoder import Qwen3TextEncoder, encode_prompts
 from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
 from zimage_gui.model.transformer import ZImageTransformer
@@ -37,6 +38,14 @@ OnLoad = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Memory:
+    """How the models' weights are kept: the transformer's, the text encoder's."""
+
+    base: Quant = "none"
+    llm: Quant = "none"
+
+
+@dataclass(frozen=True)
 class ModelKey:
     """What is loaded: a changed key means loading again. File times and sizes notice a replaced file."""
 
@@ -45,13 +54,20 @@ class ModelKey:
     device: str
     precision: str
     stamps: tuple[tuple[str, int, int], ...] = ()
+    memory: Memory = Memory()
 
     @classmethod
     def of(
-        cls, files: ModelFiles, tokenizer: Path | None, device: torch.device, precision: str
+        cls,
+        files: ModelFiles,
+        tokenizer: Path | None,
+        device: torch.device,
+        precision: str,
+        memory: Memory = Memory(),
     ) -> "ModelKey":
         places = (files.dit, files.vae, files.text_encoder, tokenizer)
-        return cls(files, tokenizer, str(device), precision, _stamps(path for path in places if path))
+        stamps = _stamps(path for path in places if path)
+        return cls(files, tokenizer, str(device), precision, stamps, memory)
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class Generator:
         self.key = key
         self.device = torch.device(key.device)
         dit = key.files.dit
-        weights = _size(dit, "transformer", torch.uint8) if dit is not None else 0
+        weights = _size(dit, "transformer", torch.uint8, "none") if dit is not None else 0
         self.dtype = number_format(self.device, key.precision, weights)
         self.attention = attention
         self.on_load = on_load
@@ -191,8 +207,9 @@ class Generator:
         if self._transformer is None:
             assert self.key.files.dit is not None
             self._transformer = load_transformer(
-                self.key.files.dit, self.device, self.dtype, on_bytes=self._told("transformer")
-            )
+                self.key.files.dit, self.device, self.dtype,
+                on_bytes=self._told("transformer"), quant=self.key.memory.base,
+            )  # fmt: skip
         return self._transformer
 
     @property
@@ -229,7 +246,9 @@ class Generator:
         assert path is not None
         if self._text_encoder is None:
             told = self._told("text encoder")
-            self._text_encoder = load_text_encoder(path, self._place_for(path), self.dtype, on_bytes=told)
+            self._text_encoder = load_text_encoder(
+                path, self._place_for(path), self.dtype, on_bytes=told, quant=self.key.memory.llm
+            )
         elif self._text_encoder.embed_tokens.weight.device.type != self.device.type:
             self._text_encoder.to(self._place_for(path))
         if self._tokenizer is None:
@@ -241,7 +260,8 @@ class Generator:
         """The device, or the CPU when the transformer leaves the text encoder no room there."""
         crowded = (
             self._transformer is not None
-            and _free(self.device) < _size(path, "text_encoder", self.dtype) + _HEADROOM // 3
+            and _free(self.device)
+            < _size(path, "text_encoder", self.dtype, self.key.memory.llm) + _HEADROOM // 3
         )
         return torch.device("cpu") if crowded else self.device
 
@@ -252,10 +272,10 @@ class Generator:
         assert encoder is not None
         needed = _HEADROOM
         if self._transformer is None and self.key.files.dit is not None:
-            needed += _size(self.key.files.dit, "transformer", self.dtype)
+            needed += _size(self.key.files.dit, "transformer", self.dtype, self.key.memory.base)
         if _free(self.device) >= needed:
             return
-        if self.device.type != "cpu" and _free(torch.device("cpu")) >= _module_bytes(encoder) + _HEADROOM:
+        if self.device.type != "cpu" and _free(torch.device("cpu")) >= stored_bytes(encoder) + _HEADROOM:
             encoder.to("cpu")
         else:
             self._text_encoder = None
@@ -288,13 +308,10 @@ def _stamped(
     return tuple((choice, _stamps([choice.path])) for choice in choices)
 
 
-def _size(path: Path, part: str, dtype: torch.dtype) -> int:
-    """Bytes of a model in memory."""
-    return open_checkpoint(part_folder(path, part), part).weights * dtype.itemsize
-
-
-def _module_bytes(module: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+def _size(path: Path, part: str, dtype: torch.dtype, quant: Quant) -> int:
+    """Bytes of a model in memory, about: of a quantised one nearly all numbers are."""
+    numbers = open_checkpoint(part_folder(path, part), part).weights
+    return int(numbers * bytes_per_number(quant, dtype))
 
 
 def _free(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.engine.inspect_report import Answer, Verdict
-from zimage_gui.model.recognise import USABLE, Recognised
+from zimage_gui.model.recognise import USABLE, Recognised, opens_fp8
 
 _Told = tuple[Answer, str]
 _FLOATS = {"F32", "F16", "BF16", "F64"}
@@ -66,7 +66,7 @@ def model_verdicts(found: Recognised, legacy_bpk: bool = False) -> tuple[Verdict
             Verdict("here", *_here(form)),
         )
     if found.kind in ("quantised", "gguf"):
-        return quantised_verdicts(found.sentence)
+        return quantised_verdicts(found.sentence, here=opens_fp8(found) is not None)
     reason = {
         "lumina2": "it is a model of another family",
         "omni": "Omni and Edit models are not supported",
@@ -176,8 +176,9 @@ def _here(form: Form) -> _Told:
     return "yes", ""
 
 
-def quantised_verdicts(sentence: str) -> tuple[Verdict, ...]:
-    """What is known of a stored quantisation, from the words `recognise` names it with."""
+def quantised_verdicts(sentence: str, *, here: bool = False) -> tuple[Verdict, ...]:
+    """What is known of a stored quantisation, from the words `recognise` names it with; here: whether this
+    program opens it."""
     comfy: _Told = ("no", "it does not know this form")
     diffusers: _Told = ("no", "it does not read this form as it is")
     for word, told, other in _QUANTISED:
@@ -192,7 +193,9 @@ def quantised_verdicts(sentence: str) -> tuple[Verdict, ...]:
             "z-image-burn",
             *(_BURN_QUANTISED if "burn's" in sentence else ("no", "it reads plain files only")),
         ),
-        Verdict("here", "no", "train and generate want the bf16 file of the same model"),
+        Verdict("here", "yes", "base_quant fp8 keeps it as it is, otherwise it is opened")
+        if here
+        else Verdict("here", "no", "train and generate want the bf16 file of the same model"),
     )
 
 

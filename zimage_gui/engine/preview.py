@@ -23,6 +23,7 @@ from zimage_gui.engine.sampler import Cancelled, denoise
 from zimage_gui.events import Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write
 from zimage_gui.model.flow import shifted_sigmas
+from zimage_gui.model.quantise import Quant
 from zimage_gui.model.text_encoder import encode_prompts
 from zimage_gui.model.tokenizer import load_tokenizer
 from zimage_gui.model.transformer import ZImageTransformer
@@ -183,7 +184,8 @@ def encode_previews(
     run.emit(Stage(name="encode_prompts", text=f"Encoding {len(prompts)} prompts for previews"))
     texts = {prompt.prompt for prompt in prompts}
     texts |= {prompt.negative_prompt for prompt in prompts if prompt.guidance_scale > 0}
-    encoder = load_text_encoder(config.text_encoder, device, torch.bfloat16)
+    quant: Quant = "fp8" if config.fp8_llm else "none"
+    encoder = load_text_encoder(config.text_encoder, device, torch.bfloat16, quant=quant)
     tokenizer = load_tokenizer(config.tokenizer, config.text_encoder, encoder.config.vocab_size)
     features = {}
     for text in sorted(texts):

@@ -25,7 +25,9 @@ _SHOULD_AGREE = (
     "preserve_distribution_shape", "mixed_precision", "max_grad_norm", "lr_scheduler", "lr_warmup_steps",
     "max_train_steps", "max_train_epochs",
 )  # fmt: skip
-_LORA_SHOULD_AGREE = ("network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier")
+_LORA_SHOULD_AGREE = (
+    "network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier", "base_quant",
+)  # fmt: skip
 _MODEL_MUST_AGREE = ("full_bf16", "stochastic_rounding")  # the optimizer's averages have their formats
 _WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "fused_backward_pass", "dit", "base_weights")
 

@@ -36,6 +36,8 @@ from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.lora import attach_lora
 from zimage_gui.model.lora_merge import merge_lora
 from zimage_gui.model.lora_read import read_lora
+from zimage_gui.model.placing import merges_of
+from zimage_gui.model.quantise import saved_bytes, stored_bytes
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.weights import load_transformer
 
@@ -180,25 +182,38 @@ def _method(config: Any, run: Run, device: torch.device) -> Method:
         run.emit(
             Warning(text="fp16 overflows easily with Z-Image; bf16 is the safe choice where the GPU has it")
         )
-    model = load_transformer(config.dit, device, dtype)
     if lora:
-        _merge_base_weights(model, config, run)
+        model = _frozen_model(config, run, device, dtype)
         network = attach_lora(model, preflight.lora_spec(config), config.seed)
         return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
+    model = load_transformer(config.dit, device, dtype)
     autocast = None if config.full_bf16 or computing is torch.float32 else computing
     finetuning.tell(config, run)
     frozen = finetuning.frozen_names(config, dict(model.named_parameters()))
     return FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision], frozen)
 
 
-def _merge_base_weights(model: ZImageTransformer, config: Any, run: Run) -> None:
-    for number, path in enumerate(config.base_weights):
-        multiplier = (
-            config.base_weights_multiplier[number] if number < len(config.base_weights_multiplier) else 1.0
+def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtype) -> ZImageTransformer:
+    """The base of a LoRA, with `base_weights` in it; they are added before anything is quantised."""
+    multipliers = (*config.base_weights_multiplier, *[1.0] * len(config.base_weights))
+    loras = [
+        (read_lora(Path(path)), multiplier)
+        for path, multiplier in zip(config.base_weights, multipliers, strict=False)
+    ]
+    quantised = config.base_quant != "none"
+    merges = merges_of(loras) if quantised else None
+    model = load_transformer(config.dit, device, dtype, quant=config.base_quant, merges=merges)
+    if quantised:
+        kept, saved = (amount / 2**20 for amount in (stored_bytes(model), saved_bytes(model, dtype)))
+        text = (
+            f"base weights kept as {config.base_quant}: {kept:,.1f} MiB, {saved:,.1f} MiB less than without"
         )
-        count = merge_lora(model, read_lora(Path(path)), multiplier)
-        what = f"merged {Path(path).name} x {multiplier:g} into {count} layers for training"
+        run.emit(Note(text=text))
+    for file, multiplier in loras:
+        count = len(file.entries) if quantised else merge_lora(model, file, multiplier)
+        what = f"merged {file.path.name} x {multiplier:g} into {count} layers for training"
         run.emit(Note(text=f"{what}; the result will not contain it"))
+    return model
 
 
 def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:

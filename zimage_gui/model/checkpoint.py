@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All tensors of a model given by one path; headers only, no tensor is read."""
+    """All tensors of a model given by one path; headers only, no tensor is read.
+
+    scales: {weight: its fp8 scale}, once an fp8 file was taken apart; then `places` holds the weights alone.
+    """
 
     path: Path
     option: str
@@ -46,6 +49,7 @@ class Checkpoint:
     places: Mapping[str, Place]
     metadata: Mapping[str, str]
     settings: Mapping[str, Any]
+    scales: Mapping[str, Place] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """Numbers of scaled fp8 (e4m3): quantising rows of a weight, and giving them their values back.
 
-Knows the arithmetic only. A stored number q with scale s means q · s, in fp32.
+Knows the arithmetic only. A stored number q with scale s means q · s, computed in fp32.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _SMALLEST_SCALE = 1e-8
 
 
-def dequantised(rows: Tensor, scale: Tensor) -> Tensor:
-    """fp32 values of rows of a weight; `scale` holds one number, or one per block of each of these rows."""
+def dequantised(rows: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Values of rows of a weight, rounded once to `dtype`; `scale` holds one number, or one per block of each
+    of these rows."""
     factor = scale.to(torch.float32)
-    values = rows.to(torch.float32)
+    values = rows.to(dtype)
     if factor.numel() == 1:
-        return values.mul_(factor.reshape(()))
+        return values.mul_(factor.reshape(1))  # of no dimension it would be rounded to `dtype` first
     blocks = values.view(len(rows), factor.numel() // len(rows), -1)
     return blocks.mul_(factor.view(len(rows), -1, 1)).view(rows.shape)
 

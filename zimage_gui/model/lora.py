@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from zimage_gui.model.adapter import Adapter, LoraSpec, drawn, rank_misfit
 from zimage_gui.model.lora_entries import Entry, LowRank
-from zimage_gui.model.low_rank import low_rank_linear
+from zimage_gui.model.low_rank import low_rank_linear, opened_low_rank_linear
+from zimage_gui.model.quantise import QuantLinear
 
 __all__ = ["LoraLinear", "LoraNetwork", "LoraSpec", "attach_lora", "target_paths"]
 
@@ -38,7 +39,7 @@ class LoraLinear(Adapter):
         if self.multiplier == 0 or self._skipped():
             y_NO: Tensor = self.base(x_NI)
         elif self._is_plain(x):
-            y_NO = low_rank_linear(x_NI, self.base.weight, self.lora_down, self.lora_up, self._factor)
+            y_NO = self._in_one_step(x_NI)
         else:
             y_NO = self._composed(x_NI, len(x))
         return y_NO.view(*x.shape[:-1], y_NO.shape[-1])
@@ -51,14 +52,21 @@ class LoraLinear(Adapter):
         """Whether this is training, nothing stands between the two products, and the base is a frozen matrix.
         Outside training the base layer is called itself, so that a fresh adapter changes no bit."""
         base = self.base
+        frozen = type(base) is QuantLinear or (
+            type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
+        )
         return (
             self.training
-            and type(base) is nn.Linear
-            and base.bias is None
-            and not base.weight.requires_grad
+            and frozen
             and not self.spec.has_dropout
             and not torch.is_autocast_enabled(x.device.type)
         )
+
+    def _in_one_step(self, x_NI: Tensor) -> Tensor:
+        base, down, up = self.base, self.lora_down, self.lora_up
+        if isinstance(base, QuantLinear):
+            return opened_low_rank_linear(x_NI, down, up, self._factor, base.open, *base.stored)
+        return low_rank_linear(x_NI, base.weight, down, up, self._factor)
 
     def _composed(self, x_NI: Tensor, samples: int) -> Tensor:
         """The same from separate steps, for any base layer and with dropout."""

@@ -3,8 +3,8 @@
 Knows the maths and the shapes. It must not know key names, files or models.
 """
 
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ class Entry(Protocol):
     def rows(self, start: int, stop: int) -> "Entry":
         """The same adapter restricted to output rows start..stop: one of q, k, v out of a fused qkv."""
         ...
+
+
+def on_device(entry: Entry, device: torch.device) -> Entry:
+    """The same adapter with its tensors on a device, for one that is used again and again."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, tuple):
+            return tuple(moved(part) for part in value)
+        return on_device(value, device) if hasattr(value, "delta") else value
+
+    adapter: Any = entry
+    return replace(adapter, **{item.name: moved(getattr(entry, item.name)) for item in fields(adapter)})  # type: ignore[no-any-return]
 
 
 def _fp32(tensor: Tensor, like: Tensor) -> Tensor:

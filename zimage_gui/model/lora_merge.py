@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zimage_gui.errors import raise_if_any
-from zimage_gui.model.lora_entries import Entry
+from zimage_gui.model.lora_entries import Entry, on_device
 from zimage_gui.model.lora_read import LoraFile, fit_problems
+from zimage_gui.model.quantise import QuantLinear
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -38,7 +39,7 @@ class AppliedLora:
 class LoraStack:
     """The LoRAs that are on in one model. Setting others, or none, starts again from the untouched weights,
     which are kept on the CPU for the modules that were changed: exact to the last bit, without reading the
-    model again.
+    model again. A quantised layer keeps its weight as it is: the LoRAs act on it each time it is opened.
 
     Holds on to the Linears the model has now, so that it keeps working when a trainer later wraps them."""
 
@@ -60,8 +61,13 @@ class LoraStack:
                 wanted.setdefault(path, []).append((entry, lora.multiplier))
         for path in [path for path in self._originals if path not in wanted]:
             self._linears[path].weight.data.copy_(self._originals.pop(path))
-        for path, entries in wanted.items():
-            self._merge(path, entries)
+        for path, linear in self._linears.items():
+            entries = wanted.get(path, [])
+            if isinstance(linear, QuantLinear):
+                device = linear.stored[0].device
+                linear.added = tuple((on_device(entry, device), strength) for entry, strength in entries)
+            elif entries:
+                self._merge(path, entries)
         return [len(lora.file.entries) for lora in loras]
 
     def clear(self) -> None:
@@ -88,6 +94,8 @@ def merge_lora(model: nn.Module, file: LoraFile, multiplier: float = 1.0) -> int
     """
     linears = _linears(model)
     raise_if_any(fit_problems(file, _shapes(linears)))
+    if any(isinstance(linears[path], QuantLinear) for path in file.entries):
+        raise ValueError("a quantised weight takes a merge only while it is loaded")
     for path, entry in file.entries.items():
         weight = linears[path].weight
         weight.copy_(weight.to(torch.float32) + entry.delta(weight) * multiplier)

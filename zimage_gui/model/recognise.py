@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zimage_gui.errors import UserError
@@ -15,6 +15,7 @@ from zimage_gui.files import expand_shards
 from zimage_gui.model.burn_names import is_burn
 from zimage_gui.model.checkpoint import Checkpoint, open_checkpoint, part_folder
 from zimage_gui.model.families import family_of
+from zimage_gui.model.fp8_names import FP8, fp8_parts
 from zimage_gui.model.keymaps import prefix_of
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -60,10 +61,11 @@ def recognise(path: Path, option: str = "file", part: str | None = None) -> Reco
     return recognise_checkpoint(checkpoint)
 
 
-def recognise_checkpoint(checkpoint: Checkpoint) -> Recognised:
-    """The same for a checkpoint whose headers are read already."""
+def recognise_checkpoint(checkpoint: Checkpoint, *, opened: bool = False) -> Recognised:
+    """The same for a checkpoint whose headers are read already; opened: one that `opens_fp8` took
+    apart."""
     shapes = checkpoint.shapes
-    quantised = _quantised(checkpoint)
+    quantised = None if opened else _quantised(checkpoint)
     for test in (_adapter, _cache, _controlnet):
         found = test(shapes, checkpoint)
         if found is not None:
@@ -165,6 +167,29 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
     return "4-bit or 8-bit integers" if narrow else None
 
 
+_FP8_FILES = ("fp8", "scaled fp8", "ComfyUI tensors (comfy_quant)", "ComfyUI quantised")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def opens_fp8(found: Recognised) -> Checkpoint | None:
+    """The weights and scales of a recognised fp8 checkpoint, taken apart; None when it is stored in any other
+    way."""
+    checkpoint = found.checkpoint
+    stored = found.sentence.partition(" stored as ")[2]
+    if found.kind != "quantised" or checkpoint is None or not stored.startswith(_FP8_FILES):
+        return None
+    places = checkpoint.places
+    try:
+        parts = fp8_parts({name: place.info for name, place in places.items()})
+    except ValueError:
+        return None
+    plain = {name: places[name] for name in parts.plain}
+    if any(place.info.dtype not in (*_FLOATS, *FP8) for place in plain.values()):
+        return None
+    scales = {weight: places[scale] for weight, scale in parts.scales.items()}
+    return replace(checkpoint, places=plain, scales=scales)
+
+
 def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognised:
     prefix = prefix_of(shapes, "transformer") or ""
     bare = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -258,9 +283,15 @@ _REMEDIES = {
 }
 
 
-def require(path: Path, part: str, option: str) -> Recognised:
-    """The recognised checkpoint of `part` at `path`; anything else is one UserError that names what it is."""
+def require(path: Path, part: str, option: str, *, fp8: bool = False) -> Recognised:
+    """The recognised checkpoint of `part` at `path`; anything else is one UserError that names what it is.
+
+    fp8: one that is stored as fp8 will do; its scales are apart then.
+    """
     found = recognise(path, option, part)
+    checkpoint = opens_fp8(found) if fp8 else None
+    if checkpoint is not None:
+        found = recognise_checkpoint(checkpoint, opened=True)
     wanted = {
         "transformer": "a Z-Image transformer",
         "vae": "a Flux VAE",

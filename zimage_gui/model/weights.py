@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.checkpoint import Checkpoint
+from zimage_gui.model.fp8_names import FP8
 from zimage_gui.model.keymaps import Source
+from zimage_gui.model.placing import Format, Merges, place
+from zimage_gui.model.quantise import Quant
 from zimage_gui.model.recognise import require
 from zimage_gui.model.saving import text_encoder_settings, transformer_settings, vae_settings
 from zimage_gui.model.sizes import (
@@ -31,7 +34,7 @@ from zimage_gui.model.sizes import (
     vae_sizes_from,
 )
 from zimage_gui.model.sources import sources_of
-from zimage_gui.model.tensor_files import FLOATS, SourceReader
+from zimage_gui.model.tensor_files import FLOATS, SourceReader, read_tensor
 from zimage_gui.model.text_encoder import Qwen3TextEncoder
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, VaeConfig
@@ -55,20 +58,23 @@ def load_transformer(
     *,
     option: str = "dit",
     on_bytes: OnBytes = _silent,
+    quant: Quant = "none",
+    merges: Merges | None = None,
 ) -> ZImageTransformer:
     """The transformer of a hub folder, its transformer folder, any shard or a single file, in any layout.
 
-    Parameters come frozen, the network in eval mode. Raises UserError (naming `option`) for anything that is
-    not a whole, unquantised Z-Image transformer.
+    Parameters come frozen, the network in eval mode. quant: how the blocks' matrices are kept; merges: added
+    to them before that. Raises UserError (naming `option`) for anything that is not a whole Z-Image
+    transformer in plain floats or fp8.
     """
     checkpoint = _open(path, "transformer", option)
     config = _transformer_config(checkpoint)
     return _fill(
         lambda: ZImageTransformer(config),
         checkpoint,
-        _sources(checkpoint, "transformer"),
+        "transformer",
         device,
-        dtype,
+        Format(dtype, quant, merges or {}),
         on_bytes,
     )
 
@@ -88,10 +94,10 @@ def load_vae(
     """
     checkpoint = _open(path, "vae", option)
     config = _vae_config(checkpoint, decoder_only)
-    sources = _sources(checkpoint, "vae")
     return _fill(
-        lambda: AutoencoderKL(config, decoder_only=decoder_only), checkpoint, sources, device, dtype, on_bytes
-    )
+        lambda: AutoencoderKL(config, decoder_only=decoder_only), checkpoint, "vae", device, Format(dtype),
+        on_bytes,
+    )  # fmt: skip
 
 
 def load_text_encoder(
@@ -101,12 +107,16 @@ def load_text_encoder(
     *,
     option: str = "text_encoder",
     on_bytes: OnBytes = _silent,
+    quant: Quant = "none",
 ) -> Qwen3TextEncoder:
-    """The text encoder of a hub folder, its text_encoder folder or a file; its last layer stays on disk."""
+    """The text encoder of a hub folder, its text_encoder folder or a file; its last layer stays on disk.
+
+    quant: how the layers' matrices are kept; norms and the embedding keep `dtype`.
+    """
     checkpoint = _open(path, "text_encoder", option)
     config = _text_encoder_config(checkpoint)
-    sources = _sources(checkpoint, "text_encoder")
-    return _fill(lambda: Qwen3TextEncoder(config), checkpoint, sources, device, dtype, on_bytes)
+    kept = Format(dtype, quant)
+    return _fill(lambda: Qwen3TextEncoder(config), checkpoint, "text_encoder", device, kept, on_bytes)
 
 
 def transformer_config_of(path: Path, option: str = "dit") -> TransformerConfig:
@@ -164,7 +174,7 @@ def whole_model(part: str, shapes: Shapes, settings: Mapping[str, Any]) -> Whole
 
 def transformer_tensors(path: Path, option: str = "dit") -> tuple[Checkpoint, dict[str, Source]]:
     """A transformer's headers and where each of our tensors lies, for reading it one tensor at a time."""
-    checkpoint = _open(path, "transformer", option)
+    checkpoint = _open(path, "transformer", option, fp8=False)
     return checkpoint, _sources(checkpoint, "transformer")
 
 
@@ -194,8 +204,8 @@ def model_problems(
     return problems
 
 
-def _open(path: Path, part: str, option: str) -> Checkpoint:
-    checkpoint = require(Path(path), part, option).checkpoint
+def _open(path: Path, part: str, option: str, *, fp8: bool = True) -> Checkpoint:
+    checkpoint = require(Path(path), part, option, fp8=fp8 and part != "vae").checkpoint
     assert checkpoint is not None  # `require` returns only what it has read
     return checkpoint
 
@@ -271,7 +281,7 @@ def _strict(model: nn.Module, checkpoint: Checkpoint, sources: Mapping[str, Sour
         if squeezed(stored) != squeezed(tuple(wanted[name])):
             misshaped.append(f"{name} is {list(stored)}, needed {list(wanted[name])}")
         dtype = checkpoint.places[sources[name].name].info.dtype
-        if dtype not in FLOATS:
+        if dtype not in (*FLOATS, *FP8):
             wrong_dtype.append(f"{name} is {dtype}")
     raise_misfit(
         checkpoint,
@@ -319,19 +329,19 @@ def _finding(names: list[str], what: str) -> str:
 def _fill(
     build: Callable[[], Network],
     checkpoint: Checkpoint,
-    sources: Mapping[str, Source],
+    part: str,
     device: torch.device | str,
-    dtype: torch.dtype,
+    kept: Format,
     on_bytes: OnBytes,
 ) -> Network:
     """Builds the network without memory and gives it its parameters in the order they have on disk."""
     model = _on_meta(build)
-    assignments = _strict(model, checkpoint, sources)
-    place = checkpoint.places
+    assignments = _strict(model, checkpoint, _sources(checkpoint, part))
+    places = checkpoint.places
     assignments.sort(
         key=lambda a: (
-            str(place[a.source.name].file),
-            place[a.source.name].info.start,
+            str(places[a.source.name].file),
+            places[a.source.name].info.start,
             a.source.rows or a.source.columns or (0, 0),
         )
     )
@@ -341,14 +351,23 @@ def _fill(
     with contextlib.ExitStack() as stack:
         files = {path: stack.enter_context(open(path, "rb")) for path in checkpoint.files}
         for assignment in assignments:
-            where = place[assignment.source.name]
+            where = places[assignment.source.name]
             tensor = reader.read(files[where.file], where.info, assignment.source).view(assignment.shape)
-            owner, _, leaf = assignment.name.rpartition(".")
-            value = nn.Parameter(tensor.to(device).to(dtype), requires_grad=False)
-            setattr(model.get_submodule(owner), leaf, value)
+            scale = _scale_of(checkpoint, assignment.source, files)
+            scale = None if scale is None else scale.to(device)
+            place(model, part, assignment.name, tensor.to(device), scale, kept)
             done += assignment.shape.numel() * _bytes_each(checkpoint, assignment)
             on_bytes(done, total)
     return model.eval()
+
+
+def _scale_of(checkpoint: Checkpoint, source: Source, files: Mapping[Path, BinaryIO]) -> Tensor | None:
+    """The scale of an fp8 weight, cut to the rows of it that are ours."""
+    where = checkpoint.scales.get(source.name)
+    if where is None:
+        return None
+    scale = read_tensor(files[where.file], where.info)
+    return scale if scale.numel() == 1 or source.rows is None else scale[slice(*source.rows)]
 
 
 def _bytes_each(checkpoint: Checkpoint, assignment: _Assignment) -> int:
