@@ -3,12 +3,14 @@
 import json
 import shlex
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_project import TRANSFORMER, finetune_config, randomise
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zimage_gui import cli
 from zimage_gui.engine.loader import Batch
@@ -143,6 +145,31 @@ def test_one_gradient_at_a_time_gives_the_same_bits_in_every_format(tmp_path: Pa
     assert max(plain.live) == sum(parameter.nbytes for parameter in plain.parameters)
     assert all(torch.equal(*pair) for pair in zip(plain.parameters, fused.parameters, strict=True))
     assert list(plain.trainer.progress.losses) == list(fused.trainer.progress.losses)
+
+
+class CopiesAlive(TorchDispatchMode):
+    """The most bytes of bf16 copies of these weights that lived at once."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.weights, self.copies, self.most = {weight.data_ptr() for weight in weights}, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.weights:
+            self.copies.append(weakref.ref(out))
+            self.most = max(self.most, sum(copy().nbytes for copy in self.copies if copy() is not None))
+        return out
+
+
+def test_mixed_precision_with_checkpointing_holds_copies_of_one_blocks_weights(tmp_path: Path) -> None:
+    counted = Counted(*FORMATS["mixed"], True, tmp_path)
+    blocks = counted.method.model.layers
+    batch = Batch(torch.randn(1, 16, 4, 4), [torch.randn(5, 16)], ["x"], [0])
+    with CopiesAlive(list(blocks.parameters())) as alive:
+        loss = counted.trainer.loss(batch, 0)
+    assert loss.requires_grad and len(alive.copies) > len(blocks)
+    assert 0 < alive.most <= sum(2 * parameter.numel() for parameter in blocks[0].parameters())
 
 
 def test_time_and_loss_stay_fp32_where_everything_else_is_bf16(tmp_path: Path) -> None:

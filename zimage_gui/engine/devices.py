@@ -66,6 +66,16 @@ def autocast(device: torch.device, precision: str | None) -> AbstractContextMana
     return torch.autocast(device.type, dtype=DTYPES[str(precision)])
 
 
+def computing_in(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Trained weights of another format computing in `dtype`, cast where they are used; None: in their own.
+
+    Nothing is cached: a pass uses each weight once, and the cache would hold a second copy of the model.
+    """
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype, cache_enabled=False)
+
+
 @contextmanager
 def cudnn(*, enabled: bool) -> Iterator[None]:
     """cuDNN on or off for a while; some AMD cards need it off."""

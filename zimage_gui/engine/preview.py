@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from zimage_gui.engine.checkpoints import OutputNames
+from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.png_settings import png_bytes
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
@@ -111,9 +112,7 @@ class Previews:
             (1, 16, prompt.height // 8, prompt.width // 8),
             generator=torch.Generator().manual_seed(prompt.seed),
         )
-        with torch.autocast(
-            self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None
-        ):
+        with computing_in(self.device, self.autocast):
             latents = denoise(
                 model, noise.to(self.device), [self._feature(prompt.prompt)],
                 [self._feature(prompt.negative_prompt)] if prompt.guidance_scale > 0 else None,

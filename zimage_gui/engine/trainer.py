@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.checkpoint import checkpoint
 
+from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import Batch
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
@@ -173,7 +174,7 @@ class Trainer:
         noise, sigma, weights = (
             item.to(self.device, non_blocking=True) for item in (draws.noise, sigma, weights)
         )
-        with self._autocast():
+        with computing_in(self.device, self.method.autocast_dtype):
             prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
         return flow_loss(prediction, latents, noise, weights)
 
@@ -201,10 +202,6 @@ class Trainer:
             return _recomputed(block, x, rope, modulation, keeps_rng)
 
         return run
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = self.method.autocast_dtype
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
     def _clip(self) -> Tensor:
         if self.updates is not None and self.updates.in_backward:
