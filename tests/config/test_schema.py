@@ -72,7 +72,7 @@ def required(cls):
 OTHER = {
     "device": "cuda:3", "output": Path("other.safetensors").absolute(), "caption_extension": ".caption",
     "resolution": (640, 320), "image_size": (640, 320), "optimizer_args": ("eps=1", "betas=0.9,0.99"),
-    "lr_scheduler_args": ("a=1",), "include_patterns": (".*q", ".*v"), "exclude_patterns": (".*q",),
+    "prefix": "model.", "lr_scheduler_args": ("a=1",), "include_patterns": (".*q", ".*v"), "exclude_patterns": (".*q",),
 }  # fmt: skip
 
 
