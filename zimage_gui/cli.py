@@ -80,13 +80,10 @@ def _overview() -> str:
 
 def _command(word: str) -> CommandSpec:
     from zimage_gui.commands import COMMANDS
-    from zimage_gui.config.later import LATER_COMMANDS
 
     name = word.replace("_", "-")
     if name in COMMANDS:
         return COMMANDS[name]
-    if name in LATER_COMMANDS:
-        raise UserError.one(word, "", f"is not built yet: {LATER_COMMANDS[name]}")
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     remedy = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}"
     raise UserError.one(word, "", "is not a command", remedy)

@@ -148,9 +148,6 @@ LATER: tuple[Later, ...] = (
     Later("lokr_rank", "value", ("convert-lora",), _NETWORK),
 )
 
-LATER_COMMANDS: dict[str, str] = {}
-"""Commands of the two older programs that are not built yet."""
-
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
 """Their values are never repeated in a message."""
 

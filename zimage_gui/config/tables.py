@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zimage_gui.config.dataset import INERT_KEYS, DatasetEntry, GeneralTable
 from zimage_gui.config.help_text import placeholder
-from zimage_gui.config.later import INERT, LATER, LATER_COMMANDS
+from zimage_gui.config.later import INERT, LATER
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of, show
 from zimage_gui.files import atomic_write
@@ -112,7 +112,6 @@ def compatibility_lists() -> str:
     lines += ["", "### Refused until they are built", "", "| Options | Why |", "| --- | --- |"]
     for what, entries in groupby(sorted(LATER, key=lambda entry: entry.what), key=lambda entry: entry.what):
         lines.append(f"| {', '.join(f'`{entry.name}`' for entry in entries)} | {what} |")
-    lines += [f"| command `{name}` | {what} |" for name, what in LATER_COMMANDS.items()]
     return "\n".join(lines)
 
 
