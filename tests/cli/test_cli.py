@@ -76,6 +76,7 @@ def test_overview_and_version(capsys):
     [
         (["trian"], "trian: is not a command. Did you mean train?"),
         (["xyzzy"], "The commands are gui, demo"),
+        (["convert"], "input: is missing"),
         (["train-lora", "--rank", "0", "--dit", "no such file"], "network_dim = 0"),
         (["train_lora", "missing.toml"], "config_file = missing.toml: does not exist"),
         (["inspect"], "input: is missing"),
