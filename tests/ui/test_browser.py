@@ -146,7 +146,9 @@ def test_a_file_is_looked_into_and_converted(page, window):
 
 def test_a_model_is_offered_what_fits_it_and_becomes_a_burnpack_file(page, window):
     page.tab("Convert")
-    model = window.folder / "demo_project" / "models" / "comfy" / "diffusion_models" / "z_image_demo.safetensors"
+    model = (
+        window.folder / "demo_project" / "models" / "comfy" / "diffusion_models" / "z_image_demo.safetensors"
+    )
     page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(model))
     page.press("#convert-inspect")
     page.see("#convert-choice label", "Merge LoRAs into it")
@@ -171,7 +173,9 @@ def test_a_lora_is_copied_to_comfyui_and_the_folder_is_remembered(page, window):
     assert (comfy / "models" / "loras" / lora.name).read_bytes() == lora.read_bytes()
     page.open()
     page.tab("Convert")
-    assert page.page.locator("#convert-comfy textarea, #convert-comfy input").first.input_value() == str(comfy)
+    assert page.page.locator("#convert-comfy textarea, #convert-comfy input").first.input_value() == str(
+        comfy
+    )
 
 
 def test_no_page_ever_asked_another_host(page):
