@@ -1,6 +1,7 @@
 """`convert` between every layout and back, bit for bit, and as the other programs read it."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -259,3 +260,29 @@ def test_a_model_larger_than_the_memory_it_takes(tmp_path):
     )
     assert found.written > 350e6
     assert found.memory < idle.memory + 130
+
+
+@pytest.mark.parametrize("output", ["one.safetensors", "one.bpk"])
+def test_what_tensors_do_not_tell_survives_a_single_file(tmp_path, output):
+    """Rope axes and group counts are in config.json alone; without them the way back is another model."""
+    for part, key, value in (("transformer", "axes_dims", [4, 16, 12]), ("vae", "norm_num_groups", 4)):
+        folder = tmp_path / part
+        shutil.copytree(HUB / part, folder)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {key: value}))
+        single, _ = convert(folder, tmp_path / f"{part}_{output}")
+        back, _ = convert(single, tmp_path / f"{part}_back")
+        assert json.loads((back / "config.json").read_text())[key] == value
+        assert_same(tensors(folder), tensors(back))
+
+
+def test_the_header_holds_no_config_that_the_tensors_tell(tmp_path):
+    single, _ = convert(HUB / "transformer", tmp_path / "one.safetensors")
+    assert "zimage_gui_config" not in read_header(single).metadata
+
+
+def test_a_model_may_be_given_by_its_index(tmp_path):
+    (index,) = (HUB / "transformer").glob("*.index.json")
+    by_index, _ = convert(index, tmp_path / "a.safetensors")
+    by_folder, _ = convert(HUB / "transformer", tmp_path / "b.safetensors")
+    assert by_index.read_bytes() == by_folder.read_bytes()
