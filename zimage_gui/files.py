@@ -32,6 +32,7 @@ BITS_OF_DTYPE = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+_INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors)$")
 _TEMP = re.compile(r"\.(?P<pid>\d+)-(?P<start>[0-9a-f]{8})(?:[0-9a-f]{8})?" + re.escape(TEMP_SUFFIX) + "$")
 _THIS_START = secrets.token_hex(4)
@@ -269,7 +270,8 @@ class MissingFiles(UserError):
 
 
 def expand_shards(path: Path, option: str = "file") -> list[Path]:
-    """All files of a model given by one path: a file, any shard of a `-00001-of-0000N` set, or a folder.
+    """All files of a model given by one path: a file, any shard of a `-00001-of-0000N` set, its index, or a
+    folder.
 
     A folder is read by its `*.safetensors.index.json`, else by its only set or file, else by its only .bpk.
     Raises UserError naming the missing files; never leaves the folder the user chose.
@@ -280,7 +282,7 @@ def expand_shards(path: Path, option: str = "file") -> list[Path]:
     if match is None:
         if not path.is_file():
             raise UserError.one(option, path, "does not exist", "Check the path")
-        return [path]
+        return _files_of_index(path, option) if path.name.endswith(_INDEX) else [path]
     start, end = f"{match['stem']}-", f"-of-{match['count']}{match['suffix']}"
     numbers = range(1, int(match["count"]) + 1)
     shards = [path.with_name(f"{start}{number:05d}{end}") for number in numbers]
@@ -288,7 +290,7 @@ def expand_shards(path: Path, option: str = "file") -> list[Path]:
 
 
 def _files_of_folder(folder: Path, option: str) -> list[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    indexes = sorted(folder.glob(f"*{_INDEX}"))
     if len(indexes) == 1:
         return _files_of_index(indexes[0], option)
     files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())

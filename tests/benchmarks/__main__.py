@@ -52,7 +52,9 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = dict(tuple(part.strip() for part in line.split(":", 1)) for line in reversed(lines) if ":" in line)
+    facts = dict(
+        tuple(part.strip() for part in line.split(":", 1)) for line in reversed(lines) if ":" in line
+    )
     found = {"avx2", "avx512f", "avx512_bf16", "amx_bf16"} & set(facts.get("flags", "").split())
     name = facts.get("model name", platform.machine())
     return f"{name}, {os.cpu_count()} cores ({', '.join(sorted(found)) or 'no vector flags known'})"
@@ -60,12 +62,24 @@ def machine() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("steps", "convert"), default="steps", help="convert: a 12.3 GB model, 40 GB of disk")
-    parser.add_argument("--folder", type=Path, help="convert: where to work (default: the system's temp folder)")
-    parser.add_argument("--layers", type=int, default=30, help="convert: fewer layers for a smaller model (default 30)")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("steps", "convert"),
+        default="steps",
+        help="convert: a 12.3 GB model, 40 GB of disk",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="convert: where to work (default: the system's temp folder)"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=30, help="convert: fewer layers for a smaller model (default 30)"
+    )
     parser.add_argument("--pairs", type=int, default=9, help="rounds of each comparison (default 9)")
     parser.add_argument("--starts", type=int, default=5, help="rounds of the start times (default 5)")
-    parser.add_argument("--types", nargs="+", choices=TYPES, default=TYPES, help="number types (default both)")
+    parser.add_argument(
+        "--types", nargs="+", choices=TYPES, default=TYPES, help="number types (default both)"
+    )
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -85,7 +99,11 @@ def main() -> int:
     diffusers_logging.set_verbosity_error()
     torch.set_num_threads(1)
     dtypes = [getattr(torch, name) for name in options.types]
-    pieces = [alternate.HEADER, *lora_step.rows(options.pairs, dtypes, print), *latent_cache.rows(options.pairs, dtypes, print)]
+    pieces = [
+        alternate.HEADER,
+        *lora_step.rows(options.pairs, dtypes, print),
+        *latent_cache.rows(options.pairs, dtypes, print),
+    ]
     times = [starts.HEADER, *starts.rows(options.starts, print)]
     head = INTRODUCTION.format(
         command=f"python tests/benchmarks --pairs {options.pairs} --starts {options.starts} --types {' '.join(options.types)} --write",

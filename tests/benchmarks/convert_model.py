@@ -67,22 +67,33 @@ def synthesise(path: Path, layers: int) -> int:
             count -= min(count, len(window))
 
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    entries = [RawEntry(name, "BF16", shape, partial(chunks, 2 * math.prod(shape))) for name, shape in sorted(shapes.items())]
+    entries = [
+        RawEntry(name, "BF16", shape, partial(chunks, 2 * math.prod(shape)))
+        for name, shape in sorted(shapes.items())
+    ]
     write_raw(path, entries, {"format": "pt"})
     return len(entries)
 
 
 def synthesise_lora(path: Path, layers: int, rank: int = 16) -> None:
     """A LoRA on the seven matrices of every layer, as ai-toolkit names it."""
-    wide = {"feed_forward.w1": (10240, 3840), "feed_forward.w3": (10240, 3840), "feed_forward.w2": (3840, 10240)}
+    wide = {
+        "feed_forward.w1": (10240, 3840),
+        "feed_forward.w3": (10240, 3840),
+        "feed_forward.w2": (3840, 10240),
+    }
     sizes = {f"attention.{name}": (3840, 3840) for name in ("to_q", "to_k", "to_v", "to_out.0")} | wide
     generator = torch.Generator().manual_seed(1)
     tensors = {}
     for layer in range(layers):
         for name, (rows, columns) in sizes.items():
             stem = f"diffusion_model.layers.{layer}.{name}"
-            tensors[f"{stem}.lora_A.weight"] = (torch.randn(rank, columns, generator=generator) * 0.01).bfloat16()
-            tensors[f"{stem}.lora_B.weight"] = (torch.randn(rows, rank, generator=generator) * 0.01).bfloat16()
+            tensors[f"{stem}.lora_A.weight"] = (
+                torch.randn(rank, columns, generator=generator) * 0.01
+            ).bfloat16()
+            tensors[f"{stem}.lora_B.weight"] = (
+                torch.randn(rows, rank, generator=generator) * 0.01
+            ).bfloat16()
     save_file(tensors, path)
 
 
@@ -91,7 +102,9 @@ def measure(command: list[str], output: Path) -> Measured:
     started = time.perf_counter()
     peak = 0
     with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         while True:
             peak = max(peak, _anonymous(child.pid))
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -125,10 +138,27 @@ def forget(path: Path) -> None:
 
 def commands(source: Path, lora: Path, folder: Path) -> dict[str, tuple[list[str], Path]]:
     convert = [sys.executable, "-m", "zimage_gui", "convert", str(source)]
-    merge = [sys.executable, "-m", "zimage_gui", "merge", "--dit", str(source), "--lora_weight", str(lora), "--output"]
-    outputs = {"split → fused": "fused.safetensors", "split → .bpk": "model.bpk", "bf16 → f16, split": "f16.safetensors"}
+    merge = [
+        sys.executable,
+        "-m",
+        "zimage_gui",
+        "merge",
+        "--dit",
+        str(source),
+        "--lora_weight",
+        str(lora),
+        "--output",
+    ]
+    outputs = {
+        "split → fused": "fused.safetensors",
+        "split → .bpk": "model.bpk",
+        "bf16 → f16, split": "f16.safetensors",
+    }
     extra = {"bf16 → f16, split": ["--dtype", "f16", "--layout", "diffusers"]}
-    found = {name: ([*convert, str(folder / file), *extra.get(name, [])], folder / file) for name, file in outputs.items()}
+    found = {
+        name: ([*convert, str(folder / file), *extra.get(name, [])], folder / file)
+        for name, file in outputs.items()
+    }
     merged = folder / "merged.safetensors"
     return found | {"LoRA of rank 16 merged, split → fused": ([*merge, str(merged)], merged)}
 
@@ -180,7 +210,12 @@ def _inspect(source: Path) -> tuple[float, float]:
     assert recognise(source).kind == "transformer"
     looked = time.perf_counter() - started
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "zimage_gui", "inspect", str(source)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "zimage_gui", "inspect", str(source)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     return looked, time.perf_counter() - started
 
 

@@ -23,16 +23,25 @@ _PLAIN = ("F64", "F32", "Flex32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64
 _DTYPES = st.sampled_from((*_PLAIN, {"Bool": "Native"}, {"Bool": "U8"}, {"Bool": "U32"}))
 _SCHEMES = st.fixed_dictionaries(
     {"value": st.sampled_from(("Q8S", "Q4F", "E4M3"))},
-    optional={"block": st.none() | st.lists(st.integers(0, 255), max_size=5), "store": _TEXT | st.dictionaries(_TEXT, st.integers(0, 3), max_size=1)},
+    optional={
+        "block": st.none() | st.lists(st.integers(0, 255), max_size=5),
+        "store": _TEXT | st.dictionaries(_TEXT, st.integers(0, 3), max_size=1),
+    },
 )
-_IDS = st.none() | st.integers(0, 2**64 - 1) | st.sampled_from((23, 24, 255, 256, 65535, 65536, 2**32 - 1, 2**32))
+_IDS = (
+    st.none()
+    | st.integers(0, 2**64 - 1)
+    | st.sampled_from((23, 24, 255, 256, 65535, 65536, 2**32 - 1, 2**32))
+)
 _SCALARS = st.one_of(
     st.integers(-(2**63), 2**63 - 1).map(lambda value: ("Int", value)),
     st.integers(0, 2**64 - 1).map(lambda value: ("UInt", value)),
     st.floats(allow_nan=False).map(lambda value: ("Float", value)),
     st.booleans().map(lambda value: ("Bool", value)),
 )
-_SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_SETTINGS = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @st.composite
@@ -54,7 +63,9 @@ def _entries(draw):
 
 @_SETTINGS
 @given(_entries(), st.dictionaries(_TEXT, _TEXT, max_size=4), st.dictionaries(_TEXT, _SCALARS, max_size=4))
-def test_anything_written_reads_back_the_same_and_again_to_the_same_bytes(tmp_path, entries, metadata, scalars):
+def test_anything_written_reads_back_the_same_and_again_to_the_same_bytes(
+    tmp_path, entries, metadata, scalars
+):
     path = write_bpk(tmp_path / "a.bpk", entries, metadata, scalars)
     header, content = read_bpk_header(path), path.read_bytes()
     assert bpk_size(entries, metadata, scalars) == len(content)
@@ -99,7 +110,14 @@ def test_floats_are_as_short_as_keeps_them():
 
 @pytest.mark.parametrize(
     "data",
-    [b"\x81" * 9**6, b"\x9f" * 9**6, b"\x9b" + b"\xff" * 8, b"\xbb" + b"\xff" * 8, b"\x7b" + b"\xff" * 8, b"\x9f" + b"\x60" * 3_000_000],
+    [
+        b"\x81" * 9**6,
+        b"\x9f" * 9**6,
+        b"\x9b" + b"\xff" * 8,
+        b"\xbb" + b"\xff" * 8,
+        b"\x7b" + b"\xff" * 8,
+        b"\x9f" + b"\x60" * 3_000_000,
+    ],
     ids=["lists in lists", "open lists in lists", "long list", "long map", "long text", "many texts"],
 )
 def test_a_hostile_table_is_refused_before_it_takes_time_or_memory(data, tmp_path):

@@ -36,7 +36,13 @@ def test_a_picture_from_a_folder_of_bpk_files_is_the_one_from_safetensors(tmp_pa
     pictures = []
     for models in (folder, REFERENCE / "hub"):
         config = GenerateConfig(
-            model_dir=models, prompt="a photo", image_size=(32, 32), infer_steps=1, seed=3, mixed_precision="no", device="cpu"
+            model_dir=models,
+            prompt="a photo",
+            image_size=(32, 32),
+            infer_steps=1,
+            seed=3,
+            mixed_precision="no",
+            device="cpu",
         )
         (path,) = generate(config, NullRun(tmp_path / models.name))
         with Image.open(path) as image:
@@ -53,12 +59,25 @@ def project(tmp_path):
 
 @pytest.mark.parametrize("make", [lora_config, finetune_config])
 def test_training_on_bpk_files_gives_the_weights_of_training_on_safetensors(make, project):
-    folder = as_folder({part: project / "models" / f"{name}.safetensors" for name, part in PARTS.items()}, project / "bpk")
+    folder = as_folder(
+        {part: project / "models" / f"{name}.safetensors" for name, part in PARTS.items()}, project / "bpk"
+    )
     results = []
-    for name, models in (("a", {}), ("b", {"dit": None, "vae": None, "text_encoder": None, "model_dir": folder})):
-        config = make(project, output_dir=project / name, max_train_steps=2, cache_directory=project / f"{name} cache", **models)
+    for name, models in (
+        ("a", {}),
+        ("b", {"dit": None, "vae": None, "text_encoder": None, "model_dir": folder}),
+    ):
+        config = make(
+            project,
+            output_dir=project / name,
+            max_train_steps=2,
+            cache_directory=project / f"{name} cache",
+            **models,
+        )
         assert check(config) == []
-        (path,) = [path for path in run(config, NullRun(project / name / "run")) if path.suffix == ".safetensors"]
+        (path,) = [
+            path for path in run(config, NullRun(project / name / "run")) if path.suffix == ".safetensors"
+        ]
         results.append(load_file(path))
     first, second = results
     assert first.keys() == second.keys()
@@ -74,7 +93,14 @@ def test_caching_names_a_decoder_alone_before_any_work(project):
 
 def test_the_base_name_wins_over_the_extension_and_bpk_over_safetensors(tmp_path):
     package = write_model(SINGLE["transformer"], "transformer", tmp_path / "made.bpk")
-    order = ["z_image.safetensors", "z_image_turbo.safetensors", "z_image_turbo.bpk", "z_image_turbo_bf16.bpk", "z_image_turbo_f16.safetensors", "z_image_turbo_f16.bpk"]
+    order = [
+        "z_image.safetensors",
+        "z_image_turbo.safetensors",
+        "z_image_turbo.bpk",
+        "z_image_turbo_bf16.bpk",
+        "z_image_turbo_f16.safetensors",
+        "z_image_turbo_f16.bpk",
+    ]
     models = tmp_path / "models"
     models.mkdir()
     for name in order:
@@ -86,4 +112,14 @@ def test_a_broken_bpk_in_a_models_folder_is_named(tmp_path):
     (tmp_path / "ae.bpk").write_bytes(b"NRUB\1\0")
     found = find_part(tmp_path, "vae")
     with pytest.raises(UserError, match="too short"):
-        generate(GenerateConfig(model_dir=tmp_path, vae=found, dit=SINGLE["transformer"], text_encoder=SINGLE["text_encoder"], prompt="x", device="cpu"), NullRun(tmp_path))
+        generate(
+            GenerateConfig(
+                model_dir=tmp_path,
+                vae=found,
+                dit=SINGLE["transformer"],
+                text_encoder=SINGLE["text_encoder"],
+                prompt="x",
+                device="cpu",
+            ),
+            NullRun(tmp_path),
+        )

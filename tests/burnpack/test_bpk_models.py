@@ -36,7 +36,13 @@ def table(part, counts=None):
         for number in range(counts.get(block, 1)):
             change = (f"{block}.0.", f"{block}.{number}.") if block in counts else ("", "")
             rows += [
-                (burn.replace(*change, 1), tuple(shape), source.replace(*change, 1).removeprefix("model."), tuple(stored), op)
+                (
+                    burn.replace(*change, 1),
+                    tuple(shape),
+                    source.replace(*change, 1).removeprefix("model."),
+                    tuple(stored),
+                    op,
+                )
                 for burn, shape, source, stored, op in found
             ]
     return rows
@@ -71,7 +77,9 @@ def test_a_decoder_alone_has_the_known_records():
 
 def test_the_rule_holds_for_any_number_of_layers():
     for layers in (1, 12, 101):
-        check_table("transformer", table("transformer", {"layers": layers, "noise_refiner": 1, "context_refiner": 3}))
+        check_table(
+            "transformer", table("transformer", {"layers": layers, "noise_refiner": 1, "context_refiner": 3})
+        )
         check_table("text_encoder", table("text_encoder", {"layers": layers}))
 
 
@@ -138,7 +146,9 @@ def test_a_decoder_alone_decodes_and_is_refused_where_pictures_are_encoded(tmp_p
 
 
 def test_a_whole_autoencoder_leaves_its_encoder_on_disk_where_nothing_is_encoded():
-    assert {name.split(".")[0] for name in load_vae(SINGLE["vae"], decoder_only=True).state_dict()} == {"decoder"}
+    assert {name.split(".")[0] for name in load_vae(SINGLE["vae"], decoder_only=True).state_dict()} == {
+        "decoder"
+    }
 
 
 def test_quantised_and_incomplete_models_are_named(tmp_path):
@@ -148,8 +158,16 @@ def test_quantised_and_incomplete_models_are_named(tmp_path):
     first, *rest = entries
     for name, changed, words in (
         ("q4", [replace(first, dtype=packed), *rest], r"QFloat Q4S.*bf16 file of the same model"),
-        ("less", [e for e in entries if e.name != "layers.0.attention.qkv.weight"], r"3 tensors missing.*to_k"),
-        ("more", [*entries, BpkEntry("layers.0.odd", "F32", (1,), [bytes(4)])], r"1 tensor unexpected.*layers\.0\.odd"),
+        (
+            "less",
+            [e for e in entries if e.name != "layers.0.attention.qkv.weight"],
+            r"3 tensors missing.*to_k",
+        ),
+        (
+            "more",
+            [*entries, BpkEntry("layers.0.odd", "F32", (1,), [bytes(4)])],
+            r"1 tensor unexpected.*layers\.0\.odd",
+        ),
         ("ints", [*rest, replace(first, dtype="U16")], "no plain weights"),
     ):
         path = write_bpk(tmp_path / f"{name}.bpk", changed, {})

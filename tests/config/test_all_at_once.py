@@ -72,7 +72,16 @@ def test_what_only_the_engine_finds_is_told_together_with_wrong_options(capsys, 
     words += ["--dit", str(vae), "--vae", "no", "--dataset", "nowhere", "--device", "abacus"]
     assert cli.main(["train-lora", *words]) == EXIT_USER
     told = [re.split(" = |: ", line)[0] for line in capsys.readouterr().err.splitlines()]
-    wrong = {"--learing_rate", "network_dim", "optimizer_type", "lr_scheduler", "dit", "vae", "dataset", "device"}
+    wrong = {
+        "--learing_rate",
+        "network_dim",
+        "optimizer_type",
+        "lr_scheduler",
+        "dit",
+        "vae",
+        "dataset",
+        "device",
+    }
     assert set(told) == wrong and len(told) == len(wrong)
     assert not list(tmp_path.iterdir())
 

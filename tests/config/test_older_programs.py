@@ -83,7 +83,9 @@ def test_conversion():
     assert config.target == "other"
     config, _ = config_of("convert-lora a.safetensors b.safetensors --lokr_rank 32")
     assert config.lokr_rank == 32 and config.target is None
-    config, _ = config_of("ema-lora a.safetensors b.safetensors --no_sort --sigma_rel 0.2 --output_file c.safetensors")
+    config, _ = config_of(
+        "ema-lora a.safetensors b.safetensors --no_sort --sigma_rel 0.2 --output_file c.safetensors"
+    )
     assert [path.name for path in config.path] == ["a.safetensors", "b.safetensors"] and config.no_sort
     config, _ = config_of("convert-lora a.safetensors b.safetensors --reverse")
     assert config.reverse and config.output == Path("b.safetensors").absolute()

@@ -1,6 +1,7 @@
 """`convert` between every layout and back, bit for bit, and as the other programs read it."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -41,7 +42,9 @@ SPLIT = {
 
 
 @pytest.mark.parametrize("name", SPLIT)
-@pytest.mark.parametrize(("first", "second"), [("a.safetensors", "b.bpk"), ("a.bpk", "b.safetensors"), ("a", "b.bpk")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("a.safetensors", "b.bpk"), ("a.bpk", "b.safetensors"), ("a", "b.bpk")]
+)
 def test_through_two_other_layouts_and_back_is_bit_exact(tmp_path, name, first, second):
     source, back = SPLIT[name]
     one, _ = convert(source, tmp_path / first)
@@ -61,12 +64,19 @@ def test_through_two_other_layouts_and_back_is_bit_exact(tmp_path, name, first, 
 )
 def test_the_comfyui_form_has_comfyuis_names_and_numbers(tmp_path, source, theirs):
     assert_same(tensors(convert(source, tmp_path / "a.safetensors")[0]), load_file(theirs))
-    assert_same(tensors(convert(convert(source, tmp_path / "a.bpk")[0], tmp_path / "b.safetensors")[0]), load_file(theirs))
+    assert_same(
+        tensors(convert(convert(source, tmp_path / "a.bpk")[0], tmp_path / "b.safetensors")[0]),
+        load_file(theirs),
+    )
 
 
 @pytest.mark.parametrize(
     ("source", "loader"),
-    [(FUSED, ZImageTransformer2DModel), (SINGLE / "ae.safetensors", AutoencoderKL), (SINGLE / "qwen_3.safetensors", Qwen3Model)],
+    [
+        (FUSED, ZImageTransformer2DModel),
+        (SINGLE / "ae.safetensors", AutoencoderKL),
+        (SINGLE / "qwen_3.safetensors", Qwen3Model),
+    ],
 )
 def test_a_hub_folder_in_shards_loads_in_diffusers_and_transformers(tmp_path, source, loader):
     folder, _ = convert(source, tmp_path / "part", max_shard_size=4e-4 if loader is not Qwen3Model else 1e-4)
@@ -78,13 +88,21 @@ def test_a_hub_folder_in_shards_loads_in_diffusers_and_transformers(tmp_path, so
     assert not problems["missing_keys"] and not problems["unexpected_keys"]
     written = tensors(folder)
     prefix = "model." if loader is Qwen3Model else ""
-    assert all(torch.equal(value.cpu(), written[prefix + name].to(value.dtype)) for name, value in network.named_parameters())
+    assert all(
+        torch.equal(value.cpu(), written[prefix + name].to(value.dtype))
+        for name, value in network.named_parameters()
+    )
 
 
 def test_a_hub_folder_keeps_the_config_that_came_with_the_weights(tmp_path):
     folder, _ = convert(HUB / "transformer", tmp_path / "part")
-    assert json.loads((folder / "config.json").read_text()) == json.loads((HUB / "transformer" / "config.json").read_text())
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert json.loads((folder / "config.json").read_text()) == json.loads(
+        (HUB / "transformer" / "config.json").read_text()
+    )
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
 
 
 def test_our_own_loaders_read_every_layout_alike(tmp_path):
@@ -105,12 +123,16 @@ def test_a_burnpack_file_stays_as_it_is_to_the_byte(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["o.safetensors", "o.bpk"])
-@pytest.mark.parametrize(("word", "dtype"), [("f32", torch.float32), ("float16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("word", "dtype"), [("f32", torch.float32), ("float16", torch.float16), ("bf16", torch.bfloat16)]
+)
 def test_a_number_format_reaches_every_tensor(tmp_path, output, word, dtype):
     source = convert(FUSED, tmp_path / "s.bpk")[0]
     path, _ = convert(source, tmp_path / output, dtype=word)
     if output.endswith(".bpk"):
-        assert {t.dtype for t in read_bpk_header(path).tensors.values()} == {{"f32": "F32", "float16": "F16", "bf16": "BF16"}[word]}
+        assert {t.dtype for t in read_bpk_header(path).tensors.values()} == {
+            {"f32": "F32", "float16": "F16", "bf16": "BF16"}[word]
+        }
         path, _ = convert(path, tmp_path / "back.safetensors")
     assert_same({name: tensor.to(dtype) for name, tensor in load_file(FUSED).items()}, tensors(path))
 
@@ -124,15 +146,24 @@ def test_prefixes_are_stripped_and_written_and_the_header_is_kept(tmp_path):
     assert_same(load_file(FUSED), tensors(plain))
     assert "Left out, because no program reads it: model.diffusion_model.norm_final.weight" in said(run)
     assert read_header(plain).metadata == {"author": "Ä", "format": "pt"}
-    again, _ = convert(convert(plain, tmp_path / "p.bpk")[0], tmp_path / "again.safetensors", prefix="model.diffusion_model.")
+    again, _ = convert(
+        convert(plain, tmp_path / "p.bpk")[0], tmp_path / "again.safetensors", prefix="model.diffusion_model."
+    )
     del full["model.diffusion_model.norm_final.weight"]
     assert_same(full, tensors(again))
     assert read_header(again).metadata == {"author": "Ä", "format": "pt"}
 
 
 def test_a_part_is_taken_out_of_an_all_in_one_file(tmp_path):
-    parts = {"model.diffusion_model.": FUSED, "vae.": SINGLE / "ae.safetensors", "text_encoders.qwen3_4b.transformer.": SINGLE / "qwen_3.safetensors"}
-    save_file({prefix + name: tensor for prefix, path in parts.items() for name, tensor in load_file(path).items()}, tmp_path / "all.safetensors")
+    parts = {
+        "model.diffusion_model.": FUSED,
+        "vae.": SINGLE / "ae.safetensors",
+        "text_encoders.qwen3_4b.transformer.": SINGLE / "qwen_3.safetensors",
+    }
+    save_file(
+        {prefix + name: tensor for prefix, path in parts.items() for name, tensor in load_file(path).items()},
+        tmp_path / "all.safetensors",
+    )
     for kind, path in zip((None, "VAE", "te"), parts.values(), strict=True):
         found, run = convert(tmp_path / "all.safetensors", tmp_path / f"{kind}.safetensors", model_type=kind)
         assert_same(load_file(path), tensors(found))
@@ -151,16 +182,25 @@ def test_an_output_head_is_left_out_and_text_encoders_get_or_lose_their_prefix(t
 
 def test_an_autoencoder_may_be_a_decoder_alone(tmp_path):
     source = tmp_path / "decoder.safetensors"
-    decoder = {name: tensor for name, tensor in load_file(SINGLE / "ae.safetensors").items() if name.startswith("decoder.")}
+    decoder = {
+        name: tensor
+        for name, tensor in load_file(SINGLE / "ae.safetensors").items()
+        if name.startswith("decoder.")
+    }
     save_file(decoder, source)
     bpk, _ = convert(source, tmp_path / "ae.bpk", model_type="ae")
     assert_same(decoder, tensors(convert(bpk, tmp_path / "back.safetensors")[0]))
 
 
 def test_pad_tokens_without_their_first_axis_get_it_back(tmp_path):
-    flat = {name: tensor.reshape(-1) if "pad_token" in name else tensor for name, tensor in load_file(FUSED).items()}
+    flat = {
+        name: tensor.reshape(-1) if "pad_token" in name else tensor
+        for name, tensor in load_file(FUSED).items()
+    }
     save_file(flat, tmp_path / "flat.safetensors")
-    assert_same(load_file(FUSED), tensors(convert(tmp_path / "flat.safetensors", tmp_path / "o.safetensors")[0]))
+    assert_same(
+        load_file(FUSED), tensors(convert(tmp_path / "flat.safetensors", tmp_path / "o.safetensors")[0])
+    )
 
 
 def test_mixed_number_formats_are_kept_and_a_fused_tensor_takes_the_one_that_holds_all(tmp_path):
@@ -171,7 +211,9 @@ def test_mixed_number_formats_are_kept_and_a_fused_tensor_takes_the_one_that_hol
     found = tensors(convert(tmp_path / "mixed.safetensors", tmp_path / "o.safetensors")[0])
     assert found["layers.0.attention.qkv.weight"].dtype == torch.float32
     assert found["cap_pad_token"].dtype == torch.float16
-    back = tensors(convert(convert(tmp_path / "mixed.safetensors", tmp_path / "o.bpk")[0], tmp_path / "b.safetensors")[0])
+    back = tensors(
+        convert(convert(tmp_path / "mixed.safetensors", tmp_path / "o.bpk")[0], tmp_path / "b.safetensors")[0]
+    )
     assert_same(found, back)
 
 
@@ -197,15 +239,50 @@ def test_the_second_seeds_command_lines_run_as_printed(tmp_path, monkeypatch, ca
 def test_the_demo_and_the_data_are_left_untouched(tmp_path):
     before = {path: path.read_bytes() for path in (DATA / "reference" / "hub" / "transformer").iterdir()}
     convert(HUB / "transformer", tmp_path / "o.bpk")
-    assert {path: path.read_bytes() for path in (DATA / "reference" / "hub" / "transformer").iterdir()} == before
+    assert {
+        path: path.read_bytes() for path in (DATA / "reference" / "hub" / "transformer").iterdir()
+    } == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_a_model_larger_than_the_memory_it_takes(tmp_path):
     """370 MB. Building the network without memory, for its shapes, brings in 90 MB of torch beside the idle program."""
     sparse_text_encoder(tmp_path / "s.safetensors", 11 * 2**18)
-    program = [sys.executable, "-c", "import sys; from zimage_gui.cli import main; import zimage_gui.engine.convert_model; sys.exit(main(sys.argv[1:]))"]
+    program = [
+        sys.executable,
+        "-c",
+        "import sys; from zimage_gui.cli import main; import zimage_gui.engine.convert_model; sys.exit(main(sys.argv[1:]))",
+    ]
     idle = measure([*program, "--version"], tmp_path / "s.safetensors")
-    found = measure([*program, "convert", str(tmp_path / "s.safetensors"), str(tmp_path / "o.bpk"), "--dtype", "f16"], tmp_path / "o.bpk")
+    found = measure(
+        [*program, "convert", str(tmp_path / "s.safetensors"), str(tmp_path / "o.bpk"), "--dtype", "f16"],
+        tmp_path / "o.bpk",
+    )
     assert found.written > 350e6
     assert found.memory < idle.memory + 130
+
+
+@pytest.mark.parametrize("output", ["one.safetensors", "one.bpk"])
+def test_what_tensors_do_not_tell_survives_a_single_file(tmp_path, output):
+    """Rope axes and group counts are in config.json alone; without them the way back is another model."""
+    for part, key, value in (("transformer", "axes_dims", [4, 16, 12]), ("vae", "norm_num_groups", 4)):
+        folder = tmp_path / part
+        shutil.copytree(HUB / part, folder)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {key: value}))
+        single, _ = convert(folder, tmp_path / f"{part}_{output}")
+        back, _ = convert(single, tmp_path / f"{part}_back")
+        assert json.loads((back / "config.json").read_text())[key] == value
+        assert_same(tensors(folder), tensors(back))
+
+
+def test_the_header_holds_no_config_that_the_tensors_tell(tmp_path):
+    single, _ = convert(HUB / "transformer", tmp_path / "one.safetensors")
+    assert "zimage_gui_config" not in read_header(single).metadata
+
+
+def test_a_model_may_be_given_by_its_index(tmp_path):
+    (index,) = (HUB / "transformer").glob("*.index.json")
+    by_index, _ = convert(index, tmp_path / "a.safetensors")
+    by_folder, _ = convert(HUB / "transformer", tmp_path / "b.safetensors")
+    assert by_index.read_bytes() == by_folder.read_bytes()

@@ -74,7 +74,10 @@ def test_a_file_that_is_no_whole_model_is_named_and_refused(tmp_path, what, reas
     [
         ({"input": MUSUBI / "lora" / "lora_raw.safetensors"}, "this is a LoRA.*convert-lora"),
         ({"model_type": "vae"}, "input.*must be a VAE, but this is a Z-Image transformer"),
-        ({"input": SINGLE / "ae.safetensors", "model_type": "t"}, "must be a transformer, but this is a Flux VAE"),
+        (
+            {"input": SINGLE / "ae.safetensors", "model_type": "t"},
+            "must be a transformer, but this is a Flux VAE",
+        ),
         ({"input": MUSUBI / "cache" / "tiny64_zi_te.safetensors"}, "a text cache file"),
         ({"input": HUB}, "is a whole model folder"),
         ({"output": "o.ckpt"}, "ends in .ckpt"),
@@ -165,7 +168,9 @@ def test_the_room_counted_is_that_of_the_result(tmp_path):
 def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, name):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\nfrom zimage_gui.cli import main\nsys.exit(main(sys.argv[1:]))"
     words = ["convert", str(FUSED), str(tmp_path / name)]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot be written: the disk is full" in done.stderr
     assert not list(tmp_path.iterdir())
@@ -173,7 +178,10 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, name):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files, not even root's")
 def test_a_folder_that_takes_no_files_is_named():
-    with pytest.raises(UserError, match=r"output = /sys/o\.bpk: cannot be written"), whole(Path("/sys/o.bpk"), False) as temp:
+    with (
+        pytest.raises(UserError, match=r"output = /sys/o\.bpk: cannot be written"),
+        whole(Path("/sys/o.bpk"), False) as temp,
+    ):
         temp.write_bytes(b"1")
 
 
@@ -207,7 +215,9 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing_behind(tmp_path, name):
     source = tmp_path / "s.safetensors"
     sparse_text_encoder(source, 2**24)  # 2 GB: the signal comes long before the end
     words = [sys.executable, "-m", "zimage_gui", "convert", str(source), str(tmp_path / name)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as child:
         while len(list(tmp_path.iterdir())) == 1:
             assert child.poll() is None
             time.sleep(0.01)

@@ -28,7 +28,9 @@ def test_comfyuis_form_has_its_mark_one_scale_per_matrix_and_leaves_the_rest(tmp
     whole = load_file(FUSED)
     assert stored["scaled_fp8"].dtype == F8 and stored["scaled_fp8"].shape == (2,)
     quantised = {name for name, tensor in stored.items() if tensor.dtype == F8} - {"scaled_fp8"}
-    assert quantised == {name for name in whole if any(part in name for part in MATRICES) and name.endswith(".weight")}
+    assert quantised == {
+        name for name in whole if any(part in name for part in MATRICES) and name.endswith(".weight")
+    }
     for name in quantised:
         scale = stored[name.replace(".weight", ".scale_weight")]
         assert scale.shape == () and scale.dtype == torch.float32
@@ -37,7 +39,10 @@ def test_comfyuis_form_has_its_mark_one_scale_per_matrix_and_leaves_the_rest(tmp
         error = _value(stored, name.removesuffix(".weight")) - whole[name].float()
         # e4m3 has three bits behind the point: half a step is 1/16 of the number, below 2^-6 a fixed 2^-10.
         assert bool((error.abs() <= whole[name].float().abs() / 16 + scale * 2**-10).all())
-    assert_same({n: t for n, t in whole.items() if n not in quantised}, {n: stored[n] for n in whole if n not in quantised})
+    assert_same(
+        {n: t for n, t in whole.items() if n not in quantised},
+        {n: stored[n] for n in whole if n not in quantised},
+    )
 
 
 @pytest.mark.parametrize("source", [MUSUBI / "models" / "dit.safetensors", DEMO / "transformer"])
@@ -45,7 +50,13 @@ def test_the_first_seeds_form_scales_blocks_of_64_and_rows_where_that_does_not_d
     stored = tensors(convert(source, tmp_path / "o.safetensors", dtype="fp8_blocks", layout="diffusers")[0])
     whole = tensors(source)
     quantised = {name for name, tensor in stored.items() if tensor.dtype == F8}
-    blocks = len({name.rsplit(".", 3)[0].split(".attention")[0] for name in whole if name.endswith(".attention.to_q.weight")})
+    blocks = len(
+        {
+            name.rsplit(".", 3)[0].split(".attention")[0]
+            for name in whole
+            if name.endswith(".attention.to_q.weight")
+        }
+    )
     assert len(quantised) == 7 * blocks
     for name in quantised:
         stem, weight = name.removesuffix(".weight"), whole[name].float()
@@ -79,7 +90,9 @@ def test_comfyuis_newer_form_and_plain_fp8_are_read_too(tmp_path):
         new[name.replace(".scale_weight", ".weight_scale")] = tensor
         if name.endswith(".scale_weight"):
             conf = json.dumps({"format": "float8_e4m3fn"}).encode()
-            new[name.replace(".scale_weight", ".comfy_quant")] = torch.frombuffer(bytearray(conf), dtype=torch.uint8).clone()
+            new[name.replace(".scale_weight", ".comfy_quant")] = torch.frombuffer(
+                bytearray(conf), dtype=torch.uint8
+            ).clone()
             new[name.replace(".scale_weight", ".input_scale")] = torch.tensor(1.0)
         elif name != "scaled_fp8":
             plain[name] = tensor
@@ -87,7 +100,9 @@ def test_comfyuis_newer_form_and_plain_fp8_are_read_too(tmp_path):
     save_file(new, tmp_path / "new.safetensors", metadata={"_quantization_metadata": "{}"})
     save_file(plain, tmp_path / "plain.safetensors")
     want = tensors(convert(tmp_path / "old.safetensors", tmp_path / "a.safetensors", dtype="f32")[0])
-    assert_same(want, tensors(convert(tmp_path / "new.safetensors", tmp_path / "b.safetensors", dtype="f32")[0]))
+    assert_same(
+        want, tensors(convert(tmp_path / "new.safetensors", tmp_path / "b.safetensors", dtype="f32")[0])
+    )
     found = tensors(convert(tmp_path / "plain.safetensors", tmp_path / "c.safetensors", dtype="f32")[0])
     assert_same({name: tensor.float() for name, tensor in plain.items()}, found)
 
@@ -95,7 +110,10 @@ def test_comfyuis_newer_form_and_plain_fp8_are_read_too(tmp_path):
 def test_fp8_is_kept_where_nothing_else_changes_and_not_rounded_in_silence_elsewhere(tmp_path):
     source, _ = convert(FUSED, tmp_path / "s.safetensors", dtype="fp8_comfy", prefix="model.diffusion_model.")
     kept, _ = convert(source, tmp_path / "kept.safetensors")
-    assert_same({name.removeprefix("model.diffusion_model."): tensor for name, tensor in load_file(source).items()}, tensors(kept))
+    assert_same(
+        {name.removeprefix("model.diffusion_model."): tensor for name, tensor in load_file(source).items()},
+        tensors(kept),
+    )
     for output in ("o", "o.bpk"):
         with pytest.raises(UserError, match="would keep fp8 numbers"):
             convert(source, tmp_path / output)

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from headers import sparse
+from headers import sparse, split_transformer
 
 from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.errors import UserError
+from zimage_gui.model.keymaps import fused_parts
 from zimage_gui.model.lora_files import read_lora
 
 DATA = Path(__file__).parents[1] / "data"
@@ -109,6 +110,16 @@ TELLING = {
 }  # fmt: skip
 
 
+def _shapes(split: bool) -> dict[str, tuple[int, ...]]:
+    whole = split_transformer()
+    if split:
+        return whole
+    return {
+        name: (sum(whole[part][0] for part in parts), *whole[parts[0]][1:])
+        for name, parts in fused_parts(whole).items()
+    }
+
+
 @pytest.mark.parametrize(
     ("prefix", "split", "told"),
     [
@@ -120,12 +131,28 @@ TELLING = {
 )
 def test_a_prefix_decides_who_reads_a_transformer(tmp_path, prefix, split, told):
     """diffusers' answers were measured with `from_single_file` of 0.42.1."""
-    shapes = {
-        prefix + name.replace("qkv", "to_q" if split else "qkv"): shape for name, shape in TELLING.items()
-    }
+    shapes = {prefix + name: shape for name, shape in _shapes(split).items()}
     assert answers(sparse(tmp_path / "x.safetensors", shapes)) == dict(
         zip(PROGRAMS, told.split(), strict=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layers.7.feed_forward.w2.weight": None}, "1 tensor missing (layers.7.feed_forward.w2.weight)"),
+        ({"layers.7.feed_forward.w9.weight": (3840,)}, "1 tensor of no part of the model (layers.7."),
+        (
+            {"x_pad_token": (2, 3840)},
+            "1 tensor of another shape (x_pad_token is [2, 3840], needed [1, 3840])",
+        ),
+    ],
+)
+def test_a_model_that_is_not_whole_loads_nowhere_and_says_why(tmp_path, change, told):
+    shapes = {name: shape for name, shape in (_shapes(True) | change).items() if shape is not None}
+    verdicts = inspect(sparse(tmp_path / "x.safetensors", shapes)).verdicts
+    assert {one.answer for one in verdicts} == {"no"}
+    assert all(told in one.because for one in verdicts)
 
 
 @pytest.mark.parametrize(

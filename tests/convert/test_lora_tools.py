@@ -113,7 +113,8 @@ def test_merging_to_a_rank_says_the_error_it_makes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dtype": "fp8_comfy"}, {"layout": "comfy"}, {"prefix": "a."}, {"include_patterns": ("nothing",)}]
+    "wrong",
+    [{"dtype": "fp8_comfy"}, {"layout": "comfy"}, {"prefix": "a."}, {"include_patterns": ("nothing",)}],
 )
 def test_a_merge_that_cannot_be_is_refused_before_anything_is_written(tmp_path, wrong):
     with pytest.raises(UserError):

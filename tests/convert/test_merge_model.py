@@ -47,7 +47,9 @@ def test_the_merged_model_is_what_generate_would_use(tmp_path, output, base):
     path, run = _merge(tmp_path / output, dit, (RAW, RAW), lora_multiplier=(0.5,))
     assert "lora_raw.safetensors at 0.5: all of its 14 modules are merged" in said(run)
     assert "lora_raw.safetensors at 1: all of its 14 modules are merged" in said(run)
-    _assert_equal_but_for_a_rounding(load_transformer(path).state_dict(), _applied(DIT, (RAW, 0.5), (RAW, 1.0)))
+    _assert_equal_but_for_a_rounding(
+        load_transformer(path).state_dict(), _applied(DIT, (RAW, 0.5), (RAW, 1.0))
+    )
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in DIALECTS.glob("[!b]*.safetensors")))
@@ -55,18 +57,31 @@ def test_every_dialect_and_kind_lands_wholly(tmp_path, name):
     """The files of the dialects are made for a model of width 64 with other layers: the weights are built for them."""
     lora = read_lora(DIALECTS / name)
     whole = tensors(HUB / "transformer")
-    fits = {p for p, e in lora.entries.items() if whole.get(f"{p}.weight") is not None and tuple(whole[f"{p}.weight"].shape) == e.shape}
+    fits = {
+        p
+        for p, e in lora.entries.items()
+        if whole.get(f"{p}.weight") is not None and tuple(whole[f"{p}.weight"].shape) == e.shape
+    }
     if fits != set(lora.entries):
         pytest.skip("made for another size than the small reference model")
-    path, _ = _merge(tmp_path / "o.safetensors", HUB / "transformer", (DIALECTS / name,), layout="diffusers", dtype="f32")
+    path, _ = _merge(
+        tmp_path / "o.safetensors", HUB / "transformer", (DIALECTS / name,), layout="diffusers", dtype="f32"
+    )
     merged = load_file(path)
     for module, entry in lora.entries.items():
         weight = whole[f"{module}.weight"]
-        torch.testing.assert_close(merged[f"{module}.weight"], weight.float() + entry.delta(weight), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            merged[f"{module}.weight"], weight.float() + entry.delta(weight), atol=1e-6, rtol=1e-6
+        )
 
 
 def test_patterns_choose_the_modules(tmp_path):
-    path, run = _merge(tmp_path / "o.safetensors", include_patterns=("to_q",), exclude_patterns=(r"layers\.1",), layout="diffusers")
+    path, run = _merge(
+        tmp_path / "o.safetensors",
+        include_patterns=("to_q",),
+        exclude_patterns=(r"layers\.1",),
+        layout="diffusers",
+    )
     before = load_file(DIT)
     changed = {name for name, tensor in load_file(path).items() if not torch.equal(tensor, before[name])}
     assert changed == {"layers.0.attention.to_q.weight"}
@@ -92,7 +107,11 @@ def test_chunks_of_rows_make_the_same_numbers_as_whole_matrices(tmp_path):
     """A matrix of several chunks, changed by every kind of adapter."""
     torch.manual_seed(0)
     model = load_transformer(DEMO / "transformer")
-    shapes = {n.removesuffix(".weight"): p.shape for n, p in model.named_parameters() if "layers.0.feed_forward" in n or "layers.0.attention.to" in n}
+    shapes = {
+        n.removesuffix(".weight"): p.shape
+        for n, p in model.named_parameters()
+        if "layers.0.feed_forward" in n or "layers.0.attention.to" in n
+    }
     wide = {name: shape for name, shape in shapes.items() if "w1" in name or "to_out" in name}
     files = []
     for kind in ("lora", "loha", "lokr", "dora"):
@@ -100,17 +119,28 @@ def test_chunks_of_rows_make_the_same_numbers_as_whole_matrices(tmp_path):
         for name, (rows, width) in wide.items():
             stem = f"diffusion_model.{name}"
             if kind in ("lora", "dora"):
-                stored |= {f"{stem}.lora_A.weight": torch.randn(4, width) * 0.1, f"{stem}.lora_B.weight": torch.randn(rows, 4) * 0.1}
+                stored |= {
+                    f"{stem}.lora_A.weight": torch.randn(4, width) * 0.1,
+                    f"{stem}.lora_B.weight": torch.randn(rows, 4) * 0.1,
+                }
             if kind == "dora":
                 stored[f"{stem}.dora_scale"] = torch.rand(rows, 1) + 1
             if kind == "loha":
                 for side in ("hada_w1", "hada_w2"):
-                    stored |= {f"{stem}.{side}_a": torch.randn(rows, 3) * 0.3, f"{stem}.{side}_b": torch.randn(3, width) * 0.3}
+                    stored |= {
+                        f"{stem}.{side}_a": torch.randn(rows, 3) * 0.3,
+                        f"{stem}.{side}_b": torch.randn(3, width) * 0.3,
+                    }
             if kind == "lokr":
-                stored |= {f"{stem}.lokr_w1": torch.randn(4, 4), f"{stem}.lokr_w2": torch.randn(rows // 4, width // 4) * 0.1}
+                stored |= {
+                    f"{stem}.lokr_w1": torch.randn(4, 4),
+                    f"{stem}.lokr_w2": torch.randn(rows // 4, width // 4) * 0.1,
+                }
         files.append(tmp_path / f"{kind}.safetensors")
         save_file(stored, files[-1])
-    path, _ = _merge(tmp_path / "o.safetensors", DEMO / "transformer", tuple(files), dtype="f32", layout="diffusers")
+    path, _ = _merge(
+        tmp_path / "o.safetensors", DEMO / "transformer", tuple(files), dtype="f32", layout="diffusers"
+    )
     merged, before = load_file(path), model.state_dict()
     for name in wide:
         weight = before[f"{name}.weight"]
@@ -148,10 +178,14 @@ def test_a_lora_is_never_replaced_by_the_result(tmp_path):
 
 
 def test_generate_saves_the_merged_model_and_makes_no_picture(tmp_path):
-    config = GenerateConfig(dit=DIT, lora_weight=(RAW,), save_merged_model=tmp_path / "o.safetensors", prompt="a cat")
+    config = GenerateConfig(
+        dit=DIT, lora_weight=(RAW,), save_merged_model=tmp_path / "o.safetensors", prompt="a cat"
+    )
     assert generate.check(config) == []
     assert generate.run(config, NullRun(tmp_path)) == [tmp_path / "o.safetensors"]
-    _assert_equal_but_for_a_rounding(load_transformer(tmp_path / "o.safetensors").state_dict(), _applied(DIT, (RAW, 1.0)))
+    _assert_equal_but_for_a_rounding(
+        load_transformer(tmp_path / "o.safetensors").state_dict(), _applied(DIT, (RAW, 1.0))
+    )
     (problem,) = generate.check(GenerateConfig(dit=FUSED, save_merged_model=tmp_path / "p.safetensors"))
     assert "lora_weight is empty" in problem.sentence()
 

@@ -26,15 +26,48 @@ SLOWEST = 10.0
 """Processor seconds for one small file; a thousand times what the slowest takes."""
 _SMALL = 20_000
 _NUMBERS = (0, 1, 2, 4, 23, 24, 127, 128, 255, 256, 257, 2**16, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1)
-_WORDS = ("tensors", "metadata", "scalars", "dtype", "shape", "data_offsets", "param_id", "F32", "Bool", "QFloat", "Native", "", "é", "a.b.weight", "norm.gamma")
-_SAFETENSORS_WORDS = ("__metadata__", "dtype", "shape", "data_offsets", "F32", "BF16", "F8_E4M3", "", "norm.gamma")
+_WORDS = (
+    "tensors",
+    "metadata",
+    "scalars",
+    "dtype",
+    "shape",
+    "data_offsets",
+    "param_id",
+    "F32",
+    "Bool",
+    "QFloat",
+    "Native",
+    "",
+    "é",
+    "a.b.weight",
+    "norm.gamma",
+)
+_SAFETENSORS_WORDS = (
+    "__metadata__",
+    "dtype",
+    "shape",
+    "data_offsets",
+    "F32",
+    "BF16",
+    "F8_E4M3",
+    "",
+    "norm.gamma",
+)
 
 
 def seeds() -> list[bytes]:
     """Small files of burn, safetensors files, and the kept files."""
     found = [path.read_bytes() for path in sorted(GOLDEN.rglob("*.bpk")) if path.stat().st_size <= _SMALL]
     for count in (0, 1, 4):
-        table = {f"layers.{n}.w": {"dtype": "F32", "shape": [2, n + 1], "data_offsets": [4 * n * (n + 1), 4 * (n + 1) * (n + 2)]} for n in range(count)}
+        table = {
+            f"layers.{n}.w": {
+                "dtype": "F32",
+                "shape": [2, n + 1],
+                "data_offsets": [4 * n * (n + 1), 4 * (n + 1) * (n + 2)],
+            }
+            for n in range(count)
+        }
         text = json.dumps({"__metadata__": {"format": "pt"}} | table).encode()
         found.append(struct.pack("<Q", len(text)) + text + bytes(range(4 * count * (count + 1))))
     return found + kept()
@@ -62,7 +95,11 @@ def _mutate_bytes(rng: random.Random, data: bytes) -> bytes:
     if kind == 0 and at < len(data):
         return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
     if kind == 1:
-        return data[:at] + bytes([rng.choice((0, 1, 0x1B, 0x5F, 0x7F, 0x80, 0x9F, 0xA1, 0xBF, 0xFF))]) + data[at + 1 :]
+        return (
+            data[:at]
+            + bytes([rng.choice((0, 1, 0x1B, 0x5F, 0x7F, 0x80, 0x9F, 0xA1, 0xBF, 0xFF))])
+            + data[at + 1 :]
+        )
     if kind == 2:
         return data[:low] + data[high:]
     if kind == 3:
@@ -117,7 +154,10 @@ def _mild(rng: random.Random, root: Any, words: tuple[str, ...]) -> Any:
     if isinstance(entry, dict) and kind == 4:
         entry = dict(reversed(entry.items())) | {"param_id": rng.choice(_NUMBERS)}
     elif isinstance(entry, dict) and isinstance(entry.get("shape"), list):
-        entry = entry | {"shape": [*entry["shape"][::-1], 1], "dtype": rng.choice(("U8", "F32", entry.get("dtype")))}
+        entry = entry | {
+            "shape": [*entry["shape"][::-1], 1],
+            "dtype": rng.choice(("U8", "F32", entry.get("dtype"))),
+        }
     return root | {"tensors": tensors | {name: entry}}
 
 
@@ -142,7 +182,19 @@ def _mutate_value(rng: random.Random, value: Any, words: tuple[str, ...]) -> Any
         return [*value[:at], _mutate_value(rng, value[at], words), *value[at + 1 :]]
     if isinstance(value, int) and rng.random() < 0.7:
         return max(0, value + rng.choice((-256, -4, -1, 1, 4, 256)))
-    return rng.choice((rng.choice(_NUMBERS), rng.choice(words), None, True, -1, 0.5, [], {}, {rng.choice(words): rng.choice(words)}))
+    return rng.choice(
+        (
+            rng.choice(_NUMBERS),
+            rng.choice(words),
+            None,
+            True,
+            -1,
+            0.5,
+            [],
+            {},
+            {rng.choice(words): rng.choice(words)},
+        )
+    )
 
 
 def check(content: bytes, folder: Path) -> bool:
@@ -171,15 +223,22 @@ def _check_bpk(path: Path, content: bytes) -> bool:
     header = _ask(lambda: read_bpk_header(path))
     if header is None:
         return False
-    found = {name: (t.dtype, list(t.shape), t.param_id, content[t.start : t.end]) for name, t in header.tensors.items()}
+    found = {
+        name: (t.dtype, list(t.shape), t.param_id, content[t.start : t.end])
+        for name, t in header.tensors.items()
+    }
     assert found == naive_bpk(content)
-    again = write_bpk(path.with_name("again.bpk"), copied_entries(path, header), header.metadata, header.scalars)
+    again = write_bpk(
+        path.with_name("again.bpk"), copied_entries(path, header), header.metadata, header.scalars
+    )
     second, rewritten = read_bpk_header(again), again.read_bytes()
     assert found == naive_bpk(rewritten)
     assert second.metadata == header.metadata
     # As text, for NaN is not equal to itself.
     assert repr(sorted(second.scalars.items())) == repr(sorted(header.scalars.items()))
-    third = write_bpk(path.with_name("third.bpk"), copied_entries(again, second), second.metadata, second.scalars)
+    third = write_bpk(
+        path.with_name("third.bpk"), copied_entries(again, second), second.metadata, second.scalars
+    )
     assert third.read_bytes() == rewritten
     return True
 
@@ -188,7 +247,10 @@ def _check_safetensors(path: Path, content: bytes) -> bool:
     header = _ask(lambda: read_header(path))
     if header is None:
         return False
-    found = {name: (info.dtype, list(info.shape), content[info.start : info.end]) for name, info in header.tensors.items()}
+    found = {
+        name: (info.dtype, list(info.shape), content[info.start : info.end])
+        for name, info in header.tensors.items()
+    }
     try:
         theirs = safetensors.deserialize(content)
     except safetensors.SafetensorError:  # the library refuses a metadata table of null, for one
@@ -197,7 +259,22 @@ def _check_safetensors(path: Path, content: bytes) -> bool:
     return True
 
 
-_SIZES = {"F64": 8, "F32": 4, "Flex32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "Bool": 1}
+_SIZES = {
+    "F64": 8,
+    "F32": 4,
+    "Flex32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "Bool": 1,
+}
 
 
 def naive_bpk(content: bytes) -> dict[str, tuple[Any, list[int], int | None, bytes]]:
@@ -228,7 +305,11 @@ def _naive_value(data: bytes, at: int) -> tuple[Any, int]:
     if major == 7:
         width = {25: 2, 26: 4, 27: 8}.get(info, 0)
         plain = {20: False, 21: True, 22: None, 23: None}
-        return (struct.unpack({2: ">e", 4: ">f", 8: ">d"}[width], data[at : at + width])[0] if width else plain[info]), at + width
+        return (
+            struct.unpack({2: ">e", 4: ">f", 8: ">d"}[width], data[at : at + width])[0]
+            if width
+            else plain[info]
+        ), at + width
     width = 1 << info - 24 if 24 <= info <= 27 else 0
     number = int.from_bytes(data[at : at + width], "big") if width else info
     at += width

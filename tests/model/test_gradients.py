@@ -31,7 +31,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "norm with a scale per sample": (norm, (drawn(2, 3, 6), drawn(2, 1, 6))),
     "gate": (swiglu, (drawn(3, 5), drawn(3, 5))),
     "adapter": (adapter, (drawn(4, 5), drawn(2, 5), drawn(7, 2))),
-    "adapter on rows with gaps": (lambda x, *rest: adapter(x[:, :5], *rest), (drawn(4, 9), drawn(2, 5), drawn(7, 2))),
+    "adapter on rows with gaps": (
+        lambda x, *rest: adapter(x[:, :5], *rest),
+        (drawn(4, 9), drawn(2, 5), drawn(7, 2)),
+    ),
 }
 
 

@@ -34,7 +34,9 @@ def torchs_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "_LARGEST_TABLE", 0)
 
 
-def block_and_inputs(dtype: torch.dtype, config: TransformerConfig = CONFIG) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+def block_and_inputs(
+    dtype: torch.dtype, config: TransformerConfig = CONFIG
+) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
     model = ZImageTransformer(config)
     network = attach_lora(model, LoraSpec(dim=4))
@@ -120,7 +122,9 @@ def test_with_checkpointing_one_block_is_alive_at_a_time_and_another_one_adds_it
 
 
 def gradients(run: RunBlock, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    config = TransformerConfig(dim=32, n_layers=1, n_refiner_layers=0, n_heads=2, cap_feat_dim=16, axes_dims=(4, 6, 6))
+    config = TransformerConfig(
+        dim=32, n_layers=1, n_refiner_layers=0, n_heads=2, cap_feat_dim=16, axes_dims=(4, 6, 6)
+    )
     block, x, rope, time = block_and_inputs(dtype, config)
     run(block, x, rope, time).float().square().mean().backward()
     found = [x.grad, *(p.grad for p in block.parameters() if p.requires_grad)]
@@ -130,7 +134,9 @@ def gradients(run: RunBlock, dtype: torch.dtype = torch.float32) -> list[Tensor]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("run", [call_block_keeping_products, checkpointed])
-def test_what_is_computed_again_gives_the_same_gradients_to_the_bit(run: RunBlock, dtype: torch.dtype) -> None:
+def test_what_is_computed_again_gives_the_same_gradients_to_the_bit(
+    run: RunBlock, dtype: torch.dtype
+) -> None:
     for ours, plain in zip(gradients(run, dtype), gradients(call_block, dtype), strict=True):
         assert torch.equal(ours, plain)
 

@@ -146,7 +146,9 @@ def test_a_file_is_looked_into_and_converted(page, window):
 
 def test_a_model_is_offered_what_fits_it_and_becomes_a_burnpack_file(page, window):
     page.tab("Convert")
-    model = window.folder / "demo_project" / "models" / "comfy" / "diffusion_models" / "z_image_demo.safetensors"
+    model = (
+        window.folder / "demo_project" / "models" / "comfy" / "diffusion_models" / "z_image_demo.safetensors"
+    )
     page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(model))
     page.press("#convert-inspect")
     page.see("#convert-choice label", "Merge LoRAs into it")

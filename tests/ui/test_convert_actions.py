@@ -52,7 +52,9 @@ def test_the_plan_warns_of_a_taken_name(tmp_path):
     taken.touch()
     action = BY_KEY["convert-lora"]
     assert "zg-warn" in plan_words(action, found, {"output": str(taken)}, tmp_path)
-    assert "will be replaced" in plan_words(action, found, {"output": str(taken), "overwrite": True}, tmp_path)
+    assert "will be replaced" in plan_words(
+        action, found, {"output": str(taken), "overwrite": True}, tmp_path
+    )
     assert "zg-warn" not in plan_words(action, found, {"output": "b.safetensors"}, tmp_path)
     assert plan_words(action, found, {"output": ""}, tmp_path) == ""
 

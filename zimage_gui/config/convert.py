@@ -98,7 +98,6 @@ class ConvertLoraConfig(Options):
         return found
 
 
-
 class InspectConfig(Options):
     """Say what a model, LoRA or cache file is."""
 

@@ -19,7 +19,8 @@ from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run
 from zimage_gui.model.keymaps import Shape
 from zimage_gui.model.sizes import SizeError
-from zimage_gui.model.weights import WholeModel, raise_misfit, squeezed, whole_model
+from zimage_gui.model.weights import WholeModel, raise_misfit, whole_model
+from zimage_gui.model.whole_shapes import squeezed
 
 PARTS = {"transformer": "transformer", "autoencoder": "vae", "text-encoder": "text_encoder"}
 _LAYOUT_WORDS = {
@@ -82,7 +83,17 @@ def checked_plan(source: ModelSource, config: ModelOutput, output: Path) -> Plan
     model = _whole(source)
     _refuse_misfit(source, model)
     settings = dict(source.checkpoint.settings_of(source.part)) or model.settings
-    return make_plan(source, config, output, model.shapes, settings)
+    return make_plan(source, config, output, model.shapes, settings, told=_told_by_tensors(source, model))
+
+
+def _told_by_tensors(source: ModelSource, model: WholeModel) -> bool:
+    """Whether a program that sees the tensors alone takes the network for what it is."""
+    if not source.checkpoint.settings_of(source.part):
+        return True
+    try:
+        return whole_model(source.part, source.shapes(), {}).settings == model.settings
+    except SizeError:
+        return False
 
 
 def _whole(source: ModelSource) -> WholeModel:

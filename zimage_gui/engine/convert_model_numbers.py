@@ -108,17 +108,26 @@ class Numbers:
         assert tensor.scale is not None  # the plan gives every quantised weight a scale
         name, dtype, shape = tensor.scale
         if tensor.fp8 == "comfy":
-            scale = tensor_scale(chunk.float() for chunk in self._rows(tensor))
+            scale = tensor_scale(self._finite_rows(tensor))
             for chunk in self._rows(tensor):
                 yield quantised(chunk.float(), scale)
             self._scales[name] = scale.to(DTYPES[dtype])
             return
         scales = []
-        for chunk in self._rows(tensor):
-            values = chunk.float()
+        for values in self._finite_rows(tensor):
             scales.append(block_scales(values, DTYPES[dtype]))
             yield quantised(values, scales[-1])
         self._scales[name] = torch.cat(scales).reshape(shape)
+
+    def _finite_rows(self, tensor: OutTensor) -> Rows:
+        """fp32 rows to quantise: one number that is none would spoil all that share its scale."""
+        for chunk in self._rows(tensor):
+            values = chunk.float()
+            if not all_finite(values):
+                rule = f"cannot be made of {tensor.name}, which holds infinity or NaN"
+                remedy = "Choose bf16 or f32, or download the model again"
+                raise UserError.one("dtype", f"fp8_{tensor.fp8}", rule, remedy)
+            yield values
 
     def _rows(self, tensor: OutTensor) -> Rows:
         for part in tensor.parts:

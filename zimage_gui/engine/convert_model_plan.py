@@ -18,6 +18,7 @@ from zimage_gui.engine.convert_model_source import ModelSource, elements, unread
 from zimage_gui.errors import UserError
 from zimage_gui.files import BITS_OF_DTYPE
 from zimage_gui.model.burn_names import burn_records
+from zimage_gui.model.checkpoint import CONFIG_KEY
 from zimage_gui.model.fp8_names import MARK, block_scale_shape, is_fp8_target
 from zimage_gui.model.keymaps import Shape, fused_parts, ldm_vae_name
 
@@ -35,6 +36,7 @@ _STALE = (
     "modelspec.hash_sha256",
     "_quantization_metadata",
     "format",
+    CONFIG_KEY,
 )
 _BURN_OWN = ("producer", "version")
 
@@ -120,9 +122,12 @@ def make_plan(
     output: Path,
     shapes: Mapping[str, Shape],
     settings: Mapping[str, Any] | None = None,
+    told: bool = True,
 ) -> Plan:
     """The plan of a conversion. shapes: those our tensors have in the network; settings: config.json, which a
-    folder needs. Raises UserError for a number format that the layout cannot hold."""
+    folder needs, and a single file too, in its header, unless its tensors have `told` all of it.
+
+    Raises UserError for a number format that the layout cannot hold."""
     layout = layout_of(config, output)
     folder = layout == "diffusers" and output.suffix.lower() != ".safetensors"
     _refuse_formats(source, config, layout, folder)
@@ -135,6 +140,8 @@ def make_plan(
     if folder:
         files = _shards(tensors, _HUB_STEMS[source.part], config.max_shard_size)
     metadata = _metadata(source, layout, keep_quantisation=copied)
+    if settings and not folder and not told:
+        metadata[CONFIG_KEY] = json.dumps(dict(settings), ensure_ascii=False)
     return Plan(source, output, layout, files, metadata, settings if folder else None, _notes(source))
 
 

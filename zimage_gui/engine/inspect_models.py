@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.engine.inspect_report import Answer, Verdict
+from zimage_gui.model.keymaps import prefix_of
 from zimage_gui.model.recognise import USABLE, Recognised, opens_fp8
+from zimage_gui.model.sizes import SizeError
+from zimage_gui.model.sources import sources_of
+from zimage_gui.model.whole_shapes import misfits, whole_shapes
 
 _Told = tuple[Answer, str]
 _FLOATS = {"F32", "F16", "BF16", "F64"}
@@ -58,6 +62,8 @@ def model_verdicts(found: Recognised, legacy_bpk: bool = False) -> tuple[Verdict
     """One answer per program for a usable model; for a quantised or foreign one those that are known."""
     if found.kind in USABLE or found.kind == "all_in_one":
         form = form_of(found, legacy_bpk)
+        if faults := part_faults(found):
+            return tuple(Verdict(program, "no", faults) for program in _PROGRAMS)
         return (
             Verdict("ComfyUI", *_comfyui(form)),
             Verdict("diffusers", *_diffusers(form)),
@@ -77,6 +83,26 @@ def model_verdicts(found: Recognised, legacy_bpk: bool = False) -> tuple[Verdict
         "other_model": "it is not a part of Z-Image",
     }.get(found.kind)
     return (Verdict("here", "no", reason),) if reason else ()
+
+
+_PROGRAMS = ("ComfyUI", "diffusers", "musubi-tuner", "z-image-burn", "here")
+
+
+def part_faults(found: Recognised) -> str:
+    """What the parts of a checkpoint lack, or have too much; empty when each is whole."""
+    checkpoint = found.checkpoint
+    assert checkpoint is not None  # asked of models only
+    faults = []
+    for part in USABLE:
+        if prefix_of(checkpoint.places, part) is None:
+            continue
+        sources = sources_of(part, checkpoint.shapes)
+        shapes = {name: one.shape_of(checkpoint.places[one.name].info.shape) for name, one in sources.items()}
+        try:
+            faults += misfits(shapes, whole_shapes(part, shapes, checkpoint.settings_of(part)))
+        except SizeError as error:
+            faults.append(f"it {error}")
+    return "; ".join(faults)
 
 
 def _comfyui(form: Form) -> _Told:
@@ -195,8 +221,12 @@ def quantised_verdicts(sentence: str, *, here: bool = False) -> tuple[Verdict, .
         ),
         Verdict("here", "yes", "base_quant fp8 keeps it as it is, otherwise it is opened")
         if here
-        else Verdict("here", "no", "train and generate want the bf16 file of the same model"),
+        else Verdict("here", "no", f"train and generate want the bf16 file of the same model{_opened(sentence)}"),
     )
+
+
+def _opened(sentence: str) -> str:
+    return "; convert --dtype bf16 makes one of it" if "fp8" in sentence else ""
 
 
 _BURN_QUANTISED: _Told = ("partly", "only the version of burn that wrote it unpacks the values rightly")

@@ -17,6 +17,7 @@ from zimage_gui.model.lora_entries import Dora, Entry
 from zimage_gui.model.lora_files import LoraFile, read_lora, write_lora
 from zimage_gui.model.lora_fit import Change
 from zimage_gui.model.lora_forms import Form
+from zimage_gui.model.lora_sizes import size_problem
 from zimage_gui.model.lora_write import ALPHA_KEY, original_alphas, with_alphas
 
 FORM_NAMES: dict[Form, str] = {
@@ -32,7 +33,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def read_input(path: Path, option: str = "input") -> LoraFile:
     """A LoRA that is whole and of this model; raises UserError naming all that is wrong with it."""
     file = read_lora(path, option)
-    raise_if_any(Problem(option, problem.value, problem.rule, problem.remedy) for problem in file.problems)
+    problems = [Problem(option, problem.value, problem.rule, problem.remedy) for problem in file.problems]
+    if rule := size_problem({name: entry.shape for name, entry in file.entries.items()}):
+        problems.append(Problem(option, str(path), rule, "Save or download the file again"))
+    raise_if_any(problems)
     return file
 
 

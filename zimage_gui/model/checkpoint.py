@@ -21,6 +21,9 @@ LONGEST_CONFIG = 1_000_000
 # The largest model of the family has about one thousand; every question to a header costs time per name.
 MOST_TENSORS = 20_000
 
+# In the header of a single file: the config.json that its tensors do not tell.
+CONFIG_KEY = "zimage_gui_config"
+
 PART_CLASSES = {
     "transformer": ("ZImageTransformer2DModel",),
     "vae": ("AutoencoderKL",),
@@ -60,11 +63,17 @@ class Checkpoint:
         return frozenset(place.info.dtype for place in self.places.values())
 
     def settings_of(self, part: str) -> Mapping[str, Any]:
-        """The config.json, unless it says that it describes another part: many files may share a folder."""
-        described = (
-            self.settings.get("_class_name") or self.settings.get("model_type") or PART_CLASSES[part][0]
-        )
-        return self.settings if described in PART_CLASSES[part] else {}
+        """The config.json, unless it says that it describes another part (many files may share a folder), or
+        the one that `convert` put into the header of a single file because tensors cannot tell it."""
+        return next(filter(None, (_about(part, one) for one in (self.settings, self._inner()))), {})
+
+    def _inner(self) -> Mapping[str, Any]:
+        text = self.metadata.get(CONFIG_KEY, "")
+        try:
+            found = json.loads(text) if 0 < len(text) < LONGEST_CONFIG else {}
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     @property
     def weights(self) -> int:
@@ -74,6 +83,11 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         return sum(place.info.end - place.info.start for place in self.places.values())
+
+
+def _about(part: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    described = settings.get("_class_name") or settings.get("model_type") or PART_CLASSES[part][0]
+    return settings if described in PART_CLASSES[part] else {}
 
 
 def part_folder(path: Path, part: str) -> Path:

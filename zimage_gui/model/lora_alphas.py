@@ -90,11 +90,13 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.lora.json")
 
 
-def from_sidecar(path: Path) -> Alphas:
-    """From z-image-train's sidecar: `rank`, and `alpha`, which is the rank when it is missing."""
+def from_sidecar(path: Path, text: str = "") -> Alphas:
+    """From z-image-train's sidecar: `rank`, and `alpha`, which is the rank when it is missing.
+
+    text: what it holds; empty: the file beside `path` is read."""
     sidecar = sidecar_path(path)
     try:
-        found = _read(sidecar)
+        found = json.loads(text) if text else _read(sidecar)
         rank = found.get("rank")
         if rank is not None and (type(rank) is not int or rank < 1):
             raise ValueError("rank must be a whole number of at least 1")

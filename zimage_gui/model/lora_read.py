@@ -114,9 +114,11 @@ def load_tensors(path: Path, header: Header, option: str = OPTION) -> dict[str, 
     return {name: tensor.bfloat16() if tensor.dtype in _FP8 else tensor for name, tensor in stored.items()}
 
 
-def taken_apart(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> LoraFile:
-    """The adapters in the tensors of a file; `path` is where a sidecar would lie."""
-    reader = _Reader(path, tensors, metadata)
+def taken_apart(
+    path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], sidecar: str = ""
+) -> LoraFile:
+    """The adapters in the tensors of a file; `path` is where a sidecar lies whose text is not given."""
+    reader = _Reader(path, tensors, metadata, sidecar)
     entries = reader.read()
     return LoraFile(
         path, entries, dict(metadata), describe_dialect(tensors, metadata), tuple(reader.problems)
@@ -138,16 +140,15 @@ def fit_problems(file: LoraFile, shapes: Mapping[str, Sequence[int]], option: st
                 "Use a LoRA made for this model, or leave these modules out with exclude_patterns",
             )
         )
-    for path, entry in file.entries.items():
-        if path in shapes and tuple(shapes[path]) != entry.shape:
-            problems.append(
-                Problem(
-                    option,
-                    str(file.path),
-                    f"{path} is made for a weight {list(entry.shape)}, the model's is {list(shapes[path])}",
-                    "Use a LoRA made for a model of this size",
-                )
-            )
+    misfits = [
+        f"{path} is made for a weight {list(entry.shape)}, the model's is {list(shapes[path])}"
+        for path, entry in file.entries.items()
+        if path in shapes and tuple(shapes[path]) != entry.shape
+    ]
+    if misfits:
+        count = f"{len(misfits)} of {len(file.entries)} modules do not fit: " if len(misfits) > 1 else ""
+        rule = count + _some(misfits, "; ")
+        problems.append(Problem(option, str(file.path), rule, "Use a LoRA made for a model of this size"))
     if not file.entries and not problems:
         problems.append(
             Problem(
@@ -160,8 +161,8 @@ def fit_problems(file: LoraFile, shapes: Mapping[str, Sequence[int]], option: st
     return problems
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    shown = between.join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
@@ -174,8 +175,11 @@ def _without_padding(entry: LowRank) -> LowRank:
 class _Reader:
     """Collects the tensors of one file into entries; everything wrong ends up in `problems`."""
 
-    def __init__(self, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], sidecar: str
+    ) -> None:
         self.path = path
+        self.sidecar = sidecar
         self.tensors = tensors
         self.metadata = metadata
         self.problems: list[Problem] = []
@@ -366,7 +370,7 @@ class _Reader:
         keys = [key for parts in groups.values() for _, key in parts.values()]
         try:
             if any(key.suffix in (".lora_a", ".lora_b") for key in keys):
-                return from_sidecar(self.path)
+                return from_sidecar(self.path, self.sidecar)
             if any(key.part == "alpha" for key in keys):
                 return Alphas()
             if any(key.prefix.startswith("base_model.") for key in keys) and HEADER_KEY not in self.metadata:

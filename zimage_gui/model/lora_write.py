@@ -18,7 +18,7 @@ from zimage_gui.files import atomic_write, read_header
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
 from zimage_gui.model.lora_entries import Entry, LoHa, LowRank
 from zimage_gui.model.lora_fit import fitted
-from zimage_gui.model.lora_forms import Form, form_problems, written
+from zimage_gui.model.lora_forms import Form, Written, form_problems, written
 from zimage_gui.model.lora_read import fit_problems, load_tensors, read_lora, taken_apart
 
 ALPHA_KEY = "zimage_gui_alpha"
@@ -43,12 +43,14 @@ def write_lora(
     dtype: torch.dtype | None = None,
     prefix: str = "diffusion_model",
 ) -> int:
-    """Writes `entries` {module path: adapter} to `path`, atomically, then reads the file back and compares.
+    """Takes what it is about to write apart again and compares; writes it atomically and reads it back.
 
     `dtype` casts every factor (None keeps them); alpha is written in fp32. `prefix` names the universal
     form's root. Kinds that the form cannot say are written as LoRAs (see `lora_fit`). Adds the hashes
     sshs_model_hash and sshs_legacy_hash to `metadata`. Returns the number of modules. Raises UserError when
-    the form has no way to say what an entry does, or when the read-back differs.
+    the form has no way to say what an entry does, or when the file would not mean the same.
+
+    entries: {module path: adapter}.
     """
     problems = form_problems(entries, form, prefix)
     if not entries:
@@ -63,8 +65,9 @@ def write_lora(
         header.update(alpha_note(entries))
     else:
         header.pop(ALPHA_KEY, None)
+    _refuse_infinite(path, content.tensors)
+    _compare_modules(path, entries, content, header)
     write_tensors(path, content.tensors, header, content.sidecar)
-    _compare_modules(path, entries)
     return len(entries)
 
 
@@ -75,11 +78,7 @@ def write_tensors(
 
     Raises UserError, with nothing written, for numbers that are no longer finite, as after a cast to fp16.
     """
-    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
-    if broken:
-        shown = ", ".join(broken[:_NAMED]) + (" …" if len(broken) > _NAMED else "")
-        rule = f"these tensors would hold infinity or NaN in this number format: {shown}"
-        raise UserError.one("output", str(path), rule, "Use bf16 or fp32")
+    _refuse_infinite(path, tensors)
     if sidecar:
         atomic_write(sidecar_path(path), sidecar.encode("utf-8"))
     kept = {name: text for name, text in metadata.items() if name not in _HASHES}
@@ -90,6 +89,14 @@ def write_tensors(
     )
     if not same:
         raise _not_read_back(path, "its tensors differ from those that were written")
+
+
+def _refuse_infinite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]
+    if broken:
+        shown = ", ".join(broken[:_NAMED]) + (" …" if len(broken) > _NAMED else "")
+        rule = f"these tensors would hold infinity or NaN in this number format: {shown}"
+        raise UserError.one("output", str(path), rule, "Use bf16 or fp32")
 
 
 def alpha_note(entries: Mapping[str, Entry]) -> dict[str, str]:
@@ -154,18 +161,20 @@ def _not_read_back(path: Path, why: str) -> UserError:
     return UserError.one("output", str(path), rule, "Check the disk and save again")
 
 
-def _compare_modules(path: Path, entries: Mapping[str, Entry]) -> None:
+def _compare_modules(
+    path: Path, entries: Mapping[str, Entry], content: Written, metadata: Mapping[str, str]
+) -> None:
     """Every module that does something must come back, and no other; a third of a fused qkv that changes
-    nothing may come or go."""
-    header = read_header(path, "output")
-    file = taken_apart(path, load_tensors(path, header, "output"), header.metadata)
+    nothing may come or go. Nothing is written yet."""
+    file = taken_apart(path, content.tensors, metadata, content.sidecar)
     rules = [problem.rule for problem in file.problems]
     lost = [name for name, entry in entries.items() if name not in file.entries and _acts(entry)]
     more = [name for name, entry in file.entries.items() if name not in entries and _acts(entry)]
     if lost or more:
         rules.append(f"{len(entries) - len(lost)} of {len(entries)} modules came back and {len(more)} others")
     if rules:
-        raise _not_read_back(path, "; ".join(rules))
+        rule = f"would not mean the same when it is read again: {'; '.join(rules)}"
+        raise UserError.one("output", str(path), rule, "Choose another form")
 
 
 def _acts(entry: Entry) -> bool:

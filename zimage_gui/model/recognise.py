@@ -71,16 +71,20 @@ def recognise_checkpoint(checkpoint: Checkpoint, *, opened: bool = False) -> Rec
         if found is not None:
             return found
     parts = [part for part in USABLE if prefix_of(shapes, part) is not None]
-    if quantised and parts:
-        what = " and ".join(part.replace("_", " ") for part in parts)
-        return Recognised("quantised", "", "", f"a {what} stored as {quantised}", checkpoint)
+    if not parts:
+        return _other(shapes, checkpoint, quantised)
+    found = _plain(shapes, checkpoint, parts)
+    if quantised is None:
+        return found
+    kind = "quantised" if found.kind in (*USABLE, "all_in_one") else found.kind
+    return replace(found, kind=kind, sentence=f"{found.sentence}, stored as {quantised}")
+
+
+def _plain(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognised:
+    """What the names say, whatever the numbers are stored as."""
     if "transformer" in parts:
         return _transformer(shapes, checkpoint, parts)
-    if "vae" in parts:
-        return _vae(shapes, checkpoint)
-    if "text_encoder" in parts:
-        return _text_encoder(shapes, checkpoint)
-    return _other(shapes, checkpoint, quantised)
+    return _vae(shapes, checkpoint) if "vae" in parts else _text_encoder(shapes, checkpoint)
 
 
 def _by_first_bytes(path: Path) -> Recognised | None:
@@ -154,7 +158,9 @@ def _quantised(checkpoint: Checkpoint) -> str | None:
         if telling is not None:
             if label == "scaled fp8" and len(checkpoint.places[telling].info.shape) == 3:
                 return "scaled fp8 in blocks, as musubi-tuner makes it"
-            return f"int8 {label}" if "comfy_quant" in label and "I8" in checkpoint.dtypes else label
+            if "comfy_quant" in label:
+                return f"{_comfy_quant(checkpoint)}ComfyUI tensors (comfy_quant)"
+            return label
     packed = sorted(dtype for dtype in checkpoint.dtypes if dtype.startswith("QFloat"))
     if packed:
         return f"burn's quantised tensors ({', '.join(packed)})"
@@ -190,6 +196,12 @@ def opens_fp8(found: Recognised) -> Checkpoint | None:
     return replace(checkpoint, places=plain, scales=scales)
 
 
+def _comfy_quant(checkpoint: Checkpoint) -> str:
+    if "I8" in checkpoint.dtypes:
+        return "int8 "
+    return "scaled fp8 " if any(dtype.startswith("F8_E") for dtype in checkpoint.dtypes) else ""
+
+
 def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognised:
     prefix = prefix_of(shapes, "transformer") or ""
     bare = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -209,7 +221,7 @@ def _transformer(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Re
             else "a relative of Z-Image without its pad tokens"
         )
         return Recognised("lumina2", "", prefix, family, checkpoint)
-    fused = any(name.endswith(".attention.qkv.weight") for name in bare)
+    fused = any(".attention.qkv." in name for name in bare)
     layout = "burn" if burn else "comfy" if fused else "diffusers"
     spelling = _SPELLINGS[layout]
     layers = len({name.split(".")[1] for name in bare if name.startswith("layers.")})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -38,6 +38,7 @@ from zimage_gui.model.tensor_files import FLOATS, SourceReader, read_tensor
 from zimage_gui.model.text_encoder import Qwen3TextEncoder
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, VaeConfig
+from zimage_gui.model.whole_shapes import squeezed, whole_shapes
 
 OnBytes = Callable[[int, int], None]
 """Progress of a load: (bytes read so far, bytes in all)."""
@@ -155,21 +156,13 @@ class WholeModel:
 def whole_model(part: str, shapes: Shapes, settings: Mapping[str, Any]) -> WholeModel:
     """What a model of this part must consist of, from the tensors it has. Raises SizeError when they tell no
     sizes."""
-    model: nn.Module
-    more: dict[str, tuple[int, ...]] = {}
     if part == "transformer":
-        transformer = transformer_config_from(shapes, settings)
-        model, written = _on_meta(lambda: ZImageTransformer(transformer)), transformer_settings(transformer)
+        written = transformer_settings(transformer_config_from(shapes, settings))
     elif part == "vae":
-        vae = VaeConfig(**vae_sizes_from(shapes, settings))
-        model, written = _on_meta(lambda: AutoencoderKL(vae)), vae_settings(vae)
+        written = vae_settings(VaeConfig(**vae_sizes_from(shapes, settings)))
     else:
-        encoder = text_encoder_config_from(shapes, settings)
-        all_layers = replace(encoder, n_layers=encoder.n_layers + 1)
-        model, written = _on_meta(lambda: Qwen3TextEncoder(all_layers)), text_encoder_settings(encoder)
-        more = {"norm.weight": (encoder.hidden_size,)}
-    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    return WholeModel(found | more, written)
+        written = text_encoder_settings(text_encoder_config_from(shapes, settings))
+    return WholeModel(whole_shapes(part, shapes, settings), written)
 
 
 def transformer_tensors(path: Path, option: str = "dit") -> tuple[Checkpoint, dict[str, Source]]:
@@ -312,11 +305,6 @@ def raise_misfit(
     if rule:
         remedy = "Download the model again; if it is another variant, this program does not know it"
         raise UserError.one(checkpoint.option, checkpoint.path, f"does not fit the model: {rule}", remedy)
-
-
-def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape without its ones: a 1x1 convolution serves as a Linear, a flat pad token as a row."""
-    return tuple(size for size in shape if size != 1)
 
 
 def _finding(names: list[str], what: str) -> str:
