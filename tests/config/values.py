@@ -44,6 +44,10 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "network_args": st.just(()),  # becomes other options
     "include_patterns": _patterns,
     "exclude_patterns": _patterns,
+    "network_reg_dims": st.lists(st.sampled_from([".*w[12]=4", r"layers\.\d{1,2}\..*=32", "ä=1"]), max_size=3).map(tuple),
+    "network_reg_lrs": st.lists(st.sampled_from([".*w1=1e-5", ".*=0.5", "ä=0"]), max_size=3).map(tuple),
+    "lokr_factor": st.one_of(st.just(-1), st.integers(1, 100_000)),
+    "metadata_reso": st.sampled_from(["", "1024", "1024,768", "512x512"]),
     "lr_warmup_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "lr_decay_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "prefix": st.sampled_from([None, "", "model.diffusion_model.", "模型."]),

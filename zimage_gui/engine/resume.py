@@ -19,13 +19,16 @@ from zimage_gui.events import Note, Run, Warning
 _MUST_AGREE = (
     "what", "optimizer_type", "optimizer_args", "lr_scheduler_type", "lr_scheduler_args", "seed", "alpha",
 )  # fmt: skip
+_LORA_MUST_AGREE = ("network_module", "use_rslora", "loraplus_lr_ratio", "network_reg_lrs")
 _SHOULD_AGREE = (
     "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "sigmoid_scale",
     "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "min_timestep", "max_timestep",
     "preserve_distribution_shape", "mixed_precision", "max_grad_norm", "lr_scheduler", "lr_warmup_steps",
     "max_train_steps", "max_train_epochs",
 )  # fmt: skip
-_LORA_SHOULD_AGREE = ("network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier")
+_LORA_SHOULD_AGREE = (
+    "network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier", "scale_weight_norms",
+)  # fmt: skip
 _WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "dit", "base_weights")
 
 
@@ -64,7 +67,7 @@ def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]
     output = getattr(config, "output", None)
     names = [name for name in _MUST_AGREE if name not in ("what", "alpha")]
     names += ["learning_rate", *_SHOULD_AGREE]
-    names += [name for name in _LORA_SHOULD_AGREE if hasattr(config, name)]
+    names += [name for name in (*_LORA_MUST_AGREE, *_LORA_SHOULD_AGREE) if hasattr(config, name)]
     return {name: getattr(config, name) for name in names} | {
         "what": method.what,
         "dit": Path(config.dit).name,
@@ -141,7 +144,7 @@ def restore(
             f"differs from the state's {_shown(before[name])}",
             "Use the state's, or start anew",
         )
-        for name in _MUST_AGREE
+        for name in (*_MUST_AGREE, *_LORA_MUST_AGREE)
         if _differs(name, before, now)
     )
     if wrong := load_parameters(method, resumed.state.values["weights"]):
@@ -181,9 +184,13 @@ def _apply_new_rate(before: float | None, now: float, trainer: Trainer, run: Run
     def changed(rate: float) -> float:
         return rate * (now / before) if before else now  # a rate of 0 cannot be scaled
 
-    for group in trainer.optimizer.param_groups:
+    groups = trainer.optimizer.param_groups
+    for group in groups:
         for name in ("lr", "initial_lr"):
-            if group.get(name) is not None:
+            if group.get(name) is not None and not group.get("own_rate"):
                 group[name] = changed(group[name])
-    trainer.schedule.base_lrs = [changed(float(rate)) for rate in trainer.schedule.base_lrs]
+    trainer.schedule.base_lrs = [
+        float(rate) if group.get("own_rate") else changed(float(rate))
+        for group, rate in zip(groups, trainer.schedule.base_lrs, strict=True)
+    ]
     run.emit(Note(text=f"learning_rate changes from {before:g} to {now:g}"))
