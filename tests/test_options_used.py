@@ -32,9 +32,9 @@ ROOMS = {
 }
 ELSEWHERE = {
     "network_alpha": "read as `alpha`, which is the rank when it is empty",
+    "network_reg_dims": "read as `reg_dims`",
     "network_args": "replaced by the options it stands for",
     "energy": "read by lora_merge_files, the half of merge without a base model",
-    "network_module": "there is one kind so far; another is refused",
     "width": "becomes image_size",
     "height": "becomes image_size",
 }

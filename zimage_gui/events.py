@@ -54,7 +54,8 @@ class Progress(_Event):
 
 
 class Step(_Event):
-    """One optimiser update. seconds: wall time of this step; memory in GiB."""
+    """One optimiser update. seconds: wall time of this step; memory in GiB; layers_held: how many a bound on
+    their norm scaled down."""
 
     kind: Literal["step"] = "step"
     step: int
@@ -69,6 +70,7 @@ class Step(_Event):
     samples_per_second: float
     vram_gb: float | None = None
     ram_gb: float | None = None
+    layers_held: int | None = None
 
 
 class Sample(_Event):

@@ -112,8 +112,49 @@ def test_network_args_become_the_options_they_stand_for():
     arguments = ["rank_dropout=0.1", "include_patterns=['.*q', r'.*v']", "conv_dim=4"]
     config = build(TrainLoraConfig, {**TRAIN, "network_args": arguments})
     assert (config.rank_dropout, config.include_patterns, config.network_args) == (0.1, (".*q", ".*v"), ())
-    assert "loraplus" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["loraplus_lr_ratio=4"]})
+    words = ["loraplus_lr_ratio=4", "factor=8", "network_reg_dims=.*w[12]=4,layers\\.\\d{1,2}.*=32"]
+    config = build(TrainLoraConfig, {**TRAIN, "network_args": words})
+    assert (config.loraplus_lr_ratio, config.lokr_factor) == (4.0, 8)
+    assert config.reg_dims == ((".*w[12]", 4), ("layers\\.\\d{1,2}.*", 32))
+    assert "cats" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["cats=4"]})
     assert "rank_dropout = 2" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["rank_dropout=2"]})
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "kind"),
+    [
+        ("networks.lora_zimage", [], "lora"), ("networks.loha", [], "loha"), ("networks.lokr", [], "lokr"),
+        ("lokr", [], "lokr"), ("lycoris.kohya", [], "lora"), ("lycoris.kohya", ["algo=lokr", "preset=attn-mlp"], "lokr"),
+        ("lycoris.kohya", ["algo=locon", "dora_wd=True", "use_tucker=False"], "dora"),
+    ],
+)  # fmt: skip
+def test_a_network_has_the_names_of_other_programs(module, arguments, kind):
+    config = build(TrainLoraConfig, {**TRAIN, "network_module": module, "network_args": arguments})
+    assert config.network_module == kind and config.lora_format == ("peft" if kind == "dora" else "universal")
+
+
+def test_what_only_lycoris_trains_is_refused_by_name():
+    for arguments in (["algo=oft"], ["algo=loha", "dora_wd=True"], ["decompose_both=True"], ["preset=full"]):
+        values = {**TRAIN, "network_module": "lycoris.kohya", "network_args": arguments}
+        assert "LyCORIS" in refusal(TrainLoraConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"dim_from_weights": True}, "needs network_weights"),
+        ({"loraplus_lr_ratio": 4, "network_module": "loha"}, "a loha has none"),
+        ({"network_reg_dims": ["a"]}, "pattern=number"),
+        ({"network_reg_dims": ["a=0"]}, "a rank from 1"),
+        ({"network_reg_lrs": ["(=1"]}, "regular expression"),
+        ({"lokr_factor": 0}, "from 1 on"),
+        ({"lora_format": "peft", "network_module": "lokr"}, "LoRA and DoRA alone"),
+        ({"metadata_reso": "wide"}, "width,height"),
+        ({"network_module": "oft"}, "must be one of lora, dora, loha, lokr"),
+    ],
+)  # fmt: skip
+def test_options_of_a_network_that_make_no_sense_are_refused(values, part):
+    assert part in refusal(TrainLoraConfig, {**TRAIN, **values})
 
 
 def test_zero_checkpoints_means_only_the_end():

@@ -89,18 +89,6 @@ _KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it o
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
 _STRATA: _What = ("stratified timesteps come in a later version", "Leave it out: each is drawn by itself")
 _HISTOGRAM: _What = ("drawing the timesteps comes in a later version", "Leave it out to train")
-_START: _What = (
-    "starting from a LoRA comes in a later version",
-    "Leave it out; resume goes on from a state, base_weights merges a LoRA for training",
-)
-_NORMS: _What = (
-    "limiting the norms comes in a later version",
-    "Leave it out; max_grad_norm limits the gradient",
-)
-_STAMP: _What = (
-    "setting it by hand comes in a later version",
-    "Leave it out: the file names the size and the architecture that were trained",
-)
 _LOGGING: _What = (
     "TensorBoard and Weights & Biases come in a later version",
     "Leave it out: the window draws the curves, and events.jsonl in the run folder has the numbers",
@@ -145,11 +133,6 @@ LATER: tuple[Later, ...] = (
     Later("flash3", "switch", _MODELS, *_FLASH3),
     Later("num_timestep_buckets", "value", _TRAINING, *_STRATA, harmless=("0", "1")),
     Later("show_timesteps", "value", _TRAINING, *_HISTOGRAM),
-    Later("network_weights", "value", ("train-lora", "train"), *_START),
-    Later("dim_from_weights", "switch", ("train-lora", "train"), *_START),
-    Later("scale_weight_norms", "value", ("train-lora", "train"), *_NORMS),
-    Later("metadata_reso", "value", _TRAINING, *_STAMP),
-    Later("metadata_arch", "value", _TRAINING, *_STAMP),
     Later("logging_dir", "value", _TRAINING, *_LOGGING),
     Later("log_with", "value", _TRAINING, *_LOGGING),
     Later("log_prefix", "value", _TRAINING, *_LOGGING),

@@ -234,3 +234,24 @@ class FileMetadata(Options):
     metadata_tags: str = option(
         "", section="metadata", label="Tags", help="Tags in the file, separated by commas.", advanced=True
     )
+    metadata_reso: str = option(
+        "",
+        section="metadata",
+        label="Resolution",
+        help="Size named in the file as width,height; empty: the largest size trained.",
+        advanced=True,
+    )
+    metadata_arch: str = option(
+        "",
+        section="metadata",
+        label="Architecture",
+        help="Architecture named in the file; empty: Z-Image, with /lora behind it for a LoRA.",
+        advanced=True,
+    )
+
+    @field_validator("metadata_reso")
+    @classmethod
+    def _named_size(cls, value: str) -> str:
+        if value and not re.fullmatch(r"\s*[1-9]\d{0,4}\s*([,xX]\s*[1-9]\d{0,4}\s*)?", value):
+            raise ValueError("must be width,height such as 1024,768, or one number for a square")
+        return value

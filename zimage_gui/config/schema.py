@@ -29,6 +29,7 @@ SECTIONS: dict[str, str] = {
     "prompt": "Prompt",
     "picture": "Picture",
     "lora": "LoRA",
+    "network": "LoRA in detail",
     "length": "Length",
     "optimizer": "Optimizer and learning rate",
     "timesteps": "Timesteps and loss",

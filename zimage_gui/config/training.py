@@ -5,15 +5,13 @@ This module knows the commands' options and the rules between them; it must not 
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import field_validator
+from typing import ClassVar, Literal
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import TextEncoderMemory, TrainingQuant
+from zimage_gui.config.network_parts import Networks
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -23,7 +21,7 @@ from zimage_gui.config.saving_parts import (
     Saving,
 )
 from zimage_gui.config.schema import like, option, show
-from zimage_gui.config.training_parts import Length, Optimizing, Timesteps, regular_expressions
+from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
 from zimage_gui.errors import Problem
 
 
@@ -119,121 +117,17 @@ class TrainingConfig(
         return []
 
 
-def _pattern_list(value: str) -> object:
-    """A list as the first seed writes it, "['a', 'b']"; a bare word is one pattern."""
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return (value,)
-    return tuple(map(str, parsed)) if isinstance(parsed, list | tuple) else (value,)
-
-
-class TrainLoraConfig(TrainingQuant, TrainingConfig):
+class TrainLoraConfig(TrainingQuant, Networks, TrainingConfig):
     """Train a LoRA."""
 
     command: ClassVar[str] = "train-lora"
 
-    network_module: Literal["lora"] = option(
-        "lora",
-        section="lora",
-        label="Kind",
-        help="Kind of network that is trained.",
-        advanced=True,
-        values={"networks.lora_zimage": "lora", "networks.lora": "lora"},
-    )
-    network_dim: int = option(
-        16,
-        section="lora",
-        label="Rank",
-        help="Size of the LoRA. 8 to 16 for a person or object, 32 for a style.",
-        aliases=("rank", "network_rank", "lora_rank"),
-        ge=1,
-        le=4096,
-    )
-    network_alpha: float | None = option(
-        None,
-        section="lora",
-        label="Alpha",
-        help="The LoRA acts with strength alpha / rank. Empty: equal to the rank, so that the strength is 1.",
-        aliases=("alpha", "lora_alpha"),
-        gt=0,
-        le=1_000_000,
-    )
-    network_dropout: float = option(
-        0.0,
-        section="lora",
-        label="Dropout",
-        help="Chance with which each of the LoRA's inner values is left out in a step.",
-        advanced=True,
-        ge=0,
-        lt=1,
-    )
-    rank_dropout: float = option(
-        0.0,
-        section="lora",
-        label="Rank dropout",
-        help="Chance with which a whole rank is left out in a step.",
-        advanced=True,
-        ge=0,
-        lt=1,
-    )
-    module_dropout: float = option(
-        0.0,
-        section="lora",
-        label="Module dropout",
-        help="Chance with which the LoRA of a whole layer is left out in a step.",
-        advanced=True,
-        ge=0,
-        lt=1,
-    )
-    include_patterns: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Only these layers",
-        help=r"Regular expressions for whole layer names, e.g. .*attention.*; only matching layers "
-        r"get a LoRA.",
-        advanced=True,
-    )
-    exclude_patterns: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Not these layers",
-        help="Regular expressions for whole layer names that get no LoRA.",
-        advanced=True,
-    )
-    network_args: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Network arguments",
-        help="The first seed's way to set rank_dropout, module_dropout, include_patterns and "
-        "exclude_patterns, as "
-        "name=value.",
-        advanced=True,
-    )
-    base_weights: tuple[Path, ...] = option(
-        (),
-        section="lora",
-        label="Merged LoRAs",
-        help="LoRA files merged into the model while training and absent from the result, e.g. the "
-        "Turbo training "
-        "adapter.",
-        path="file",
-        aliases=("training_adapter",),
-    )
-    base_weights_multiplier: tuple[float, ...] = option(
-        (),
-        section="lora",
-        label="Their strengths",
-        help="Strength of each merged LoRA, in order; missing ones are 1.",
-        advanced=True,
-        matters="base_weights is set",
-    )
-    lora_format: Literal["universal", "native"] = option(
+    lora_format: Literal["universal", "native", "peft"] = option(
         "universal",
         section="saving",
         label="LoRA format",
         help="universal loads in ComfyUI and diffusers as it is; native has the first seed's "
-        "lora_unet_ names.",
+        "lora_unet_ names; peft is diffusers' own and the only one for a DoRA, which gets it by itself.",
         advanced=True,
         values={"comfyui": "universal", "comfy": "universal", "diffusers": "universal", "other": "universal",
                 "musubi": "native", "default": "native"},
@@ -256,45 +150,20 @@ class TrainLoraConfig(TrainingQuant, TrainingConfig):
         advanced=True,
     )
 
-    @field_validator("include_patterns", "exclude_patterns")
-    @classmethod
-    def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return regular_expressions(value)
-
-    @property
-    def alpha(self) -> float:
-        """The alpha that is used: the rank when none is given."""
-        return float(self.network_dim) if self.network_alpha is None else self.network_alpha
-
-    @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """`network_args` become the options they stand for."""
-        given = values.get("network_args", ())
-        given = (given,) if isinstance(given, str) else given
-        if not isinstance(given, list | tuple):
-            return values, []
-        expanded = {name: value for name, value in values.items() if name != "network_args"}
-        problems = []
-        for item in map(str, given):
-            name, _, value = (part.strip() for part in item.partition("="))
-            if name in ("rank_dropout", "module_dropout"):
-                expanded.setdefault(name, value)
-            elif name in ("include_patterns", "exclude_patterns"):
-                expanded.setdefault(name, _pattern_list(value))
-            elif name not in ("conv_dim", "conv_alpha", "verbose"):  # without meaning: no convolutions here
-                rule = "must set rank_dropout, module_dropout, include_patterns or exclude_patterns"
-                problems.append(Problem("network_args", item, rule, "Leave it out"))
-        return expanded, problems
-
     def problems(self) -> list[Problem]:
-        return [*super().problems(), *self._lora_problems(), *self._output_problems()]
+        return [
+            *super().problems(),
+            *self._network_problems(),
+            *self._format_problems(),
+            *self._output_problems(),
+        ]
 
-    def _lora_problems(self) -> list[Problem]:
-        if len(self.base_weights_multiplier) <= len(self.base_weights):
+    def _format_problems(self) -> list[Problem]:
+        if self.lora_format != "peft" or self.network_module in ("lora", "dora"):
             return []
-        rule = f"has {len(self.base_weights_multiplier)} values for {len(self.base_weights)} base_weights"
-        remedy = "Give one per file, or fewer"
-        return [Problem("base_weights_multiplier", show(self.base_weights_multiplier), rule, remedy)]
+        rule = f"says LoRA and DoRA alone, and network_module is {self.network_module}"
+        remedy = "Use universal; convert-lora makes a LoRA of the result"
+        return [Problem("lora_format", "peft", rule, remedy)]
 
     def _output_problems(self) -> list[Problem]:
         if self.output is None:

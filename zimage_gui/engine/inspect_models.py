@@ -211,6 +211,7 @@ def quantised_verdicts(sentence: str, *, here: bool = False) -> tuple[Verdict, .
         if word in sentence:
             comfy, diffusers = told, other or diffusers
             break
+    bf16 = f"train and generate want the bf16 file of the same model{_opened(sentence)}"
     return (
         Verdict("ComfyUI", *comfy),
         Verdict("diffusers", *diffusers),
@@ -221,7 +222,7 @@ def quantised_verdicts(sentence: str, *, here: bool = False) -> tuple[Verdict, .
         ),
         Verdict("here", "yes", "base_quant fp8 keeps it as it is, otherwise it is opened")
         if here
-        else Verdict("here", "no", f"train and generate want the bf16 file of the same model{_opened(sentence)}"),
+        else Verdict("here", "no", bf16),
     )
 
 

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from zimage_gui.config.network_parts import NETWORK_MODULES
+
 _TRIGGER_KEYS = (
     "modelspec.trigger_phrase",
     "trigger_phrase",
@@ -83,7 +85,7 @@ def _producer(metadata: Mapping[str, str]) -> str:
         return f"OneTrainer {metadata.get('ot_revision', '')[:10]}".strip()
     if metadata.get("producer") == "burn":
         return f"burn {metadata.get('version', '')}, the framework of z-image-train".strip()
-    if metadata.get("ss_network_module") == "networks.lora_zimage":
+    if metadata.get("ss_network_module") in NETWORK_MODULES.values():
         return "musubi-tuner or this program"
     if "ss_sd_scripts_commit_hash" in metadata:
         return "sd-scripts"

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zimage_gui.config.network_parts import NETWORK_MODULES
 from zimage_gui.engine.dataset.sources import Source
 from zimage_gui.engine.loader import DatasetIndex
+from zimage_gui.model.lora import LoraNetwork
 
 ARCHITECTURE = "Z-Image"
 IMPLEMENTATION = "https://github.com/Tongyi-MAI/Z-Image"
@@ -22,6 +24,10 @@ _KEPT_WITHOUT_METADATA = (
     "ss_network_alpha",
     "ss_network_args",
 )
+_NETWORK_ARGUMENTS = (
+    "rank_dropout", "module_dropout", "include_patterns", "exclude_patterns", "use_rslora",
+    "loraplus_lr_ratio", "network_reg_dims", "network_reg_lrs",
+)  # fmt: skip
 _FROM_CONFIG = (
     "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps",
     "lr_scheduler",
@@ -42,6 +48,7 @@ class RunFacts:
     started_at: float
     optimizer: str
     index: DatasetIndex
+    network: LoraNetwork | None = None
 
 
 def metadata_of(config: Any, facts: RunFacts, step: int, epoch: int) -> dict[str, str]:
@@ -69,25 +76,35 @@ def metadata_of(config: Any, facts: RunFacts, step: int, epoch: int) -> dict[str
         "ss_epoch": epoch,
     }
     if lora:
-        entries |= _network(config)
+        entries |= _network(config, facts.network)
     if config.no_metadata:
         entries = {name: value for name, value in entries.items() if name in _KEPT_WITHOUT_METADATA}
     return {name: str(value) for name, value in (entries | _model_spec(config, facts, lora)).items()}
 
 
-def _network(config: Any) -> dict[str, object]:
+def _network(config: Any, network: LoraNetwork | None) -> dict[str, object]:
+    """Ranks and alphas are those that were trained, "Dynamic" (kohya's word) where layers differ."""
     arguments = {
         name: list(value) if isinstance(value, tuple) else value
-        for name in ("rank_dropout", "module_dropout", "include_patterns", "exclude_patterns")
+        for name in _NETWORK_ARGUMENTS
         if (value := getattr(config, name))
     }
+    if config.network_module == "lokr":
+        arguments |= {"factor": config.lokr_factor} | ({"full_matrix": True} if config.lokr_full else {})
+    specs = [module.spec for module in network.modules.values()] if network is not None else []
+    ranks = {spec.dim for spec in specs} or {config.network_dim}
+    alphas = {spec.effective_alpha for spec in specs} or {config.alpha}
     entries: dict[str, object] = {
-        "ss_network_module": "networks.lora_zimage",
-        "ss_network_dim": config.network_dim,
-        "ss_network_alpha": config.alpha,
+        "ss_network_module": NETWORK_MODULES[config.network_module],
+        "ss_network_dim": ranks.pop() if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": alphas.pop() if len(alphas) == 1 else "Dynamic",
         "ss_network_dropout": config.network_dropout or None,
         "ss_base_weights": ", ".join(Path(path).name for path in config.base_weights) or None,
     }
+    if config.scale_weight_norms is not None:
+        entries["ss_scale_weight_norms"] = config.scale_weight_norms
+    if config.network_weights is not None:
+        entries["ss_network_weights"] = Path(config.network_weights).name
     return entries | ({"ss_network_args": json.dumps(arguments)} if arguments else {})
 
 
@@ -96,10 +113,10 @@ def _model_spec(config: Any, facts: RunFacts, lora: bool) -> dict[str, object]:
     largest = max(widths, key=lambda bucket: bucket[0] * bucket[1])
     entries: dict[str, object] = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{ARCHITECTURE}/lora" if lora else ARCHITECTURE,
+        "modelspec.architecture": config.metadata_arch or (f"{ARCHITECTURE}/lora" if lora else ARCHITECTURE),
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": config.metadata_title or facts.name,
-        "modelspec.resolution": f"{largest[0]}x{largest[1]}",
+        "modelspec.resolution": _size(config.metadata_reso) or f"{largest[0]}x{largest[1]}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime()),
     }
     for name in ("author", "description", "license", "tags"):
@@ -109,6 +126,12 @@ def _model_spec(config: Any, facts: RunFacts, lora: bool) -> dict[str, object]:
         low, high = config.min_timestep or 0, 1000 if config.max_timestep is None else config.max_timestep
         entries["modelspec.timestep_range"] = f"{low},{high}"
     return entries
+
+
+def _size(text: str) -> str:
+    """ "1024,768" and "1024" as the header has it, 1024x768 and 1024x1024."""
+    sides = [side.strip() for side in text.lower().replace("x", ",").split(",")]
+    return f"{sides[0]}x{sides[-1]}" if text else ""
 
 
 def _datasets(index: DatasetIndex) -> list[dict[str, object]]:
@@ -128,11 +151,16 @@ def _dataset(source: Source, number: int, index: DatasetIndex) -> dict[str, obje
     }  # fmt: skip
 
 
-def sidecar(config: Any) -> bytes:
-    """The second seed's `.lora.json`, which its `generate` wants beside a LoRA."""
+def sidecar(config: Any, network: LoraNetwork) -> bytes | None:
+    """The second seed's `.lora.json`, which its `generate` wants beside a LoRA; None for what it does not
+    know: another kind, or layers that differ."""
+    sizes = {(spec.dim, spec.written_alpha) for spec in (m.spec for m in network.modules.values())}
+    if config.network_module != "lora" or len(sizes) != 1:
+        return None
+    rank, alpha = sizes.pop()
     facts = {
-        "rank": config.network_dim,
-        "alpha": config.alpha,
+        "rank": rank,
+        "alpha": alpha,
         "target_attention": True,
         "target_feed_forward": True,
         "target_refiners": False,

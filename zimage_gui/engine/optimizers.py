@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
 from zimage_gui.errors import Problem
 
@@ -130,9 +131,10 @@ def _bind(cls: type, arguments: dict[str, Any]) -> Callable[..., torch.optim.Opt
 
 
 def build_optimizer(
-    name: str, argument_texts: Iterable[str], learning_rate: float, parameters: Iterable[nn.Parameter]
+    name: str, argument_texts: Iterable[str], learning_rate: float, parameters: ParamsT
 ) -> torch.optim.Optimizer:
-    """The optimizer of a run. Raises `OptimizerError`."""
+    """The optimizer of a run, of parameters or of groups with rates of their own. Raises
+    `OptimizerError`."""
     return optimizer_factory(name, parse_assignments(argument_texts), learning_rate)(parameters)
 
 

@@ -3,7 +3,6 @@ headers; must not know how training is done.
 """
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,13 @@ from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.model_files import find_models
+from zimage_gui.engine.networks import network_problems, rate_problems
 from zimage_gui.engine.optimizers import check_optimizer
 from zimage_gui.engine.prompt_lines import read_prompt_file
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
 from zimage_gui.engine.state import StateError, read_manifest, states_in
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.attention import use_backend
-from zimage_gui.model.lora import LoraSpec, target_paths
-from zimage_gui.model.lora_merge import linear_shapes
-from zimage_gui.model.lora_read import fit_problems, read_lora
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.weights import model_problems, transformer_config_of
 
@@ -30,15 +27,6 @@ _SCHEDULE_OPTIONS = (
     "lr_scheduler", "lr_warmup_steps", "lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_power",
     "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio", "lr_scheduler_type", "lr_scheduler_args",
 )  # fmt: skip
-
-
-def lora_spec(config: Any) -> LoraSpec:
-    """The adapters that the options describe."""
-    return LoraSpec(
-        dim=config.network_dim, alpha=config.alpha, dropout=config.network_dropout,
-        rank_dropout=config.rank_dropout, module_dropout=config.module_dropout,
-        include=config.include_patterns, exclude=config.exclude_patterns,
-    )  # fmt: skip
 
 
 def schedule_spec(config: Any) -> ScheduleSpec:
@@ -92,6 +80,7 @@ def _optimizer_problems(config: Any) -> list[Problem]:
     )  # fmt: skip
     stand_in = optimizer or torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     steps = config.max_train_steps if config.max_train_epochs is None else 1
+    problems += rate_problems(config, optimizer)
     return problems + check_schedule(schedule_spec(config), stand_in, steps)
 
 
@@ -115,23 +104,7 @@ def _nothing(_: object) -> list[Problem]:
 def _lora_problems(config: Any) -> list[Problem]:
     with torch.device("meta"):
         model = ZImageTransformer(transformer_config_of(config.dit))
-    problems = []
-    try:
-        target_paths(model, lora_spec(config))
-    except ValueError as error:
-        option = "include_patterns" if config.include_patterns else "exclude_patterns"
-        problems.append(
-            Problem(option, " ".join(getattr(config, option)), str(error), "Correct the patterns")
-        )
-    shapes = linear_shapes(model)
-    for path in config.base_weights:
-        problems += _of(lambda path=path: _base_problems(path, shapes))
-    return problems
-
-
-def _base_problems(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Problem]:
-    option = "base_weights"
-    return fit_problems(read_lora(path, option), shapes, option)
+    return network_problems(config, model)
 
 
 def _preview_problems(config: Any) -> list[Problem]:

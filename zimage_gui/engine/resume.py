@@ -19,6 +19,7 @@ from zimage_gui.events import Note, Run, Warning
 _MUST_AGREE = (
     "what", "optimizer_type", "optimizer_args", "lr_scheduler_type", "lr_scheduler_args", "seed", "alpha",
 )  # fmt: skip
+_LORA_MUST_AGREE = ("network_module", "use_rslora", "loraplus_lr_ratio", "network_reg_lrs")
 _SHOULD_AGREE = (
     "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "sigmoid_scale",
     "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "min_timestep", "max_timestep",
@@ -27,6 +28,7 @@ _SHOULD_AGREE = (
 )  # fmt: skip
 _LORA_SHOULD_AGREE = (
     "network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier", "base_quant",
+    "scale_weight_norms",
 )  # fmt: skip
 _MODEL_MUST_AGREE = ("full_bf16", "stochastic_rounding")  # the optimizer's averages have their formats
 _WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "fused_backward_pass", "dit", "base_weights")
@@ -67,7 +69,7 @@ def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]
     output = getattr(config, "output", None)
     names = [name for name in _MUST_AGREE if name not in ("what", "alpha")]
     names += ["learning_rate", *_SHOULD_AGREE]
-    names += [*_LORA_SHOULD_AGREE, *_MODEL_MUST_AGREE, "fused_backward_pass"]
+    names += [*_LORA_MUST_AGREE, *_LORA_SHOULD_AGREE, *_MODEL_MUST_AGREE, "fused_backward_pass"]
     return {name: getattr(config, name) for name in names if hasattr(config, name)} | {
         "what": method.what,
         "dit": Path(config.dit).name,
@@ -144,7 +146,7 @@ def restore(
             f"differs from the state's {_shown(before[name])}",
             "Use the state's, or start anew",
         )
-        for name in (*_MUST_AGREE, *_MODEL_MUST_AGREE)
+        for name in (*_MUST_AGREE, *_LORA_MUST_AGREE, *_MODEL_MUST_AGREE)
         if _differs(name, before, now)
     )
     if wrong := load_parameters(method, resumed.state.values["weights"]):
@@ -184,9 +186,13 @@ def _apply_new_rate(before: float | None, now: float, trainer: Trainer, run: Run
     def changed(rate: float) -> float:
         return rate * (now / before) if before else now  # a rate of 0 cannot be scaled
 
-    for group in trainer.optimizer.param_groups:
+    groups = trainer.optimizer.param_groups
+    for group in groups:
         for name in ("lr", "initial_lr"):
-            if group.get(name) is not None:
+            if group.get(name) is not None and not group.get("own_rate"):
                 group[name] = changed(group[name])
-    trainer.schedule.base_lrs = [changed(float(rate)) for rate in trainer.schedule.base_lrs]
+    trainer.schedule.base_lrs = [
+        float(rate) if group.get("own_rate") else changed(float(rate))
+        for group, rate in zip(groups, trainer.schedule.base_lrs, strict=True)
+    ]
     run.emit(Note(text=f"learning_rate changes from {before:g} to {now:g}"))

@@ -23,6 +23,7 @@ from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
 from zimage_gui.engine.loader import DatasetIndex, Loader
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
+from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, describe
 from zimage_gui.engine.preview import Previews, encode_previews
@@ -33,7 +34,6 @@ from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
-from zimage_gui.model.lora import attach_lora
 from zimage_gui.model.lora_merge import merge_lora
 from zimage_gui.model.lora_read import read_lora
 from zimage_gui.model.placing import merges_of
@@ -83,9 +83,9 @@ def _train(
     resumed: Resumed | None,
 ) -> list[Path]:
     settings = _settings(config, feed)
-    optimizer = build_optimizer(
-        config.optimizer_type, config.optimizer_args, config.learning_rate, method.parameters()
-    )
+    network = getattr(method, "network", None)
+    groups = parameter_groups(config, network, method.parameters())
+    optimizer = build_optimizer(config.optimizer_type, config.optimizer_args, config.learning_rate, groups)
     try:
         schedule = build_schedule(preflight.schedule_spec(config), optimizer, settings.total_steps)
     except OptimizerError as error:  # the length of a run in epochs is known only now
@@ -94,6 +94,8 @@ def _train(
         ) from error
     updates = finetuning.updates_of(config, optimizer)
     trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
+    if network is not None and config.scale_weight_norms is not None:
+        trainer.limit = NormLimit(network, config.scale_weight_norms)
     index = feed.loader.index
     if resumed is not None:
         restore(resumed, config, method, trainer, index, run)
@@ -101,12 +103,13 @@ def _train(
         previews.attach(method.model, method.autocast_dtype)
     facts = RunFacts(
         names.name, config.seed, settings.total_steps, settings.total_epochs, time.time(),
-        describe(optimizer, config.optimizer_args), index,
+        describe(optimizer, config.optimizer_args), index, network,
     )  # fmt: skip
+    beside = sidecar(config, network) if network is not None and names.naming == "dotted" else None
     keeper = RunKeeper(
         run, names, method, trainer, _from(Retention, config), config.save_state,
         lambda step, epoch: metadata_of(config, facts, step, epoch), facts_of(config, method, index),
-        previews, _from(PreviewTimes, config), sidecar(config) if names.naming == "dotted" else None,
+        previews, _from(PreviewTimes, config), beside,
     )  # fmt: skip
     _tell_plan(run, settings, method, index, trainer)
     try:
@@ -184,7 +187,7 @@ def _method(config: Any, run: Run, device: torch.device) -> Method:
         )
     if lora:
         model = _frozen_model(config, run, device, dtype)
-        network = attach_lora(model, preflight.lora_spec(config), config.seed)
+        network = build_network(model, config, run)
         return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
     model = load_transformer(config.dit, device, dtype)
     autocast = None if config.full_bf16 or computing is torch.float32 else computing

@@ -105,6 +105,8 @@ class Trainer:
         self.progress = Progress()
         self.device = method.model.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
+        self.limit: Callable[[], Tensor] | None = None
+        """Called after each update: holds the weights to a bound and gives the number it held."""
         self._parameters = method.parameters()
         self._pending: _Pending | None = None
         self._process = psutil.Process()
@@ -161,8 +163,9 @@ class Trainer:
         rate = self.schedule.get_last_lr()[0] if rate is None else rate
         if self._stepped(changed):
             self.schedule.step()
+        held = self.limit() if self.limit else None
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(value, grad_norm, float(rate), samples)
+        self._count(value, grad_norm, float(rate), samples, held)
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
         """The weighted flow-matching loss of one batch, fp32."""
@@ -225,7 +228,7 @@ class Trainer:
         self.scaler.update()
         return self.scaler.get_scale() >= before
 
-    def _count(self, loss: float, grad_norm: Tensor, rate: float, samples: int) -> None:
+    def _count(self, loss: float, grad_norm: Tensor, rate: float, samples: int, held: Tensor | None) -> None:
         progress = self.progress
         progress.step += 1
         progress.position += 1
@@ -240,6 +243,7 @@ class Trainer:
                 step=step, total_steps=self.settings.total_steps, loss=loss, loss_average=average,
                 epoch=epoch, total_epochs=self.settings.total_epochs, lr=rate, grad_norm=norm,
                 seconds=seconds, samples_per_second=samples / max(seconds, 1e-9), vram_gb=vram, ram_gb=ram,
+                layers_held=None if held is None else int(held),
             )  # fmt: skip
 
         self._pending = _Pending(event, loss, grad_norm)

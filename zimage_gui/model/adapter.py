@@ -5,14 +5,17 @@ Knows no formula of a kind (`lora`, `dora`, `loha`, `lokr` have them), no file f
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from zimage_gui.model.lora_entries import Entry
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,13 @@ class LoraSpec:
         """The sizes of one layer."""
         if path in self.own:
             return self.own[path]
-        found = next((dim for pattern, dim in self.dims if re.fullmatch(pattern, path)), self.dim)
-        return replace(self, dim=found) if found != self.dim else self
+        found = matching(self.dims, path)
+        return self if found is None or found == self.dim else replace(self, dim=found)
+
+
+def matching(pairs: Sequence[tuple[str, Number]], path: str) -> Number | None:
+    """The value of the first (pattern, value) whose pattern matches the whole path."""
+    return next((value for pattern, value in pairs if re.fullmatch(pattern, path)), None)
 
 
 class Adapter(nn.Module):
