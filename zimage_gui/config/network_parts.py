@@ -44,7 +44,7 @@ class Networks(Options):
         label="Kind",
         help="Kind of network that is trained. lora loads everywhere; dora also learns each row's length "
         "(diffusers reads it, ComfyUI does not); loha and lokr say more with fewer numbers (ComfyUI reads "
-        "them, diffusers does not until convert-lora makes a LoRA of them).",
+        "them; for diffusers convert-lora makes a LoRA of them).",
         values={name: kind for kind, name in NETWORK_MODULES.items()} | {"networks.lora": "lora"},
     )
     network_dim: int = option(
