@@ -1,6 +1,7 @@
 """Noise schedules by the names ComfyUI gives them, for pictures that are to come out alike in both.
 
-Knows how N steps are laid out between pure noise and the picture. Must not know networks, samplers or options.
+Knows how N steps are laid out between pure noise and the picture. Must not know networks, samplers or
+options.
 
 Every function returns (N + 1,) fp32 values that fall from at most 1 to 0. They start from a table of 1000
 shifted levels s(k/1000), k = 1 … 1000, where s is `flow.shift_sigma`; times are the levels' own scale.
