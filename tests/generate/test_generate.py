@@ -260,7 +260,7 @@ def test_closing_frees_the_models(options, run):
     resident.run(options(infer_steps=1), run)
     generator: Generator = resident._generator
     resident.close()
-    assert generator._transformer is generator._vae is generator._text_encoder is None
+    assert generator._transformer is generator.pictures._vae is generator._text_encoder is None
 
 
 def test_the_pictures_metadata_is_json_with_a_version(options, run):

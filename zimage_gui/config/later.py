@@ -49,7 +49,7 @@ class Later:
 
 
 INERT: tuple[Inert, ...] = (
-    Inert("vae_dtype", "value", _MODELS + _CACHES, "the VAE always computes in fp32 here"),
+    Inert("vae_dtype", "value", _TRAINING + _CACHES, "the VAE always computes in fp32 here"),
     Inert("use_32bit_attention", "switch", _MODELS, "queries and keys have the same format as the values"),
     Inert("split_attn", "switch", _MODELS, "no batch mixes lengths, so there is nothing to split"),
     Inert("embedded_cfg_scale", "value", ("generate",), "Z-Image has no embedded guidance"),
@@ -57,6 +57,7 @@ INERT: tuple[Inert, ...] = (
     Inert("img_in_txt_in_offloading", "switch", _TRAINING, "Z-Image has no such layers"),
     Inert("persistent_data_loader_workers", "switch", _TRAINING, "the loader's threads always stay"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
+    Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
 )
 
@@ -72,10 +73,6 @@ _MEMORY: _What = (
     "Leave it out; smaller pictures save memory, in training gradient_checkpointing and a small batch too",
 )
 _PICTURES: _What = (_MEMORY[0], "Leave it out; smaller pictures save memory")
-_LOADING: _What = (
-    "other ways to read files come in a later version",
-    "Leave it out: models are read tensor by tensor",
-)
 _COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
 _KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
@@ -109,7 +106,6 @@ _DDP: _What = (
     "training on several GPUs comes in a later version",
     "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
 )
-_ASKING: _What = ("asking for prompts comes in a later version", "Use --from_file, which takes many")
 
 LATER: tuple[Later, ...] = (
     Later("debug_mode", "value", ("cache-latents",), *_SHOW),
@@ -128,8 +124,6 @@ LATER: tuple[Later, ...] = (
     Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, *_MEMORY),
     Later("fused_backward_pass", "switch", ("finetune",), *_MEMORY),
     Later("mem_eff_save", "switch", ("finetune",), *_MEMORY),
-    Later("text_encoder_cpu", "switch", ("generate",), *_PICTURES),
-    Later("disable_numpy_memmap", "switch", _MODELS, *_LOADING),
     Later("compile", "switch", _MODELS, *_COMPILE),
     Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
     Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),
@@ -172,7 +166,6 @@ LATER: tuple[Later, ...] = (
     Later("save_state_to_huggingface", "switch", _TRAINING, *_HUB_STATE),
     Later("resume_from_huggingface", "switch", _TRAINING, *_HUB_STATE),
     Later("async_upload", "switch", _TRAINING, *_HUB),
-    Later("interactive", "switch", ("generate",), *_ASKING),
 )
 
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})

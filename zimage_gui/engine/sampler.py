@@ -1,16 +1,19 @@
 """Sampling of the flow: from noise to latents, the same loop for `generate` and for training previews.
 
-Knows guidance, steps and what of a picture is kept. It must not know prompts as text, files, LoRAs or the
-VAE.
+Knows guidance, steps, what of a picture is kept, and which options of a prompt line choose among them. It
+must not know prompts as text, files, LoRAs or the VAE.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.model import flow
+from zimage_gui.model.sigmas import schedule
 from zimage_gui.model.solvers import SOLVERS
 from zimage_gui.model.transformer import ZImageTransformer, padded
 
@@ -20,6 +23,42 @@ class Cancelled(Exception):
 
 
 OnStep = Callable[[int, int, Tensor], bool | None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a picture is sampled, by the names of the options of `generate`: what these share with the
+    previews during training."""
+
+    sampler: str = "euler"
+    scheduler: str = "reference"
+    cfg_truncation: float = 1.0
+    cfg_normalization: float = 0.0
+
+    def guidance(self, scale: float, batched: bool = False) -> "Guidance":
+        return Guidance(scale, self.cfg_truncation, self.cfg_normalization, batched)
+
+    def sigmas(self, steps: int, shift: float, strength: float = 1.0) -> Tensor:
+        """The levels that are visited: the last ⌈strength·N⌉ steps of a schedule of N, as diffusers' pictures
+        from pictures take them."""
+        return _levels(self.scheduler, steps, shift, strength)
+
+
+REFERENCE = Sampling()
+
+
+def sampling_of(line: PromptLine, otherwise: Sampling = REFERENCE) -> Sampling:
+    """What a line of a prompt file chooses, and `otherwise` where it says nothing."""
+    names = (field.name for field in fields(Sampling))
+    given = {name: value for name in names if (value := getattr(line, name)) is not None}
+    return replace(otherwise, **given)
+
+
+@lru_cache(maxsize=256)
+def _levels(scheduler: str, steps: int, shift: float, strength: float) -> Tensor:
+    sigmas = schedule(scheduler, steps, shift)
+    count = len(sigmas) - 1
+    return sigmas[int(max(count - min(count * strength, count), 0)) :]
 
 
 @dataclass(frozen=True)
@@ -105,7 +144,7 @@ def _velocity(
     both = _both(transformer, positive, negative, one, other) if guidance.batched else None
 
     def velocity(latents: Tensor, sigma: float) -> Tensor:
-        if other is None or 1 - sigma > guidance.truncation:
+        if other is None or float(flow.sampling_time(torch.tensor(sigma))) > guidance.truncation:
             return -_output(transformer, latents, sigma, one)
         if both is not None:
             ahead, opposite = _output(transformer, torch.cat([latents, latents]), sigma, both).chunk(2)

@@ -71,4 +71,5 @@ def limited(guided_BCHW: Tensor, positive_BCHW: Tensor, most: float) -> Tensor:
         return guided_BCHW
     length, limit = (x.flatten(1).norm(dim=1) for x in (guided_BCHW, positive_BCHW))
     factor = (most * limit / length.clamp(min=1e-12)).clamp(max=1)
-    return guided_BCHW * factor.view(-1, 1, 1, 1)
+    shortened: Tensor = guided_BCHW * factor.view(-1, 1, 1, 1)
+    return shortened

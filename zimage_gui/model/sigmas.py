@@ -9,6 +9,8 @@ shifted levels s(k/1000), k = 1 … 1000, where s is `flow.shift_sigma`; times a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def schedule(name: str, steps: int, shift: float) -> Tensor:
     """
     if steps < 1:
         raise ValueError(f"a schedule needs at least one step, got {steps}")
-    makers = {
+    makers: dict[str, Callable[[int, float], Tensor]] = {
         "reference": shifted_sigmas,
         "simple": simple,
         "normal": normal,
