@@ -310,4 +310,7 @@ def test_without_free_memory_the_text_encoder_is_freed_and_pictures_stay_the_sam
     before = _texts(run, "stage").count("Loading the text encoder")
     resident.run(options(prompt="another", infer_steps=1), run)
     assert _texts(run, "stage").count("Loading the text encoder") == before + 1
-    assert np.array_equal(_pixels(plain), _pixels(tight))
+    # The VAE decodes in bands then: a value on the edge between two levels may fall to the other side.
+    difference = np.abs(_pixels(plain).astype(int) - _pixels(tight))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert "band by band" in _texts(run, "note")
