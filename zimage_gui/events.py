@@ -16,6 +16,11 @@ from typing import Annotated, Any, BinaryIO, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
+STEP_PICTURE = "step.png"
+"""In a run's folder: the picture in the making, replaced at each step."""
+SKIP_FILE = "skip"
+"""Created in a run's folder to ask that the picture in the making is left and the next one begun."""
+
 _LONGEST_READ = 16 * 1024 * 1024
 
 

@@ -85,9 +85,9 @@ def test_a_switch_that_is_off_sets_nothing():
 
 
 def test_options_without_meaning_are_accepted_with_one_line():
-    found = read(GenerateConfig, [("vae_dtype", "fp16"), ("embedded-cfg-scale", "2.5")], None)
+    found = read(GenerateConfig, [("use_32bit_attention", "true"), ("embedded-cfg-scale", "2.5")], None)
     assert not found.problems and not found.values
-    assert [note.split()[0] for note in found.notes] == ["vae_dtype", "embedded_cfg_scale"]
+    assert [note.split()[0] for note in found.notes] == ["use_32bit_attention", "embedded_cfg_scale"]
 
 
 def test_options_that_are_not_built_yet_are_refused_unless_they_ask_for_nothing():

@@ -155,3 +155,19 @@ def test_several_processes_are_refused_and_one_is_not():
     with pytest.raises(UserError, match="several GPUs"):
         config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_processes 2"))
     config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_processes 1 --num_machines 1"))
+
+
+def test_the_first_programs_other_pictures():
+    """Its further options of inference, but for those that save memory in ways that are not built yet."""
+    models = "--dit d --vae v --text_encoder t --save_path s"
+    config, notes = config_of(
+        f"generate {models} --from_file prompts.txt --negative_prompt bad --cpu_noise --text_encoder_cpu --bell"
+        " --output_type latent_images --no_metadata --device cuda --attn_mode sdpa --use_32bit_attention --lycoris"
+        " --disable_numpy_memmap --embedded_cfg_scale 2.5 --include_patterns a --exclude_patterns b --lora_weight l"
+    )
+    assert config.text_encoder_cpu and config.attn_mode == "torch" and config.lora_multiplier == ()
+    assert len(notes) == 4
+    config, _ = config_of(f"generate {models} --interactive --guidance_scale 4 --vae_dtype bfloat16")
+    assert config.interactive and config.vae_dtype == "bf16"
+    config, _ = config_of(f"generate {models} --latent_path a_latent.safetensors b_latent.safetensors")
+    assert len(config.latent_path) == 2

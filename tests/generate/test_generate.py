@@ -260,7 +260,7 @@ def test_closing_frees_the_models(options, run):
     resident.run(options(infer_steps=1), run)
     generator: Generator = resident._generator
     resident.close()
-    assert generator._transformer is generator._vae is generator._text_encoder is None
+    assert generator._transformer is generator.pictures._vae is generator._text_encoder is None
 
 
 def test_the_pictures_metadata_is_json_with_a_version(options, run):
@@ -310,4 +310,7 @@ def test_without_free_memory_the_text_encoder_is_freed_and_pictures_stay_the_sam
     before = _texts(run, "stage").count("Loading the text encoder")
     resident.run(options(prompt="another", infer_steps=1), run)
     assert _texts(run, "stage").count("Loading the text encoder") == before + 1
-    assert np.array_equal(_pixels(plain), _pixels(tight))
+    # The VAE decodes in bands then: a value on the edge between two levels may fall to the other side.
+    difference = np.abs(_pixels(plain).astype(int) - _pixels(tight))
+    assert difference.max() <= 1 and (difference > 0).mean() < 1e-3
+    assert "band by band" in _texts(run, "note")

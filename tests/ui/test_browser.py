@@ -187,3 +187,28 @@ def test_no_page_ever_asked_another_host(page):
     page.see("#models-answer .zg-notice")
     page.see("#models-answer .zg-badge", "here: yes")
     assert page.foreign == []
+
+
+def test_a_picture_in_the_making_is_shown_skipped_and_cancelled(page, window):
+    page.tab("Generate")
+    values = {"infer_steps": "1000", "batch_count": "2", "image_size": "128 x 128", "seed": "5"}
+    for option, value in values.items():
+        page.type("generate", option, value)
+    page.page.locator("#generate--sampler input").first.click()
+    page.page.get_by_role("option", name="heun", exact=True).click()
+    page.page.wait_for_timeout(300)
+    page.press("#generate-start")
+    page.see("#generate-making img")
+    run = newest_run(window, "generate")
+    page.press("#generate-making [data-action=skip]")
+    page.page.wait_for_function("document.querySelector('#generate-making img') !== null")
+    deadline = time.monotonic() + 60
+    while "Skipped" not in (run / "events.jsonl").read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    page.see("#generate-making img")
+    page.press("#generate-status [data-action=stop]")
+    page.see("#generate-status .zg-badge", "stopped")
+    page.page.wait_for_selector("#generate-making img", state="detached")
+    assert not list((run / "samples").glob("*.png"))
+    assert 'sampler = "heun"' in (run / "config.toml").read_text(encoding="utf-8")

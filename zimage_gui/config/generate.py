@@ -16,12 +16,15 @@ from zimage_gui.config.common import (
     precision_option,
     regular_expressions,
 )
+from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
 from zimage_gui.config.memory_parts import GenerateQuant, TextEncoderMemory
 from zimage_gui.config.schema import option, show
 from zimage_gui.errors import Problem
 
 
-class GenerateConfig(RunOptions, GenerateQuant, TextEncoderMemory, ModelPaths):
+class GenerateConfig(
+    RunOptions, GenerateQuant, TextEncoderMemory, DecodeOptions, StartOptions, SamplerOptions, ModelPaths
+):
     """Generate pictures."""
 
     command: ClassVar[str] = "generate"
@@ -41,9 +44,16 @@ class GenerateConfig(RunOptions, GenerateQuant, TextEncoderMemory, ModelPaths):
         None,
         section="prompt",
         label="Prompt file",
-        help="Text file with one prompt per line, each with its own options (--n --w --h --s --d --l --fs). "
-        "--l of 1 or less is no guidance.",
+        help="Text file with one prompt per line, each with its own options (--n --w --h --s --d --l --fs, "
+        "and --sampler, --image_path and others by their names). --l of 1 or less is no guidance.",
         path="file",
+    )
+    interactive: bool = option(
+        False,
+        section="prompt",
+        label="Ask for prompts",
+        help="Read prompts from the terminal, one a line as in a prompt file; Ctrl-D ends.",
+        advanced=True,
     )
     image_size: tuple[int, int] = option(
         (1024, 1024),
@@ -123,6 +133,16 @@ class GenerateConfig(RunOptions, GenerateQuant, TextEncoderMemory, ModelPaths):
         aliases=("count", "num_images"),
         ge=1,
         le=10_000,
+    )
+    batch_size: int = option(
+        1,
+        section="picture",
+        label="At once",
+        help="Pictures of one prompt that are computed together: faster on a large GPU, and more memory.",
+        advanced=True,
+        matters="a prompt has several pictures",
+        ge=1,
+        le=256,
     )
     lora_weight: tuple[Path, ...] = option(
         (),
@@ -207,6 +227,21 @@ class GenerateConfig(RunOptions, GenerateQuant, TextEncoderMemory, ModelPaths):
     bell: bool = option(
         False, section="run", label="Bell", help="Ring the terminal's bell when all is done.", advanced=True
     )
+    step_preview: bool = option(
+        True,
+        section="run",
+        label="Show each step",
+        help="A rough picture of each step (at most four a second) in the run's folder, which the window "
+        "shows.",
+        advanced=True,
+    )
+    text_encoder_cpu: bool = option(
+        False,
+        section="performance",
+        label="Text encoder on the CPU",
+        help="Compute prompts on the CPU: slower, and the graphics card has all its memory for the picture.",
+        advanced=True,
+    )
     mixed_precision: Precision = precision_option(
         "bf16",
         "Number format of transformer and text encoder: bf16 (recommended), fp16, or no for full fp32.",
@@ -266,20 +301,31 @@ class GenerateConfig(RunOptions, GenerateQuant, TextEncoderMemory, ModelPaths):
         if self.latent_path:
             return [*self._model_problems("vae"), *self._output_problems()]
         found = self._model_problems("dit", "vae", "text_encoder")
-        if self.prompt is None and self.from_file is None:
-            found.append(
-                Problem("prompt", "", "is missing", "Give a prompt, or a file of prompts with from_file")
-            )
-        if self.prompt is not None and self.from_file is not None:
-            rule = "excludes prompt: the prompts come from one place"
-            found.append(Problem("from_file", str(self.from_file), rule, "Leave out one of the two"))
+        found += self._prompt_problems()
         found += self._lora_problems()
+        found += self._start_problems(self.from_file is not None or self.interactive)
         if self.width is not None or self.height is not None:
             edge = "width" if self.width is not None else "height"
             found.append(
                 Problem(edge, show(getattr(self, edge)), "excludes image_size", "Leave out one of the two")
             )
         return [*found, *self._output_problems()]
+
+    def _prompt_problems(self) -> list[Problem]:
+        given = {
+            "prompt": self.prompt is not None,
+            "from_file": self.from_file is not None,
+            "interactive": self.interactive,
+        }
+        names = [name for name, is_given in given.items() if is_given]
+        if not names:
+            remedy = "Give a prompt, or a file of prompts with from_file"
+            return [Problem("prompt", "", "is missing", remedy)]
+        if len(names) == 1:
+            return []
+        last = names[-1]
+        rule = f"excludes {' and '.join(names[:-1])}: the prompts come from one place"
+        return [Problem(last, show(getattr(self, last)), rule, "Leave out all but one")]
 
     def _lora_problems(self) -> list[Problem]:
         found = []

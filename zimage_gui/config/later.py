@@ -51,7 +51,7 @@ class Later:
 _TRAINED = "weights that are trained cannot be kept in 8 bits"
 
 INERT: tuple[Inert, ...] = (
-    Inert("vae_dtype", "value", _MODELS + _CACHES, "the VAE always computes in fp32 here"),
+    Inert("vae_dtype", "value", _TRAINING + _CACHES, "the VAE always computes in fp32 here"),
     Inert("use_32bit_attention", "switch", _MODELS, "queries and keys have the same format as the values"),
     Inert("split_attn", "switch", _MODELS, "no batch mixes lengths, so there is nothing to split"),
     Inert("embedded_cfg_scale", "value", ("generate",), "Z-Image has no embedded guidance"),
@@ -105,7 +105,6 @@ _DDP: _What = (
     "training on several GPUs comes in a later version",
     "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
 )
-_ASKING: _What = ("asking for prompts comes in a later version", "Use --from_file, which takes many")
 
 LATER: tuple[Later, ...] = (
     Later("debug_mode", "value", ("cache-latents",), *_SHOW),
@@ -117,7 +116,6 @@ LATER: tuple[Later, ...] = (
     Later("block_swap_h2d_only", "switch", _TRAINING, *_MEMORY),
     Later("block_swap_ring_size", "value", _TRAINING, *_MEMORY, harmless=("2",)),
     Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, *_MEMORY),
-    Later("text_encoder_cpu", "switch", ("generate",), *_PICTURES),
     Later("compile", "switch", _MODELS, *_COMPILE),
     Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
     Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),
@@ -155,7 +153,6 @@ LATER: tuple[Later, ...] = (
     Later("save_state_to_huggingface", "switch", _TRAINING, *_HUB_STATE),
     Later("resume_from_huggingface", "switch", _TRAINING, *_HUB_STATE),
     Later("async_upload", "switch", _TRAINING, *_HUB),
-    Later("interactive", "switch", ("generate",), *_ASKING),
 )
 
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})

@@ -85,3 +85,11 @@ def cudnn(*, enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.enabled = before
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had, counting what torch holds unused."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + idle

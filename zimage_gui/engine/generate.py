@@ -3,9 +3,10 @@
 Knows options, prompts, file names and the run's events. It must not know how sampling works.
 """
 
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,27 @@ from torch import Tensor
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine import merge_model
 from zimage_gui.engine.dataset.progress import Meter
-from zimage_gui.engine.devices import format_note, pick_device
+from zimage_gui.engine.devices import DTYPES, format_note, pick_device
 from zimage_gui.engine.generate_plan import (
+    batches,
     lora_choices,
     merging,
     needed_parts,
     problems_of,
+    problems_of_starts,
     prompts_of,
     requests_of,
 )
 from zimage_gui.engine.generator import Generator, Memory, ModelKey, PictureRequest
+from zimage_gui.engine.interactive import typed_prompts
 from zimage_gui.engine.latent_files import latent_metadata, read_latent, settings_of_latent
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.png_settings import png_bytes
 from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.engine.sampler import Cancelled
+from zimage_gui.engine.step_pictures import StepPictures
 from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
-from zimage_gui.events import Note, Run, Sample, Stage, Warning
+from zimage_gui.events import SKIP_FILE, Note, Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write, free_name, sweep_temp_files
 
 _PART_FOLDERS = {"transformer", "vae", "text_encoder"}
@@ -81,16 +86,32 @@ class Resident:
             self.close()
             self._generator = Generator(_key(config))
         generator = self._generator
-        generator.attention = config.attn_mode
-        generator.on_load = _Loading(run).told
+        _set_up(generator, config, run)
         job = _Job(config, run, generator)
-        return job.decode_latents() if config.latent_path else job.generate()
+        try:
+            if config.latent_path:
+                return job.decode_latents()
+            return job.ask() if config.interactive else job.generate(prompts_of(config))
+        finally:
+            job.steps.remove()
 
     def close(self) -> None:
         """Frees the models."""
         if self._generator is not None:
             self._generator.close()
         self._generator = None
+
+
+def _set_up(generator: Generator, config: GenerateConfig, run: Run) -> None:
+    """What of the options may differ between two requests without loading anything again."""
+    generator.attention = config.attn_mode
+    generator.cfg_batch = config.cfg_batch
+    generator.text_encoder_cpu = config.text_encoder_cpu
+    generator.on_load = _Loading(run).told
+    pictures = generator.pictures
+    pictures.dtype, pictures.tiling = DTYPES[config.vae_dtype], config.vae_tiling
+    generator.note = pictures.note = lambda text: run.emit(Note(text=text))
+    pictures.warn = lambda text: run.emit(Warning(text=f"VAE: {text}"))
 
 
 def _key(config: GenerateConfig) -> ModelKey:
@@ -140,10 +161,27 @@ class _Job:
         self.folder = config.save_path or run.folder / "samples"
         self.written: list[Path] = []
         self.pictures = 0
+        self.steps = StepPictures(run.folder, None)
 
-    def generate(self) -> list[Path]:
+    def ask(self) -> list[Path]:
+        """Pictures of the prompts that are typed."""
+        self.run.emit(Note(text="Write one prompt a line, with options as in a prompt file. Ctrl-D ends."))
+
+        def complain(text: str) -> None:
+            self.run.emit(Warning(text=text))
+
+        for line in typed_prompts(sys.stdin, self.run.stop_requested, complain):
+            problems = problems_of_starts(requests_of(self.config, [line]))
+            for problem in problems:
+                complain(problem.sentence())
+            if not problems:
+                self.generate([line])
+        if self.run.stop_requested():
+            raise Interrupted("stopped between two prompts")
+        return self.written
+
+    def generate(self, lines: Sequence[PromptLine]) -> list[Path]:
         """Every picture of every prompt, in order."""
-        lines = prompts_of(self.config)
         requests = requests_of(self.config, lines)
         self._tell_choices(lines, requests)
         self._prepare_folder()
@@ -153,15 +191,24 @@ class _Job:
             group = requests[start : start + _AT_ONCE]
             self._encode(group)
             if meter is None:
-                self._set_loras()
-                self.generator.load(vae=self.config.output_type != "latent")
+                self._load(requests)
                 self.run.emit(Stage(name="generate", text=_sentence(requests, self.generator.device)))
-                meter = Meter(self.run, sum(request.steps for request in requests), "steps")
-            for request in group:
-                latents = self._sample(request, meter, done)
-                done += request.steps
-                self._save(request, latents)
+                meter = Meter(self.run, sum(len(request.sigmas) - 1 for request in requests), "steps")
+            for batch in batches(group, self.config.batch_size):
+                latents = self._sample_batch(batch, meter, done)
+                done += len(batch) * (len(batch[0].sigmas) - 1)
+                for request, latent in zip(batch, latents, strict=False):  # none when skipped
+                    self._save(request, latent[None])
         return self.written
+
+    def _load(self, requests: Sequence[PictureRequest]) -> None:
+        self._set_loras()
+        decodes = self.config.output_type != "latent"
+        shows = self.config.step_preview and decodes
+        begins = any(request.image_path is not None for request in requests)
+        self.generator.load(vae=decodes or begins, encoder=begins)
+        if shows:
+            self.steps = StepPictures(self.run.folder, self.generator.pictures.colour_map())
 
     def _encode(self, requests: Sequence[PictureRequest]) -> None:
         meter: Meter | None = None
@@ -232,17 +279,40 @@ class _Job:
             text = f"LoRA {choice.path.name} at {choice.multiplier:g}: all of its {count} modules are applied"
             self.run.emit(Note(text=text))
 
-    def _sample(self, request: PictureRequest, meter: Meter, done_before: int) -> Tensor:
+    def _sample_batch(
+        self, batch: Sequence[PictureRequest], meter: Meter, done_before: int
+    ) -> Sequence[Tensor] | Tensor:
+        """Latents of the batch; where memory is short for all at once, one by one."""
+        if len(batch) > 1:
+            try:
+                return self._sample(batch, meter, done_before)
+            except torch.OutOfMemoryError:
+                self.run.emit(Warning(text=f"Memory is short for {len(batch)} pictures at once: one by one"))
+            torch.cuda.empty_cache()
+        steps = len(batch[0].sigmas) - 1
+        parts = [self._sample([one], meter, done_before + i * steps) for i, one in enumerate(batch)]
+        return [part[0] for part in parts if len(part)]
+
+    def _sample(self, batch: Sequence[PictureRequest], meter: Meter, done_before: int) -> Tensor:
+        """Latents of pictures computed together; empty when they are skipped."""
+        skip = self.run.folder / SKIP_FILE
+        skip.unlink(missing_ok=True)
+
         def on_step(done: int, total: int, latents: Tensor) -> bool:
-            meter.at(done_before + done)
-            return self.run.stop_requested()
+            meter.at(done_before + done * len(batch))
+            self.steps.show(latents)
+            return self.run.stop_requested() or skip.exists()
 
         if self.run.stop_requested():
             raise Interrupted("stopped between two pictures")
         try:
-            latents = self.generator.latents(request, on_step)
+            latents = self.generator.latents_of(batch, on_step)
         except Cancelled:
-            raise Interrupted("stopped within a picture") from None
+            if not skip.exists():
+                raise Interrupted("stopped within a picture") from None
+            skip.unlink(missing_ok=True)
+            self.run.emit(Note(text="Skipped a picture"))
+            return torch.empty(0)
         if not bool(torch.isfinite(latents).all()):
             rule = "gave infinite or undefined numbers instead of a picture"
             remedy = "The model or a LoRA is damaged, or a strength is far too high"
@@ -295,6 +365,8 @@ class _Job:
             "flow_shift": request.flow_shift,
             "seed": request.seed,
             "cpu_noise": request.cpu_noise,
+            **asdict(request.sampling),
+            **_start_settings(request),
             "mixed_precision": self.config.mixed_precision,
             "lora_weight": [choice.path.name for choice in choices],
             "lora_multiplier": [choice.multiplier for choice in choices],
@@ -302,6 +374,14 @@ class _Job:
             "vae": _name_of(files.vae),
             "text_encoder": _name_of(files.text_encoder),
         }
+
+
+def _start_settings(request: PictureRequest) -> dict[str, Any]:
+    """Which picture it was begun from, by name."""
+    if request.image_path is None:
+        return {}
+    mask = {"mask_path": request.mask_path.name} if request.mask_path is not None else {}
+    return {"image_path": request.image_path.name, "strength": request.strength, **mask}
 
 
 def _sentence(requests: Sequence[PictureRequest], device: torch.device) -> str:

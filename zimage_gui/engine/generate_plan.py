@@ -5,6 +5,7 @@ Knows options, prompts and what must fit together. It must not know how pictures
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from zimage_gui.engine.generator import LoraChoice, PictureRequest
 from zimage_gui.engine.latent_files import latent_problems
 from zimage_gui.engine.model_files import ModelFiles, find_models
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
+from zimage_gui.engine.sampler import Sampling, sampling_of
+from zimage_gui.engine.start_picture import start_problems
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.lora_files import fit_problems, linear_shapes, read_lora
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.weights import model_problems, transformer_config_of
 
+_STRENGTH = 0.6
+"""Of a picture without a mask, as in diffusers."""
 _PARTS = ("transformer", "vae", "text_encoder")
 
 
@@ -48,18 +53,41 @@ def problems_of(
     looks: list[Callable[[], object]] = [
         partial(pick_device, config.device),
         partial(use_backend, config.attn_mode),
-        partial(prompts_of, config),
     ]
     for look in looks:
         try:
             look()
         except UserError as error:
             problems += error.problems
-    if not models_are_loaded:
+    requests, wrong = _requests_and_problems(config)
+    problems += wrong
+    encodes = any(request.image_path is not None for request in requests)
+    if not models_are_loaded or encodes:
         wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
-        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder, decoder_only=True)
+        problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder, decoder_only=not encodes)
     problems += latent_problems(config.latent_path)
     return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
+
+
+def _requests_and_problems(config: GenerateConfig) -> tuple[list[PictureRequest], list[Problem]]:
+    """The pictures, and what is wrong with the prompts and with the files they begin from."""
+    try:
+        requests = requests_of(config, prompts_of(config))
+    except UserError as error:
+        return [], list(error.problems)
+    return requests, problems_of_starts(requests)
+
+
+def problems_of_starts(requests: Sequence[PictureRequest]) -> list[Problem]:
+    """What keeps the pictures to begin from, and the masks, from being used."""
+    problems: list[Problem] = []
+    for image, mask in dict.fromkeys((request.image_path, request.mask_path) for request in requests):
+        if image is not None:
+            problems += start_problems(image, mask)
+        elif mask is not None:
+            rule = "needs image_path: it says what of a picture is made anew"
+            problems.append(Problem("mask_path", str(mask), rule, "Give image_path, or leave the mask out"))
+    return problems
 
 
 def merging(config: GenerateConfig) -> MergeConfig:
@@ -103,8 +131,9 @@ def lora_choices(config: GenerateConfig) -> list[LoraChoice]:
 
 
 def prompts_of(config: GenerateConfig) -> list[PromptLine]:
-    """The prompt of the options, or those of the prompt file."""
-    if config.latent_path:
+    """The prompt of the options, or those of the prompt file; those that are asked for are not known
+    yet."""
+    if config.latent_path or config.interactive:
         return []
     if config.from_file is not None:
         return read_prompt_file(config.from_file)
@@ -114,26 +143,56 @@ def prompts_of(config: GenerateConfig) -> list[PromptLine]:
 def requests_of(config: GenerateConfig, lines: Sequence[PromptLine]) -> list[PictureRequest]:
     """One request per picture: what a line leaves open comes from the options. Without any seed each line
     gets a random one of 32 bits; further pictures of a line take the next seeds."""
-    height, width = config.image_size
     requests = []
     for line in lines:
         given = line.seed if line.seed is not None else config.seed
         seed = secrets.randbits(32) if given is None else given
-        for index in range(config.batch_count):
-            requests.append(
-                PictureRequest(
-                    prompt=line.prompt,
-                    negative_prompt=_first(line.negative_prompt, config.negative_prompt),
-                    height=_first(line.height, height),
-                    width=_first(line.width, width),
-                    steps=_first(line.steps, config.infer_steps),
-                    guidance_scale=_first(line.guidance_scale, config.guidance_scale),
-                    flow_shift=_first(line.flow_shift, config.flow_shift),
-                    seed=(seed + index) % 2**63,
-                    cpu_noise=config.cpu_noise,
-                )
-            )
+        first = _request(config, line, seed)
+        requests += [replace(first, seed=(seed + index) % 2**63) for index in range(config.batch_count)]
     return requests
+
+
+def _request(config: GenerateConfig, line: PromptLine, seed: int) -> PictureRequest:
+    height, width = config.image_size
+    image = _beside(config.from_file, line.image_path) or config.image_path
+    mask = _beside(config.from_file, line.mask_path) or config.mask_path
+    return PictureRequest(
+        prompt=line.prompt,
+        negative_prompt=_first(line.negative_prompt, config.negative_prompt),
+        height=_first(line.height, height),
+        width=_first(line.width, width),
+        steps=_first(line.steps, config.infer_steps),
+        guidance_scale=_first(line.guidance_scale, config.guidance_scale),
+        flow_shift=_first(line.flow_shift, config.flow_shift),
+        seed=seed,
+        cpu_noise=config.cpu_noise,
+        sampling=sampling_of(
+            line, Sampling(config.sampler, config.scheduler, config.cfg_truncation, config.cfg_normalization)
+        ),
+        image_path=image,
+        mask_path=mask,
+        strength=_first(_first(line.strength, config.strength), _STRENGTH if mask is None else 1.0),
+    )
+
+
+def _beside(prompt_file: Path | None, path: Path | None) -> Path | None:
+    """A path in a prompt file counts from the file's folder where it exists there."""
+    if path is None or prompt_file is None:
+        return path
+    near = prompt_file.parent / path
+    return near if near.exists() else path
+
+
+def batches(requests: Sequence[PictureRequest], most: int) -> list[list[PictureRequest]]:
+    """Neighbours that differ in nothing but their seeds, at most so many together."""
+    found: list[list[PictureRequest]] = []
+    for request in requests:
+        last = found[-1] if found else []
+        if last and len(last) < most and replace(request, seed=last[0].seed) == last[0]:
+            last.append(request)
+        else:
+            found.append([request])
+    return found
 
 
 def _first(value: Any, otherwise: Any) -> Any:

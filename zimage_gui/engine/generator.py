@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from PIL import Image
 from torch import Tensor
 
-from zimage_gui.engine.devices import number_format
+from zimage_gui.engine.decoding import PictureVae, Say, silent
+from zimage_gui.engine.devices import free_memory, number_format
 from zimage_gui.engine.model_files import ModelFiles
-from zimage_gui.engine.sampler import OnStep, denoise
+from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, denoise
+from zimage_gui.engine.start_picture import mask_tensor, picture_tensor
 from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
@@ -26,10 +27,11 @@ from zimage_gui.model.quantise import Quant, bytes_per_number, stored_bytes
 from zimage_gui.model.text_encoder import Qwen3TextEncoder, encode_prompts
 from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
 from zimage_gui.model.transformer import ZImageTransformer
-from zimage_gui.model.vae import AutoencoderKL, to_vae_space
-from zimage_gui.model.weights import load_text_encoder, load_transformer, load_vae
+from zimage_gui.model.vae import AutoencoderKL
+from zimage_gui.model.weights import load_text_encoder, load_transformer
 
 _PROMPTS_KEPT = 512
+_STARTS_KEPT = 4
 _HEADROOM = 3 << 30
 """Bytes that must stay free beside the weights for activations and the VAE's decode."""
 
@@ -93,6 +95,16 @@ class PictureRequest:
     flow_shift: float
     seed: int
     cpu_noise: bool = False
+    sampling: Sampling = REFERENCE
+    image_path: Path | None = None
+    mask_path: Path | None = None
+    strength: float = 1.0
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels that are visited, fewer where a picture is begun from."""
+        strength = self.strength if self.image_path is not None else 1.0
+        return self.sampling.sigmas(self.steps, self.flow_shift, strength)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -114,12 +126,17 @@ class Generator:
         weights = _size(dit, "transformer", torch.uint8, "none") if dit is not None else 0
         self.dtype = number_format(self.device, key.precision, weights)
         self.attention = attention
+        self.cfg_batch = False
+        self.text_encoder_cpu = False
+        self.note: Say = silent
         self.on_load = on_load
+        vae = key.files.vae
+        self.pictures = PictureVae(vae or Path(), self.device, self._told("VAE"))
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._tokenizer: Tokenizer | None = None
         self._text_encoder: Qwen3TextEncoder | None = None
         self._transformer: ZImageTransformer | None = None
-        self._vae: AutoencoderKL | None = None
+        self._starts: OrderedDict[object, Tensor] = OrderedDict()
         self._stack: LoraStack | None = None
         self._loras: tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...] = ()
         self._counts: list[int] = []
@@ -176,31 +193,55 @@ class Generator:
 
     def latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:
         """Samples one picture: fp32 latents (1, 16, H/8, W/8) in model space, on the device."""
-        self.encode(request.texts)
+        return self.latents_of([request], on_step)
+
+    def latents_of(self, requests: Sequence[PictureRequest], on_step: OnStep | None = None) -> Tensor:
+        """The same for several requests at once, which differ in nothing but their seeds."""
+        first = requests[0]
+        self.encode(first.texts)
         use_backend(self.attention)
         transformer = self.transformer
-        positive, *negative = ([self._feature(text)] for text in request.texts)
+        positive, *negative = ([self._feature(text)] * len(requests) for text in first.texts)
+        noise = torch.cat([starting_noise(request, self.device) for request in requests])
+        start, kept = self._begun(first, noise)
         return denoise(
             transformer,
-            starting_noise(request, self.device),
+            start,
             positive,
             negative[0] if negative else None,
-            flow.shifted_sigmas(request.steps, request.flow_shift),
-            request.guidance_scale,
+            first.sigmas,
+            first.sampling.guidance(first.guidance_scale, self.cfg_batch),
             on_step,
+            solver=first.sampling.sampler,
+            kept=kept,
         )
 
-    @torch.inference_mode()
+    def _begun(self, request: PictureRequest, noise: Tensor) -> tuple[Tensor, Kept | None]:
+        """Where the loop starts, and what of a picture is kept."""
+        if request.image_path is None:
+            return noise, None
+        x0 = self._start(request.image_path, request.height, request.width)
+        start = flow.noisy(x0, noise, request.sigmas[:1].to(self.device))
+        if request.mask_path is None:
+            return start, None
+        mask = mask_tensor(request.mask_path, request.height, request.width).to(self.device)
+        return start, Kept(x0, mask, noise)
+
+    def _start(self, path: Path, height: int, width: int) -> Tensor:
+        """Latents (1, 16, H/8, W/8) of a picture to begin from; the last few are kept."""
+        key = (_stamps([path]), height, width, self.pictures.dtype)
+        if key not in self._starts:
+            pixels, notes = picture_tensor(path, height, width)
+            if notes:
+                self.note(f"{path.name}: {'; '.join(notes)}")
+            self._starts[key] = self.pictures.encode(pixels)
+            while len(self._starts) > _STARTS_KEPT:
+                self._starts.popitem(last=False)
+        return self._starts[key]
+
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents (B, 16, h, w) in model space; values are rounded to the nearest of 256
-        levels."""
-        vae = self.vae
-        images = []
-        for latent in latents.to(self.device, torch.float32):
-            pixels = vae.decode(to_vae_space(latent[None], vae.config))[0]
-            levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            images.append(Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()))
-        return images
+        """Pictures of latents (B, 16, h, w) in model space."""
+        return self.pictures.decode(latents)
 
     @property
     def transformer(self) -> ZImageTransformer:
@@ -214,23 +255,19 @@ class Generator:
 
     @property
     def vae(self) -> AutoencoderKL:
-        if self._vae is None:
-            assert self.key.files.vae is not None
-            told = self._told("VAE")
-            self._vae = load_vae(
-                self.key.files.vae, self.device, torch.float32, decoder_only=True, on_bytes=told
-            )
-        return self._vae
+        return self.pictures.ready()
 
-    def load(self, vae: bool = True) -> None:
+    def load(self, vae: bool = True, encoder: bool = False) -> None:
         """Loads what the next pictures need, so that nothing is loaded between two of them."""
         _ = self.transformer
         if vae:
-            _ = self.vae
+            self.pictures.ready(encoder)
 
     def close(self) -> None:
         """Frees every model."""
-        self._text_encoder = self._transformer = self._vae = self._stack = None
+        self._text_encoder = self._transformer = self._stack = None
+        self.pictures.close()
+        self._starts.clear()
         self._loras, self._counts = (), []
         self._features.clear()
         _collect()
@@ -249,18 +286,22 @@ class Generator:
             self._text_encoder = load_text_encoder(
                 path, self._place_for(path), self.dtype, on_bytes=told, quant=self.key.memory.llm
             )
-        elif self._text_encoder.embed_tokens.weight.device.type != self.device.type:
-            self._text_encoder.to(self._place_for(path))
+        else:
+            place = self._place_for(path)
+            if self._text_encoder.embed_tokens.weight.device.type != place.type:
+                self._text_encoder.to(place)
         if self._tokenizer is None:
             vocabulary = self._text_encoder.config.vocab_size
             self._tokenizer = load_tokenizer(self.key.tokenizer, path, vocabulary)
         return self._text_encoder, self._tokenizer
 
     def _place_for(self, path: Path) -> torch.device:
-        """The device, or the CPU when the transformer leaves the text encoder no room there."""
+        """The device, or the CPU when it is wanted there or the transformer leaves it no room."""
+        if self.text_encoder_cpu:
+            return torch.device("cpu")
         crowded = (
             self._transformer is not None
-            and _free(self.device)
+            and free_memory(self.device)
             < _size(path, "text_encoder", self.dtype, self.key.memory.llm) + _HEADROOM // 3
         )
         return torch.device("cpu") if crowded else self.device
@@ -273,9 +314,10 @@ class Generator:
         needed = _HEADROOM
         if self._transformer is None and self.key.files.dit is not None:
             needed += _size(self.key.files.dit, "transformer", self.dtype, self.key.memory.base)
-        if _free(self.device) >= needed:
+        if free_memory(self.device) >= needed:
             return
-        if self.device.type != "cpu" and _free(torch.device("cpu")) >= stored_bytes(encoder) + _HEADROOM:
+        on_cpu = stored_bytes(encoder) + _HEADROOM
+        if self.device.type != "cpu" and free_memory(torch.device("cpu")) >= on_cpu:
             encoder.to("cpu")
         else:
             self._text_encoder = None
@@ -312,14 +354,6 @@ def _size(path: Path, part: str, dtype: torch.dtype, quant: Quant) -> int:
     """Bytes of a model in memory, about: of a quantised one nearly all numbers are."""
     numbers = open_checkpoint(part_folder(path, part), part).weights
     return int(numbers * bytes_per_number(quant, dtype))
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that can still be had, counting what torch holds unused."""
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0]) + idle
 
 
 def _collect() -> None:

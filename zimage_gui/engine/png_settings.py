@@ -15,12 +15,20 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from zimage_gui import __version__
+from zimage_gui.config.generate_parts import SAMPLERS, SCHEDULERS
 from zimage_gui.errors import UserError
 
 OWN_KEY = "zimage_gui"
 _A1111_KEY = "parameters"
 _COMFY_KEY = "prompt"
 _LONGEST_TEXT = 1_000_000
+_A1111_SAMPLERS = {
+    "euler": "Euler", "heun": "Heun", "dpmpp_2m": "DPM++ 2M", "res_multistep": "Res Multistep"
+}  # fmt: skip
+_A1111_SCHEDULES = {
+    "simple": "Simple", "normal": "Normal", "sgm_uniform": "SGM Uniform", "beta": "Beta",
+    "linear_quadratic": "Linear Quadratic",
+}  # fmt: skip
 # Option of `generate` <- key of A1111's last line. CFG there is the common c = g + 1.
 _A1111_NUMBERS = {"Steps": ("infer_steps", int), "Seed": ("seed", int), "Shift": ("flow_shift", float)}
 
@@ -42,11 +50,13 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
     height, width = settings.get("image_size", (0, 0))
     pairs = {
         "Steps": settings.get("infer_steps", ""),
-        "Sampler": "Euler",
+        "Sampler": _A1111_SAMPLERS.get(settings.get("sampler", "euler"), ""),
+        "Schedule type": _A1111_SCHEDULES.get(settings.get("scheduler", ""), ""),
         "CFG scale": f"{settings.get('guidance_scale', 0) + 1:g}",
         "Seed": settings.get("seed", ""),
         "Size": f"{width}x{height}" if width else "",
         "Shift": f"{settings['flow_shift']:g}" if "flow_shift" in settings else "",
+        "Denoising strength": f"{settings['strength']:g}" if "strength" in settings else "",
         "Model": Path(settings.get("dit") or "").stem,
     }
     loras = zip(settings.get("lora_weight", ()), settings.get("lora_multiplier", ()), strict=False)
@@ -108,6 +118,13 @@ _OWN_TYPES: dict[str, type | tuple[type, ...]] = {
     "flow_shift": (int, float),
     "seed": int,
     "cpu_noise": bool,
+    "sampler": str,
+    "scheduler": str,
+    "cfg_truncation": (int, float),
+    "cfg_normalization": (int, float),
+    "image_path": str,
+    "mask_path": str,
+    "strength": (int, float),
     "mixed_precision": str,
     "image_size": list,
     "lora_weight": list,
@@ -139,11 +156,19 @@ def _from_a1111(text: str) -> dict[str, Any]:
     for key, (option, kind) in _A1111_NUMBERS.items():
         if key in pairs:
             found[option] = kind(pairs[key])
+    found |= _named(pairs, "Sampler", "sampler", _A1111_SAMPLERS)
+    found |= _named(pairs, "Schedule type", "scheduler", _A1111_SCHEDULES)
     if "CFG scale" in pairs:
         found["guidance_scale"] = max(0.0, float(pairs["CFG scale"]) - 1)
     if size := re.fullmatch(r"(\d{2,5})x(\d{2,5})", pairs.get("Size", "")):
         found["image_size"] = [int(size[2]) // 16 * 16, int(size[1]) // 16 * 16]
     return found
+
+
+def _named(pairs: Mapping[str, str], key: str, option: str, words: Mapping[str, str]) -> dict[str, str]:
+    """The option under the name that A1111 gives its value, when it is one of ours."""
+    said = pairs.get(key, "").strip()
+    return {option: name for name in words if words[name] == said}  # noqa: B035 - at most one
 
 
 def _without_lora_tags(prompt: str) -> str:
@@ -166,6 +191,9 @@ def _from_comfy(text: str) -> dict[str, Any]:
         "infer_steps": sampler.get("steps"),
         "seed": sampler.get("seed", sampler.get("noise_seed")),
     }
+    for option, key, known in (("sampler", "sampler_name", SAMPLERS), ("scheduler", "scheduler", SCHEDULERS)):
+        if sampler.get(key) in known:
+            found[option] = sampler[key]
     if isinstance(sampler.get("cfg"), int | float):
         found["guidance_scale"] = max(0.0, float(sampler["cfg"]) - 1)
     for node in nodes:

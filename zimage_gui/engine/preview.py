@@ -7,7 +7,7 @@ import gc
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.png_settings import png_bytes
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
-from zimage_gui.engine.sampler import Cancelled, denoise
+from zimage_gui.engine.sampler import REFERENCE, Cancelled, Sampling, denoise, sampling_of
 from zimage_gui.events import Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write
-from zimage_gui.model.flow import shifted_sigmas
 from zimage_gui.model.quantise import Quant
 from zimage_gui.model.text_encoder import encode_prompts
 from zimage_gui.model.tokenizer import load_tokenizer
@@ -48,6 +47,7 @@ class PreviewPrompt:
     seed: int
     guidance_scale: float
     flow_shift: float
+    sampling: Sampling = REFERENCE
 
     def settings(self, config: Any, step: int) -> dict[str, Any]:
         """What the PNG says; names as in `generate`."""
@@ -55,8 +55,8 @@ class PreviewPrompt:
             "prompt": self.prompt, "negative_prompt": self.negative_prompt,
             "image_size": [self.height, self.width],
             "infer_steps": self.steps, "seed": self.seed, "guidance_scale": self.guidance_scale,
-            "flow_shift": self.flow_shift, "cpu_noise": True, "dit": Path(config.dit).name,
-            "training_step": step,
+            "flow_shift": self.flow_shift, "cpu_noise": True, **asdict(self.sampling),
+            "dit": Path(config.dit).name, "training_step": step,
         }  # fmt: skip
 
 
@@ -116,8 +116,10 @@ class Previews:
             latents = denoise(
                 model, noise.to(self.device), [self._feature(prompt.prompt)],
                 [self._feature(prompt.negative_prompt)] if prompt.guidance_scale > 0 else None,
-                shifted_sigmas(prompt.steps, prompt.flow_shift), prompt.guidance_scale,
+                prompt.sampling.sigmas(prompt.steps, prompt.flow_shift),
+                prompt.sampling.guidance(prompt.guidance_scale),
                 lambda done, total, latents: self.run.stop_requested(),
+                solver=prompt.sampling.sampler,
             )  # fmt: skip
         if not bool(torch.isfinite(latents).all()):
             raise ValueError("the model gave infinite or undefined numbers")
@@ -165,6 +167,7 @@ def preview_prompts(lines: list[PromptLine], size: tuple[int, int], seed: int) -
             seed=line.seed if line.seed is not None else (seed + index) % 2**63,
             guidance_scale=GUIDANCE if line.guidance_scale is None else line.guidance_scale,
             flow_shift=line.flow_shift or SHIFT,
+            sampling=sampling_of(line),
         )
         for index, line in enumerate(lines)
     ]
@@ -178,6 +181,8 @@ def encode_previews(
     for number, line in enumerate(lines, 1):
         for note in line.notes:
             run.emit(Warning(text=f"prompt {number}: {note}"))
+        if line.image_path is not None:
+            run.emit(Warning(text=f"prompt {number}: pictures during training begin from noise"))
     size, _ = Counter(item.bucket for item in index.items).most_common(1)[0]
     prompts = preview_prompts(lines, size, config.seed)
     run.emit(Stage(name="encode_prompts", text=f"Encoding {len(prompts)} prompts for previews"))

@@ -2,6 +2,7 @@
 them.
 
     a red circle on a white background --w 512 --h 768 --s 20 --d 7 --l 4 --fs 3 --n blurry
+    a blue square --sampler res_multistep --scheduler simple --image_path start.png --strength 0.5
 
 Guidance in a prompt file is the first seed's too: 1 and less is off (the option `guidance_scale` acts above
 0). Both kinds of prompt file, for `generate` and for pictures during training, mean the same.
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zimage_gui.config.generate_parts import SAMPLERS, SCHEDULERS
 from zimage_gui.errors import Problem, UserError
 
 _LONGEST_FILE = 10_000_000
@@ -39,6 +41,13 @@ class PromptLine:
     steps: int | None = None
     guidance_scale: float | None = None
     flow_shift: float | None = None
+    sampler: str | None = None
+    scheduler: str | None = None
+    cfg_truncation: float | None = None
+    cfg_normalization: float | None = None
+    image_path: Path | None = None
+    mask_path: Path | None = None
+    strength: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -85,6 +94,33 @@ def _text(value: object) -> str:
     return value
 
 
+def _one_of(names: tuple[str, ...]) -> Callable[[object], str]:
+    def convert(value: object) -> str:
+        name = str(value).strip().lower()
+        if name not in names:
+            raise _Wrong(f"must be one of {', '.join(names)}, not {str(value)[:40]!r}")
+        return name
+
+    return convert
+
+
+def _file(value: object) -> Path:
+    text = _text(value).strip()
+    if not text or "\0" in text:
+        raise _Wrong("must be a path")
+    return Path(text)
+
+
+# Options that are called the same in a line, in a table and on the command line.
+_NAMED: dict[str, tuple[str, Callable[[object], Any]]] = {
+    "sampler": ("sampler", _one_of(SAMPLERS)),
+    "scheduler": ("scheduler", _one_of(SCHEDULERS)),
+    "cfg_truncation": ("cfg_truncation", _number(0, 1)),
+    "cfg_normalization": ("cfg_normalization", _number(0, 100)),
+    "image_path": ("image_path", _file),
+    "mask_path": ("mask_path", _file),
+    "strength": ("strength", _number(1e-3, 1)),
+}
 # Field of PromptLine and how a value becomes it, by the letter in a line.
 _LETTERS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "w": ("width", _whole(_EDGE, _LARGEST_EDGE)),
@@ -95,6 +131,7 @@ _LETTERS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "l": ("guidance_scale", _guidance),
     "fs": ("flow_shift", _number(1e-3, 1000)),
     "n": ("negative_prompt", _text),
+    **_NAMED,
 }
 # The same by the key in a table.
 _KEYS = {
@@ -107,6 +144,7 @@ _KEYS = {
     "guidance_scale": _LETTERS["g"],
     "cfg_scale": _LETTERS["l"],
     "discrete_flow_shift": _LETTERS["fs"],
+    **_NAMED,
 }
 # Options of the first seed's video models.
 _IGNORED = (
@@ -117,7 +155,6 @@ _IGNORED = (
     "ci",
     "of",
     "frame_count",
-    "image_path",
     "end_image_path",
     "control_video_path",
 )

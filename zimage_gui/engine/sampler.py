@@ -1,14 +1,20 @@
-"""Euler sampling of the flow: from noise to latents, the same loop for `generate` and for training previews.
+"""Sampling of the flow: from noise to latents, the same loop for `generate` and for training previews.
 
-Knows sigmas, guidance and steps. It must not know prompts as text, files, LoRAs or the VAE.
+Knows guidance, steps, what of a picture is kept, and which options of a prompt line choose among them. It
+must not know prompts as text, files, LoRAs or the VAE.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.model import flow
+from zimage_gui.model.sigmas import schedule
+from zimage_gui.model.solvers import SOLVERS
 from zimage_gui.model.transformer import ZImageTransformer, padded
 
 
@@ -19,52 +25,162 @@ class Cancelled(Exception):
 OnStep = Callable[[int, int, Tensor], bool | None]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a picture is sampled, by the names of the options of `generate`: what these share with the
+    previews during training."""
+
+    sampler: str = "euler"
+    scheduler: str = "reference"
+    cfg_truncation: float = 1.0
+    cfg_normalization: float = 0.0
+
+    def guidance(self, scale: float, batched: bool = False) -> "Guidance":
+        return Guidance(scale, self.cfg_truncation, self.cfg_normalization, batched)
+
+    def sigmas(self, steps: int, shift: float, strength: float = 1.0) -> Tensor:
+        """The levels that are visited: the last ⌈strength·N⌉ steps of a schedule of N, as diffusers' pictures
+        from pictures take them."""
+        return _levels(self.scheduler, steps, shift, strength)
+
+
+REFERENCE = Sampling()
+
+
+def sampling_of(line: PromptLine, otherwise: Sampling = REFERENCE) -> Sampling:
+    """What a line of a prompt file chooses, and `otherwise` where it says nothing."""
+    names = (field.name for field in fields(Sampling))
+    given = {name: value for name in names if (value := getattr(line, name)) is not None}
+    return replace(otherwise, **given)
+
+
+@lru_cache(maxsize=256)
+def _levels(scheduler: str, steps: int, shift: float, strength: float) -> Tensor:
+    sigmas = schedule(scheduler, steps, shift)
+    count = len(sigmas) - 1
+    return sigmas[int(max(count - min(count * strength, count), 0)) :]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far the negative prompt pushes.
+
+    scale g adds g·(positive - negative) and is off at 0. truncation: none once the time 1 - σ is above it.
+    normalization k > 0: the guided output is no longer than k times the positive one. batched: both outputs
+    in one pass of the network, which is faster and needs twice the memory.
+    """
+
+    scale: float = 0.0
+    truncation: float = 1.0
+    normalization: float = 0.0
+    batched: bool = False
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What inpainting leaves as it is: latents x0 (B, C, H, W) where `mask` (1 or B, 1, H, W) is 0; 1 is made
+    anew. `noise` is the noise that the loop started from."""
+
+    x0: Tensor
+    mask: Tensor
+    noise: Tensor
+
+
 @torch.no_grad()
 def denoise(
     transformer: ZImageTransformer,
-    noise_BCHW: Tensor,
+    start_BCHW: Tensor,
     positive: Sequence[Tensor],
     negative: Sequence[Tensor] | None,
     sigmas: Tensor,
-    guidance_scale: float,
+    guidance: Guidance | float = 0.0,
     on_step: OnStep | None = None,
+    *,
+    solver: str = "euler",
+    kept: Kept | None = None,
 ) -> Tensor:
-    """Integrates dx/dσ = v = -(model output) from sigmas[0] to sigmas[-1] by Euler steps.
+    """Integrates dx/dσ = v = -(model output) from sigmas[0] to sigmas[-1].
 
-    noise_BCHW: fp32, model space, on the transformer's device; sigmas (N+1,) fall to 0; positive and negative
-    hold one (L_i, cap) feature tensor per picture. guidance_scale g adds g·(positive - negative) for every g
-    > 0 and needs `negative` then. `on_step(done, total, latents)` runs after each step; when it returns True,
-    Cancelled is raised. Returns fp32 latents of the same shape. Latents and the update stay fp32 whatever the
-    transformer's dtype.
+    start_BCHW: fp32, model space, on the transformer's device: noise where sigmas[0] is 1, else a picture
+    with that share of noise; sigmas (N+1,) fall to 0; positive and negative hold one (L_i, cap) feature
+    tensor per picture; guidance above 0 needs `negative`. `on_step(done, total, latents)` runs after each
+    step; when it returns True, Cancelled is raised. Returns fp32 latents of the same shape. Latents and the
+    update stay fp32 whatever the transformer's dtype.
     """
-    if guidance_scale > 0 and negative is None:
+    guidance = Guidance(guidance) if isinstance(guidance, float | int) else guidance
+    if guidance.scale > 0 and negative is None:
         raise ValueError("guidance needs the features of a negative prompt")
-    latents = noise_BCHW.to(torch.float32)
-    guides = [_refined(transformer, positive)]
-    if guidance_scale > 0 and negative is not None:
-        guides.append(_refined(transformer, negative))
-    steps = sigmas.shape[0] - 1
+    velocity = _velocity(transformer, positive, negative, guidance)
     levels = [float(sigma) for sigma in sigmas]
-    for index in range(steps):
-        output, *opposite = (_output(transformer, latents, levels[index], captions) for captions in guides)
-        if opposite:
-            output = flow.guided(output, opposite[0], guidance_scale)
-        latents = flow.euler_step(latents, output, levels[index], levels[index + 1])
-        if on_step is not None and on_step(index + 1, steps, latents):
+    start = latents = start_BCHW.to(torch.float32)
+    steps = len(levels) - 1
+    for done, latents in enumerate(SOLVERS[solver](start, levels, velocity, _keeper(kept)), 1):
+        if on_step is not None and on_step(done, steps, latents):
             raise Cancelled
     return latents
 
 
-def _refined(transformer: ZImageTransformer, captions: Sequence[Tensor]) -> Sequence[Tensor] | Tensor:
+def _keeper(kept: Kept | None) -> Callable[[Tensor, float], Tensor] | None:
+    """x ← (1 - m)·((1 - σ)·x0 + σ·noise) + m·x after every step."""
+    if kept is None:
+        return None
+
+    def keep(latents: Tensor, sigma: float) -> Tensor:
+        original = flow.noisy(kept.x0, kept.noise, torch.full((1,), sigma, device=latents.device))
+        return (1 - kept.mask) * original + kept.mask * latents
+
+    return keep
+
+
+def _velocity(
+    transformer: ZImageTransformer,
+    positive: Sequence[Tensor],
+    negative: Sequence[Tensor] | None,
+    guidance: Guidance,
+) -> Callable[[Tensor, float], Tensor]:
+    """v(x, σ) with all guidance in it. Captions are refined here once: they depend on no step."""
+    one = _refined(transformer, positive)
+    other = _refined(transformer, negative) if negative is not None and guidance.scale > 0 else None
+    both = _both(transformer, positive, negative, one, other) if guidance.batched else None
+
+    def velocity(latents: Tensor, sigma: float) -> Tensor:
+        if other is None or float(flow.sampling_time(torch.tensor(sigma))) > guidance.truncation:
+            return -_output(transformer, latents, sigma, one)
+        if both is not None:
+            ahead, opposite = _output(transformer, torch.cat([latents, latents]), sigma, both).chunk(2)
+        else:
+            ahead, opposite = (_output(transformer, latents, sigma, part) for part in (one, other))
+        return -flow.limited(flow.guided(ahead, opposite, guidance.scale), ahead, guidance.normalization)
+
+    return velocity
+
+
+Captions = Sequence[Tensor] | Tensor
+
+
+def _refined(transformer: ZImageTransformer, captions: Sequence[Tensor]) -> Captions:
     """The captions' part of the network, which is the same in every step; lengths that differ stay as they
     are."""
     one_length = len({padded(len(caption)) for caption in captions}) == 1
     return transformer.refine_captions(captions) if one_length else captions
 
 
-def _output(
-    transformer: ZImageTransformer, latents: Tensor, sigma: float, captions: Sequence[Tensor] | Tensor
-) -> Tensor:
+def _both(
+    transformer: ZImageTransformer,
+    positive: Sequence[Tensor],
+    negative: Sequence[Tensor] | None,
+    one: Captions,
+    other: Captions | None,
+) -> Captions | None:
+    """Both prompts as one batch; lengths that differ are run as two passes by `forward_any` all the same."""
+    if other is None or negative is None:
+        return None
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
+        return torch.cat([one, other])
+    return [*positive, *negative]
+
+
+def _output(transformer: ZImageTransformer, latents: Tensor, sigma: float, captions: Captions) -> Tensor:
     """The raw model output, about x0 - noise, in fp32."""
     sigma_B = torch.full((latents.shape[0],), sigma, dtype=torch.float32, device=latents.device)
     time_B = flow.sampling_time(sigma_B)

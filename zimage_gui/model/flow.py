@@ -60,3 +60,16 @@ def euler_step(
 def guided(positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
     """pos + g·(pos - neg). g = 0 is off; elsewhere it is often neg + c·(pos - neg) with c = g + 1."""
     return positive + guidance_scale * (positive - negative)
+
+
+def limited(guided_BCHW: Tensor, positive_BCHW: Tensor, most: float) -> Tensor:
+    """The guided output, shortened to `most` times the positive one's length where it is longer; 0 is off.
+
+    ‖·‖ is taken over each sample (cfg_normalization of the official pipeline).
+    """
+    if most <= 0:
+        return guided_BCHW
+    length, limit = (x.flatten(1).norm(dim=1) for x in (guided_BCHW, positive_BCHW))
+    factor = (most * limit / length.clamp(min=1e-12)).clamp(max=1)
+    shortened: Tensor = guided_BCHW * factor.view(-1, 1, 1, 1)
+    return shortened

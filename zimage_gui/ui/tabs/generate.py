@@ -22,6 +22,7 @@ from zimage_gui.ui.gallery import gallery, recent_pictures
 from zimage_gui.ui.html import button, escape, notice
 from zimage_gui.ui.live import Live, Look
 from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, by_name
+from zimage_gui.ui.making import ask_to_skip, making_look
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 from zimage_gui.ui.preset_bar import PresetBar
@@ -38,7 +39,10 @@ class GenerateTab:
         self.desk = desk
         self.live = live
         self.form = LoraForm(
-            GenerateConfig, self.name, desk.drafts, hidden=("runs_dir", "bell", "width", "height")
+            GenerateConfig,
+            self.name,
+            desk.drafts,
+            hidden=("runs_dir", "bell", "width", "height", "interactive"),
         )
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, GenerateConfig))
         self.panel = JobPanel(desk, ("generate",), (), "Write a prompt and press Generate.")
@@ -59,6 +63,7 @@ class GenerateTab:
                         label="even while a training runs", container=False, interactive=True, min_width=120
                     )
                 self.answer = plain_html(elem_id="generate-answer")
+                self.making = self.live.part(self.name, "making", lambda run: making_look(self.desk))
                 self.gallery = self.live.part(self.name, "gallery", lambda run: self._gallery())
                 with gr.Accordion("Read settings back from a picture", open=False):
                     self.drop = gr.File(
@@ -76,6 +81,8 @@ class GenerateTab:
             self.form.field("prompt", lines=3, placeholder="a red circle on a white background")
             self.form.field("negative_prompt", lines=1)
             for name in ("image_size", "infer_steps", "guidance_scale", "flow_shift", "seed", "batch_count"):
+                self.form.field(name)
+            for name in ("sampler", "scheduler"):
                 self.form.field(name)
         self.shapes = active_html(shape_chips(), elem_id="generate-shapes")
         with gr.Row(elem_classes=["zg-actions"]):
@@ -97,7 +104,7 @@ class GenerateTab:
         )
         self.reuse.click(guarded(form, self._reuse), form.inputs(), outputs, **QUIET)
         self.drop.upload(guarded(form, self._read_back), {self.drop}, outputs, **QUIET)
-        on_act([self.panel.status, self.gallery, self.shapes], self._act, form.inputs(), outputs)
+        on_act([self.panel.status, self.making, self.gallery, self.shapes], self._act, form.inputs(), outputs)
         guidance = form.fields["guidance_scale"]
         guidance.change(guidance_words, guidance, self.convention, **QUIET)
 
@@ -136,6 +143,7 @@ class GenerateTab:
         found = read_settings(picture)
         if not found:
             return self._keep({}, f"{picture.name} carries no settings that are known here.", "warn")
+        begun = [str(found.pop(name)) for name in ("image_path", "mask_path") if name in found]
         names = [str(name) for name in found.pop(FILES, ())]
         strengths = [str(value) for value in found.pop(STRENGTHS, ())]
         contents = from_values(GenerateConfig, found)
@@ -149,6 +157,9 @@ class GenerateTab:
             return self._keep(
                 contents, f"Settings read, but these LoRAs are not here: {', '.join(missing)}.", "warn"
             )
+        if begun:
+            words = f"Settings read. It was begun from {' and '.join(begun)}: choose that file again."
+            return self._keep(contents, words, "warn")
         return self._keep(contents, f"Settings of {picture.name} are in the form.")
 
     def _act(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
@@ -162,6 +173,11 @@ class GenerateTab:
             return self._keep(
                 {"image_size": reshaped(str(self.form.raw(data)["image_size"]), action.get("ratio"))}
             )
+        if action.name == "skip":
+            folder = self.desk.folder_of(action.get("run"))
+            if folder is not None:
+                ask_to_skip(folder)
+            return {self.answer: gr.update()}
         if action.name == "settings":
             file = (self.desk.folder_of(action.get("run")) or Path()) / "config.toml"
             return self._keep(self.bar.presets.read(file), "Settings taken over.") if file.is_file() else {}
