@@ -16,12 +16,12 @@ from zimage_gui.config.common import (
     precision_option,
     regular_expressions,
 )
-from zimage_gui.config.memory_parts import GenerateQuant, TextEncoderMemory
+from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
 from zimage_gui.config.schema import option, show
 from zimage_gui.errors import Problem
 
 
-class GenerateConfig(RunOptions, GenerateQuant, TextEncoderMemory, ModelPaths):
+class GenerateConfig(RunOptions, GenerateQuant, Swapping, TextEncoderMemory, ModelPaths):
     """Generate pictures."""
 
     command: ClassVar[str] = "generate"

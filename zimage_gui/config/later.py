@@ -60,6 +60,10 @@ INERT: tuple[Inert, ...] = (
     Inert("persistent_data_loader_workers", "switch", _TRAINING, "the loader's threads always stay"),
     Inert("fp8_base", "switch", ("finetune",), _TRAINED),
     Inert("fp8_scaled", "switch", ("finetune",), _TRAINED),
+    Inert(
+        "use_pinned_memory_for_block_swap", "switch", _MODELS, "weights that are swapped always wait in it"
+    ),
+    Inert("block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
 )
@@ -74,6 +78,10 @@ _SHOW: _What = (
 _MEMORY: _What = (
     "this way to save memory comes in a later version",
     "Leave it out; smaller pictures save memory, in training gradient_checkpointing and a small batch too",
+)
+_SWAP: _What = (
+    "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
+    "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
 _PICTURES: _What = (_MEMORY[0], "Leave it out; smaller pictures save memory")
 _LOADING: _What = (
@@ -120,12 +128,9 @@ LATER: tuple[Later, ...] = (
     Later("console_width", "value", ("cache-latents",), *_SHOW, harmless=("80",)),
     Later("console_back", "value", ("cache-latents",), *_SHOW),
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
-    Later("blocks_to_swap", "value", _MODELS, *_MEMORY, harmless=("0",)),
-    Later("use_pinned_memory_for_block_swap", "switch", _MODELS, *_MEMORY),
-    Later("block_swap_h2d_only", "switch", _TRAINING, *_MEMORY),
-    Later("block_swap_ring_size", "value", _TRAINING, *_MEMORY, harmless=("2",)),
+    Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
+    Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("block_swap_optimizer_patch_params", "switch", ("finetune",), *_MEMORY),
-    Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, *_MEMORY),
     Later("fused_backward_pass", "switch", ("finetune",), *_MEMORY),
     Later("mem_eff_save", "switch", ("finetune",), *_MEMORY),
     Later("text_encoder_cpu", "switch", ("generate",), *_PICTURES),

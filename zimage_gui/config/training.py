@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
-from zimage_gui.config.memory_parts import TextEncoderMemory, TrainingQuant
+from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -53,7 +53,14 @@ class TrainingConfig(
             *self._timestep_problems(),
             *self._saving_problems(),
             *self._preview_problems(),
+            *self._memory_problems(),
         ]
+
+    def _memory_problems(self) -> list[Problem]:
+        if not self.gradient_checkpointing_cpu_offload or self.gradient_checkpointing:
+            return []
+        rule, remedy = "needs gradient_checkpointing", "Switch gradient_checkpointing on, or leave it out"
+        return [Problem("gradient_checkpointing_cpu_offload", "true", rule, remedy)]
 
     def _optimizer_problems(self) -> list[Problem]:
         found = []
@@ -128,7 +135,7 @@ def _pattern_list(value: str) -> object:
     return tuple(map(str, parsed)) if isinstance(parsed, list | tuple) else (value,)
 
 
-class TrainLoraConfig(TrainingQuant, TrainingConfig):
+class TrainLoraConfig(TrainingQuant, Swapping, TrainingConfig):
     """Train a LoRA."""
 
     command: ClassVar[str] = "train-lora"
