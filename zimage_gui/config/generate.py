@@ -17,13 +17,20 @@ from zimage_gui.config.common import (
     regular_expressions,
 )
 from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
-from zimage_gui.config.memory_parts import GenerateQuant, TextEncoderMemory
+from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
 from zimage_gui.config.schema import option, show
 from zimage_gui.errors import Problem
 
 
 class GenerateConfig(
-    RunOptions, GenerateQuant, TextEncoderMemory, DecodeOptions, StartOptions, SamplerOptions, ModelPaths
+    RunOptions,
+    GenerateQuant,
+    Swapping,
+    TextEncoderMemory,
+    DecodeOptions,
+    StartOptions,
+    SamplerOptions,
+    ModelPaths,
 ):
     """Generate pictures."""
 

@@ -60,6 +60,10 @@ INERT: tuple[Inert, ...] = (
     Inert("persistent_data_loader_workers", "switch", _TRAINING, "the loader's threads always stay"),
     Inert("fp8_base", "switch", ("finetune",), _TRAINED),
     Inert("fp8_scaled", "switch", ("finetune",), _TRAINED),
+    Inert(
+        "use_pinned_memory_for_block_swap", "switch", _MODELS, "weights that are swapped always wait in it"
+    ),
+    Inert("block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
     Inert("mem_eff_save", "switch", ("finetune",), "models are written tensor by tensor, without a copy"),
@@ -79,11 +83,10 @@ _SHOW: _What = (
     "showing resized pictures comes in a later version",
     "Use the command dataset for sizes and buckets",
 )
-_MEMORY: _What = (
-    "this way to save memory comes in a later version",
-    "Leave it out; smaller pictures save memory, in training gradient_checkpointing and a small batch too",
+_SWAP: _What = (
+    "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
+    "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
-_PICTURES: _What = (_MEMORY[0], "Leave it out; smaller pictures save memory")
 _COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
 _KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
@@ -111,11 +114,8 @@ LATER: tuple[Later, ...] = (
     Later("console_width", "value", ("cache-latents",), *_SHOW, harmless=("80",)),
     Later("console_back", "value", ("cache-latents",), *_SHOW),
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
-    Later("blocks_to_swap", "value", _MODELS, *_MEMORY, harmless=("0",)),
-    Later("use_pinned_memory_for_block_swap", "switch", _MODELS, *_MEMORY),
-    Later("block_swap_h2d_only", "switch", _TRAINING, *_MEMORY),
-    Later("block_swap_ring_size", "value", _TRAINING, *_MEMORY, harmless=("2",)),
-    Later("gradient_checkpointing_cpu_offload", "switch", _TRAINING, *_MEMORY),
+    Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
+    Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("compile", "switch", _MODELS, *_COMPILE),
     Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
     Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),

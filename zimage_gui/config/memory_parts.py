@@ -51,3 +51,28 @@ class GenerateQuant(Options):
         "int8 (half, error 1 %), nf4 (a quarter, error 9 %).",
         ("fp8", "fp8_scaled"),
     )
+
+
+class Swapping(Options):
+    blocks_to_swap: int = option(
+        0,
+        section="performance",
+        label="Swapped blocks",
+        help="So many of the transformer's 30 blocks wait in CPU memory and are copied to the GPU when "
+        "their turn comes, beside the work. Changes no number; slower where a block computes faster than it "
+        "is copied.",
+        unit="blocks",
+        ge=0,
+        le=1000,
+    )
+    block_swap_ring_size: int = option(
+        2,
+        section="performance",
+        label="Swap buffers",
+        help="Blocks of GPU memory that the swapped ones pass through; with 1 every copy is waited for.",
+        unit="blocks",
+        advanced=True,
+        matters="blocks_to_swap is above 0",
+        ge=1,
+        le=1000,
+    )

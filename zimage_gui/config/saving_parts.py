@@ -189,6 +189,14 @@ class Performance(Options):
         label="Gradient checkpointing",
         help="Compute each block twice instead of keeping its values: far less memory, about a third slower.",
     )
+    gradient_checkpointing_cpu_offload: bool = option(
+        False,
+        section="performance",
+        label="Its inputs to the CPU",
+        help="Keep the blocks' inputs in CPU memory until they are computed again; copied beside the work.",
+        advanced=True,
+        matters="gradient_checkpointing is on",
+    )
     max_data_loader_n_workers: int = option(
         2,
         section="performance",

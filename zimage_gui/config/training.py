@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
-from zimage_gui.config.memory_parts import TextEncoderMemory, TrainingQuant
+from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
@@ -51,7 +51,14 @@ class TrainingConfig(
             *self._timestep_problems(),
             *self._saving_problems(),
             *self._preview_problems(),
+            *self._memory_problems(),
         ]
+
+    def _memory_problems(self) -> list[Problem]:
+        if not self.gradient_checkpointing_cpu_offload or self.gradient_checkpointing:
+            return []
+        rule, remedy = "needs gradient_checkpointing", "Switch gradient_checkpointing on, or leave it out"
+        return [Problem("gradient_checkpointing_cpu_offload", "true", rule, remedy)]
 
     def _optimizer_problems(self) -> list[Problem]:
         found = []
@@ -117,7 +124,7 @@ class TrainingConfig(
         return []
 
 
-class TrainLoraConfig(TrainingQuant, Networks, TrainingConfig):
+class TrainLoraConfig(TrainingQuant, Swapping, Networks, TrainingConfig):
     """Train a LoRA."""
 
     command: ClassVar[str] = "train-lora"

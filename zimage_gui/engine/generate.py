@@ -39,6 +39,7 @@ from zimage_gui.engine.step_pictures import StepPictures
 from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
 from zimage_gui.events import SKIP_FILE, Note, Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write, free_name, sweep_temp_files
+from zimage_gui.model.quantise import Quant
 
 _PART_FOLDERS = {"transformer", "vae", "text_encoder"}
 _AT_ONCE = 256
@@ -117,7 +118,8 @@ def _set_up(generator: Generator, config: GenerateConfig, run: Run) -> None:
 def _key(config: GenerateConfig) -> ModelKey:
     files, problems = find_models(config, *needed_parts(config))
     raise_if_any(problems)
-    memory = Memory(config.base_quant, "fp8" if config.fp8_llm else "none")
+    llm: Quant = "fp8" if config.fp8_llm else "none"
+    memory = Memory(config.base_quant, llm, config.blocks_to_swap, config.block_swap_ring_size)
     return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision, memory)
 
 

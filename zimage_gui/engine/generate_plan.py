@@ -19,6 +19,7 @@ from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.generator import LoraChoice, PictureRequest
 from zimage_gui.engine.latent_files import latent_problems
 from zimage_gui.engine.model_files import ModelFiles, find_models
+from zimage_gui.engine.preflight import swap_problems
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
 from zimage_gui.engine.sampler import Sampling, sampling_of
 from zimage_gui.engine.start_picture import start_problems
@@ -65,6 +66,8 @@ def problems_of(
     if not models_are_loaded or encodes:
         wanted = files if not config.latent_path else ModelFiles(None, files.vae, None)
         problems += model_problems(wanted.dit, wanted.vae, wanted.text_encoder, decoder_only=not encodes)
+        if wanted.dit is not None and not any(problem.option == "dit" for problem in problems):
+            problems += swap_problems(config, transformer_config_of(wanted.dit).n_layers)
     problems += latent_problems(config.latent_path)
     return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
 

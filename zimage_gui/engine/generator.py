@@ -23,6 +23,7 @@ from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.lora_files import AppliedLora, LoraFile, LoraStack, read_lora
+from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.quantise import Quant, bytes_per_number, stored_bytes
 from zimage_gui.model.text_encoder import Qwen3TextEncoder, encode_prompts
 from zimage_gui.model.tokenizer import Tokenizer, load_tokenizer
@@ -41,10 +42,13 @@ OnLoad = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Memory:
-    """How the models' weights are kept: the transformer's, the text encoder's."""
+    """How the models' weights are kept: the transformer's, the text encoder's; how many of the transformer's
+    blocks are swapped through a ring of how many."""
 
     base: Quant = "none"
     llm: Quant = "none"
+    swapped: int = 0
+    ring: int = 2
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ class Generator:
         self._transformer: ZImageTransformer | None = None
         self._starts: OrderedDict[object, Tensor] = OrderedDict()
         self._stack: LoraStack | None = None
+        self._swap: BlockSwap | None = None
         self._loras: tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...] = ()
         self._counts: list[int] = []
 
@@ -178,6 +183,8 @@ class Generator:
         files: dict[Path, LoraFile] = {choice.path: read_lora(choice.path) for choice in choices}
         if self._stack is None:
             self._stack = LoraStack(self.transformer)
+        if self._swap is not None:
+            self._swap.home()
         self._counts = self._stack.set(
             [
                 AppliedLora(files[choice.path].select(choice.include, choice.exclude), choice.multiplier)
@@ -247,10 +254,14 @@ class Generator:
     def transformer(self) -> ZImageTransformer:
         if self._transformer is None:
             assert self.key.files.dit is not None
+            memory = self.key.memory
             self._transformer = load_transformer(
                 self.key.files.dit, self.device, self.dtype,
-                on_bytes=self._told("transformer"), quant=self.key.memory.base,
+                on_bytes=self._told("transformer"), quant=memory.base, swapped=memory.swapped,
             )  # fmt: skip
+            if memory.swapped:
+                blocks = list(self._transformer.layers)
+                self._swap = BlockSwap(blocks, memory.swapped, self.device, memory.ring)
         return self._transformer
 
     @property
@@ -265,7 +276,7 @@ class Generator:
 
     def close(self) -> None:
         """Frees every model."""
-        self._text_encoder = self._transformer = self._stack = None
+        self._text_encoder = self._transformer = self._stack = self._swap = None
         self.pictures.close()
         self._starts.clear()
         self._loras, self._counts = (), []

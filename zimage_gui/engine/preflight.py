@@ -101,10 +101,18 @@ def _nothing(_: object) -> list[Problem]:
     return []
 
 
+def swap_problems(config: Any, blocks: int) -> list[Problem]:
+    """Of a transformer with so many blocks."""
+    if config.blocks_to_swap <= blocks:
+        return []
+    rule = f"is more than the {blocks} blocks this transformer has"
+    return [Problem("blocks_to_swap", str(config.blocks_to_swap), rule, f"Give at most {blocks}")]
+
+
 def _lora_problems(config: Any) -> list[Problem]:
     with torch.device("meta"):
         model = ZImageTransformer(transformer_config_of(config.dit))
-    return network_problems(config, model)
+    return swap_problems(config, len(model.layers)) + network_problems(config, model)
 
 
 def _preview_problems(config: Any) -> list[Problem]:

@@ -36,6 +36,7 @@ from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.lora_merge import merge_lora
 from zimage_gui.model.lora_read import read_lora
+from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.placing import merges_of
 from zimage_gui.model.quantise import saved_bytes, stored_bytes
 from zimage_gui.model.transformer import ZImageTransformer
@@ -188,6 +189,7 @@ def _method(config: Any, run: Run, device: torch.device) -> Method:
     if lora:
         model = _frozen_model(config, run, device, dtype)
         network = build_network(model, config, run)
+        _swap_blocks(model, config, run, device)
         return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
     model = load_transformer(config.dit, device, dtype)
     autocast = None if config.full_bf16 or computing is torch.float32 else computing
@@ -205,7 +207,10 @@ def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtyp
     ]
     quantised = config.base_quant != "none"
     merges = merges_of(loras) if quantised else None
-    model = load_transformer(config.dit, device, dtype, quant=config.base_quant, merges=merges)
+    swapped = config.blocks_to_swap
+    model = load_transformer(
+        config.dit, device, dtype, quant=config.base_quant, merges=merges, swapped=swapped
+    )
     if quantised:
         kept, saved = (amount / 2**20 for amount in (stored_bytes(model), saved_bytes(model, dtype)))
         text = (
@@ -217,6 +222,18 @@ def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtyp
         what = f"merged {file.path.name} x {multiplier:g} into {count} layers for training"
         run.emit(Note(text=f"{what}; the result will not contain it"))
     return model
+
+
+def _swap_blocks(model: ZImageTransformer, config: Any, run: Run, device: torch.device) -> None:
+    """After the adapters are attached: what is trained stays on the device."""
+    if not config.blocks_to_swap:
+        return
+    swap = BlockSwap(list(model.layers), config.blocks_to_swap, device, config.block_swap_ring_size)
+    host, ring = (amount / 2**20 for amount in (swap.host_bytes, swap.ring_bytes))
+    text = f"{config.blocks_to_swap} blocks wait in CPU memory ({host:,.1f} MiB), {ring:,.1f} MiB of buffers"
+    if device.type == "cpu":
+        text += "; on a CPU this saves nothing"
+    run.emit(Note(text=text))
 
 
 def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
@@ -234,6 +251,7 @@ def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
         epochs,
         config.max_grad_norm,
         config.gradient_checkpointing,
+        config.gradient_checkpointing_cpu_offload,
         config.mixed_precision,
     )
 

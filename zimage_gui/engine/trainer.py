@@ -23,6 +23,7 @@ from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
+from zimage_gui.model.boundaries import BoundaryOffload
 from zimage_gui.model.transformer import RunBlock, call_block, call_block_keeping_products
 
 _AVERAGED_STEPS = 200
@@ -42,6 +43,7 @@ class LoopSettings:
     total_epochs: int
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    gradient_checkpointing_cpu_offload: bool = False
     mixed_precision: str = "no"
 
 
@@ -104,6 +106,7 @@ class Trainer:
         self.objective, self.settings, self.reporter = objective, settings, run
         self.progress = Progress()
         self.device = method.model.device
+        self.boundaries = BoundaryOffload() if settings.gradient_checkpointing_cpu_offload else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
         self.limit: Callable[[], Tensor] | None = None
         """Called after each update: holds the weights to a bound and gives the number it held."""
@@ -198,11 +201,13 @@ class Trainer:
         # a block without dropout draws nothing: saving generators would cost a sync
         keeps_rng = self.method.uses_dropout
         last = self.method.model.layers[-1]
+        away = self.boundaries
 
         def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
             if block is last:
                 return call_block_keeping_products(block, x, rope, modulation)
-            return _recomputed(block, x, rope, modulation, keeps_rng)
+            with away.sending(x) if away is not None else nullcontext():
+                return _recomputed(block, x, rope, modulation, keeps_rng)
 
         return run
 

@@ -14,8 +14,9 @@ _REFUSED = {errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ENOTDIR, errno.ELO
 _LONGEST_MESSAGE = 2000
 
 OUT_OF_VRAM = (
-    "The graphics card's memory is full. Close other programs that use the card, then lower the batch size "
-    "or the resolution, and keep gradient checkpointing on."
+    "The graphics card's memory is full. Close other programs that use the card and keep gradient "
+    "checkpointing on; then set base_quant to fp8 and raise blocks_to_swap, where the command has them, or "
+    "lower the batch size or the resolution."
 )
 OUT_OF_RAM = (
     "The computer's memory is full. Close other programs, lower the number of loader workers or the batch "

@@ -5,6 +5,7 @@ Knows weights and adapters. It must not know prompts, jobs or which LoRAs a user
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,8 @@ class LoraStack:
     def __init__(self, model: nn.Module) -> None:
         self._linears = _linears(model)
         self._originals: dict[str, Tensor] = {}
+        # of the whole model: single weights may be waiting on the CPU
+        self._device = next(chain(model.parameters(), model.buffers())).device
 
     @torch.no_grad()
     def set(self, loras: Sequence[AppliedLora]) -> list[int]:
@@ -64,8 +67,9 @@ class LoraStack:
         for path, linear in self._linears.items():
             entries = wanted.get(path, [])
             if isinstance(linear, QuantLinear):
-                device = linear.stored[0].device
-                linear.added = tuple((on_device(entry, device), strength) for entry, strength in entries)
+                linear.added = tuple(
+                    (on_device(entry, self._device), strength) for entry, strength in entries
+                )
             elif entries:
                 self._merge(path, entries)
         return [len(lora.file.entries) for lora in loras]

@@ -27,11 +27,12 @@ Merges = Mapping[str, Sequence[tuple[Entry, float]]]
 @dataclass(frozen=True)
 class Format:
     """How a network is kept in memory: `dtype` for what is not quantised, `quant` for the blocks' matrices;
-    `merges`: what is added to weights before that."""
+    `merges`: what is added to weights before that; `on_cpu`: beginnings of names that go back to the CPU."""
 
     dtype: torch.dtype
     quant: Quant = "none"
     merges: Merges = field(default_factory=dict)
+    on_cpu: tuple[str, ...] = ()
 
 
 def merges_of(loras: Sequence[tuple[LoraFile, float]]) -> Merges:
@@ -45,7 +46,20 @@ def merges_of(loras: Sequence[tuple[LoraFile, float]]) -> Merges:
 
 @torch.no_grad()
 def place(model: nn.Module, part: str, name: str, stored: Tensor, scale: Tensor | None, kept: Format) -> None:
-    """Gives `model` its tensor `name`, on the device of `stored`. scale: of a weight stored as fp8."""
+    """Gives `model` its tensor `name`, worked out on the device of `stored`. scale: of a weight stored as
+    fp8."""
+    _work_out(model, part, name, stored, scale, kept)
+    if kept.on_cpu and name.startswith(kept.on_cpu):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        for parameter in [found for found in owner.parameters() if not found.is_meta]:
+            parameter.data = parameter.data.to("cpu")
+        for buffer, tensor in list(owner.named_buffers()):
+            owner.register_buffer(buffer, tensor.to("cpu"))
+
+
+def _work_out(
+    model: nn.Module, part: str, name: str, stored: Tensor, scale: Tensor | None, kept: Format
+) -> None:
     path, _, leaf = name.rpartition(".")
     merges = kept.merges.get(path, ()) if leaf == "weight" else ()
     quant = kept.quant if is_fp8_target(name, part) else "none"

@@ -12,10 +12,22 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Elsewhere(Protocol):
+    """Whoever moves a block's weights between its forward and its backward pass: it keeps its own tensors in
+    its own way, and `arrive` comes before anything of the block is read."""
+
+    def pack(self, tensor: Tensor) -> Any: ...
+
+    def arrive(self) -> None: ...
+
+    def unpack(self, kept: Any) -> Tensor: ...
+
 
 Packed = tuple["_Recipe", torch.Size, tuple[int, ...], int]
 
@@ -62,17 +74,25 @@ def cheap(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 @contextmanager
-def keeping_products() -> Iterator[None]:
-    """Inside, results of `cheap` are not kept for the backward pass."""
+def keeping_products(elsewhere: Elsewhere | None = None) -> Iterator[None]:
+    """Inside, results of `cheap` are not kept for the backward pass; `elsewhere` sees all other tensors."""
     recipes: dict[int, _Recipe] = {}
 
-    def pack(tensor: Tensor) -> Packed | Tensor:
+    def pack(tensor: Tensor) -> Any:
         recipe = recipes.get(_address(tensor))
-        return tensor if recipe is None else recipe.pack(tensor)
+        if recipe is not None:
+            return recipe.pack(tensor)
+        return tensor if elsewhere is None else elsewhere.pack(tensor)
+
+    def unpack(packed: Any) -> Tensor:
+        if elsewhere is None:
+            return _unpack(packed)
+        elsewhere.arrive()
+        return _unpack(packed) if isinstance(packed, tuple) else elsewhere.unpack(packed)
 
     token = _recipes.set(recipes)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             yield
     finally:
         _recipes.reset(token)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zimage_gui.model.attention import attention
 from zimage_gui.model.norms import RMSNorm
-from zimage_gui.model.recompute import cheap, keeping_products
+from zimage_gui.model.recompute import Elsewhere, cheap, keeping_products
 from zimage_gui.model.rope import rope_tables, rotate
 from zimage_gui.model.sizes import TransformerConfig as TransformerConfig
 from zimage_gui.model.swiglu import swiglu
@@ -89,8 +89,10 @@ class Block(nn.Module):
     """One transformer block; with `modulated`, scales and gates come from the time embedding.
 
     x ← x + tanh(gate_a)·norm(attention(norm(x)·(1 + scale_a))), then the same with the feed-forward part.
-    The caption refiner has neither scales nor gates.
+    The caption refiner has neither scales nor gates. visit: whoever moves the block's weights, if anyone.
     """
+
+    visit: Elsewhere | None = None
 
     def __init__(self, config: TransformerConfig, modulated: bool):
         super().__init__()
@@ -173,7 +175,7 @@ def call_block_keeping_products(
     block: nn.Module, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None
 ) -> Tensor:
     """Runs a block for training: its matrix products are kept, what lies between them is computed again."""
-    with keeping_products():
+    with keeping_products(getattr(block, "visit", None)):
         return call_block(block, x_BLD, rope_L1C, time_BT)
 
 

@@ -20,6 +20,7 @@ from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.checkpoint import Checkpoint
 from zimage_gui.model.fp8_names import FP8
 from zimage_gui.model.keymaps import Source
+from zimage_gui.model.offload import swapped_positions
 from zimage_gui.model.placing import Format, Merges, place
 from zimage_gui.model.quantise import Quant
 from zimage_gui.model.recognise import require
@@ -61,21 +62,23 @@ def load_transformer(
     on_bytes: OnBytes = _silent,
     quant: Quant = "none",
     merges: Merges | None = None,
+    swapped: int = 0,
 ) -> ZImageTransformer:
     """The transformer of a hub folder, its transformer folder, any shard or a single file, in any layout.
 
     Parameters come frozen, the network in eval mode. quant: how the blocks' matrices are kept; merges: added
-    to them before that. Raises UserError (naming `option`) for anything that is not a whole Z-Image
-    transformer in plain floats or fp8.
+    to them before that; swapped: so many blocks stay on the CPU for a `BlockSwap`. Raises UserError (naming
+    `option`) for anything that is not a whole Z-Image transformer in plain floats or fp8.
     """
     checkpoint = _open(path, "transformer", option)
     config = _transformer_config(checkpoint)
+    on_cpu = tuple(f"layers.{block}." for block in swapped_positions(config.n_layers, swapped))
     return _fill(
         lambda: ZImageTransformer(config),
         checkpoint,
         "transformer",
         device,
-        Format(dtype, quant, merges or {}),
+        Format(dtype, quant, merges or {}, on_cpu),
         on_bytes,
     )
 

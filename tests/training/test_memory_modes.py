@@ -1,0 +1,119 @@
+"""Ways to save memory that change no number: swapped blocks, checkpointed inputs on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training_runs import equal, train
+from tiny_project import TRANSFORMER, finetune_config, lora_config
+
+from zimage_gui.config.build import build, read
+from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.config.training import FinetuneConfig, TrainLoraConfig
+from zimage_gui.engine import generate
+from zimage_gui.engine.loader import Batch
+from zimage_gui.engine.methods import LoraMethod
+from zimage_gui.engine.objective import Objective
+from zimage_gui.engine.optimizers import build_optimizer
+from zimage_gui.engine.schedules import ScheduleSpec, build_schedule
+from zimage_gui.engine.train import check
+from zimage_gui.engine.trainer import LoopSettings, Trainer
+from zimage_gui.errors import UserError
+from zimage_gui.events import Note, NullRun
+from zimage_gui.model.lora import LoraSpec, attach_lora
+from zimage_gui.model.lora_entries import LowRank
+from zimage_gui.model.lora_write import write_lora
+from zimage_gui.model.transformer import ZImageTransformer
+
+MODES = {
+    "swapped": {"blocks_to_swap": 2},
+    "swapped and recomputed": {"blocks_to_swap": 2, "gradient_checkpointing": True},
+    "swapped one by one": {"blocks_to_swap": 1, "block_swap_ring_size": 1, "gradient_checkpointing": True},
+    "inputs on the CPU": {"gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": True},
+    "all": {
+        "blocks_to_swap": 2,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_cpu_offload": True,
+        "base_quant": "int8",
+    },
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_in_less_memory_ends_bit_for_bit_as_without_and_so_does_a_resumed_one(
+    project: Path, mode: str
+) -> None:
+    options = MODES[mode]
+    same = {name: options[name] for name in ("gradient_checkpointing", "base_quant") if name in options}
+    prompts = project / "prompts.txt"
+    prompts.write_text("a red picture --w 32 --h 32 --s 2\n", encoding="utf-8")
+    same |= {"sample_prompts": prompts, "sample_every_n_steps": 2}
+    plain = train(lora_config(project, output_name="plain", **same))[1]
+    reporter, saving = train(lora_config(project, output_name="saving", **options | same))
+    assert equal(plain[-1], saving[-1])
+    stopped = train(lora_config(project, output_name="part", **options | same), stop_at=2)[1]
+    resumed = train(lora_config(project, output_name="part", resume=stopped[-1], **options | same))[1]
+    assert equal(plain[-1], resumed[-1])
+    told = any("wait in CPU memory" in event.text for event in reporter.events if isinstance(event, Note))
+    assert told == ("blocks_to_swap" in options)
+
+
+def test_the_inputs_of_all_blocks_but_the_last_go_away_and_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ZImageTransformer(TRANSFORMER)
+    method = LoraMethod(model, attach_lora(model, LoraSpec(dim=2)))
+    optimizer = build_optimizer("AdamW", [], 1e-4, method.parameters())
+    settings = LoopSettings(0, 1, 1, gradient_checkpointing=True, gradient_checkpointing_cpu_offload=True)
+    schedule = build_schedule(ScheduleSpec(), optimizer, 1)
+    trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(tmp_path))
+    trainer.update([Batch(torch.randn(1, 16, 8, 8), [torch.randn(20, 16)], ["x"], [0])])
+    tokens = 32 + 32
+    assert trainer.boundaries is not None
+    assert trainer.boundaries.bytes_moved == 2 * tokens * TRANSFORMER.dim * 4 * (TRANSFORMER.n_layers - 1)
+
+
+def test_what_cannot_be_is_refused_with_the_way_out(project: Path) -> None:
+    (problem,) = check(lora_config(project, blocks_to_swap=3))
+    assert "more than the 2 blocks" in problem.sentence() and problem.remedy == "Give at most 2"
+    (problem,) = check(
+        finetune_config(project, gradient_checkpointing=False, gradient_checkpointing_cpu_offload=True)
+    )
+    assert "needs gradient_checkpointing" in problem.sentence()
+    with pytest.raises(UserError, match="weights are trained, which must come back"):
+        build(FinetuneConfig, {"dit": "a", "dataset": "b", "blocks_to_swap": 2})
+
+
+def test_the_first_seeds_switches_around_swapping_are_accepted_with_the_reason() -> None:
+    given = [
+        ("use_pinned_memory_for_block_swap", True),
+        ("block_swap_h2d_only", True),
+        ("blocks_to_swap", "28"),
+    ]
+    found = read(TrainLoraConfig, given, None)
+    assert not found.problems and found.values == {"blocks_to_swap": "28"}
+    assert "always go one way" in "\n".join(found.notes)
+
+
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+def test_pictures_of_a_swapped_model_are_the_same_with_a_lora_and_without(
+    project: Path, tmp_path: Path, quant: str
+) -> None:
+    models = {"dit": "dit", "vae": "vae", "text_encoder": "te"}
+    paths = {name: project / "models" / f"{file}.safetensors" for name, file in models.items()}
+    torch.manual_seed(3)
+    lora = tmp_path / "l.safetensors"
+    write_lora(lora, {"layers.0.attention.to_q": LowRank(torch.randn(2, 32), torch.randn(32, 2), 2.0)})
+
+    def latents(resident: generate.Resident, **options: object) -> torch.Tensor:
+        values = {"prompt": "a red picture", "image_size": (32, 32), "infer_steps": 2, "seed": 1}
+        values |= {"mixed_precision": "no", "device": "cpu", "output_type": "latent", "base_quant": quant}
+        (file,) = resident.run(GenerateConfig(**values | paths | options), NullRun(tmp_path / "run"))
+        return load_file(file)["latent"].clone()
+
+    plain, swapped = generate.Resident(), generate.Resident()
+    for loras in ((), (lora,), ()):
+        wanted = latents(plain, lora_weight=loras)
+        assert torch.equal(latents(swapped, lora_weight=loras, blocks_to_swap=2), wanted)
+    with pytest.raises(UserError, match="more than the 2 blocks"):
+        latents(plain, blocks_to_swap=5)
