@@ -88,7 +88,7 @@ def open_model(path: Path, option: str, part: str | None = None) -> ModelSource:
 def _part_of(found: Recognised, path: Path, option: str, asked: str | None) -> str:
     names = list(found.checkpoint.places) if found.checkpoint else []
     present = [part for part in USABLE if prefix_of(names, part) is not None]
-    known = found.kind in (*USABLE, "all_in_one", "quantised")
+    known = found.kind in (*USABLE, "all_in_one", "quantised", "sd_vae")
     if not known or found.checkpoint is None or not present:
         remedies = {
             "lora": "Use convert-lora for LoRA files, or merge to put it into a model",

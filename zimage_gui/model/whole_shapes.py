@@ -11,8 +11,10 @@ from typing import Any
 
 from zimage_gui.model.sizes import (
     Shapes,
+    SizeError,
     TextEncoderConfig,
     TransformerConfig,
+    count_layers,
     text_encoder_config_from,
     transformer_config_from,
     vae_sizes_from,
@@ -38,6 +40,20 @@ def whole_shapes(part: str, shapes: Shapes, settings: Mapping[str, Any]) -> Tabl
     encoder = _vae_half("encoder", widths, layers, (3, 2 * sizes["latent_channels"]))
     decoder = _vae_half("decoder", widths[::-1], layers + 1, (sizes["latent_channels"], 3))
     return decoder | (encoder if any(name.startswith("encoder.") for name in shapes) else {})
+
+
+def whole_names(part: str, shapes: Shapes) -> frozenset[str]:
+    """The names alone, from the numbers of layers; empty for a VAE whose sizes cannot be told."""
+    if part == "transformer":
+        layers, refiners = count_layers(shapes, "layers"), count_layers(shapes, "noise_refiner")
+        return frozenset(_transformer(TransformerConfig(n_layers=layers, n_refiner_layers=refiners)))
+    if part == "text_encoder":
+        return frozenset(_text_encoder(TextEncoderConfig(n_layers=count_layers(shapes, "layers") - 1)))
+    try:
+        # How a norm groups its channels is nothing that names tell.
+        return frozenset(whole_shapes(part, shapes, {"norm_num_groups": 1}))
+    except SizeError:
+        return frozenset()
 
 
 def misfits(shapes: Shapes, whole: Shapes) -> list[str]:
