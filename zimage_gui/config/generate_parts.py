@@ -74,7 +74,7 @@ class StartOptions(Options):
 
     image_path: Path | None = option(
         None,
-        section="start",
+        section="begin",
         label="Picture",
         help="Begin from this picture instead of pure noise. It is turned upright, scaled and cropped to the "
         "size asked for.",
@@ -83,7 +83,7 @@ class StartOptions(Options):
     )
     strength: float | None = option(
         None,
-        section="start",
+        section="begin",
         label="Strength",
         help="Share of the steps that are done: near 0 keeps the picture, 1 makes it anew. Left out: 0.6, "
         "with a mask 1.",
@@ -94,7 +94,7 @@ class StartOptions(Options):
     )
     mask_path: Path | None = option(
         None,
-        section="start",
+        section="begin",
         label="Mask",
         help="A picture as large as the one to begin from: what is white is made anew, what is black stays.",
         path="file",

@@ -28,7 +28,7 @@ SECTIONS: dict[str, str] = {
     "dataset": "Dataset",
     "prompt": "Prompt",
     "picture": "Picture",
-    "start": "Begin from a picture",
+    "begin": "Begin from a picture",
     "lora": "LoRA",
     "network": "LoRA in detail",
     "length": "Length",
