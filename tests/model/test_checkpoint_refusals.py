@@ -120,7 +120,7 @@ def test_other_files_are_named(names: dict[str, tuple[int, ...]], word: str, tmp
         (b"GGUF\x03\x00\x00\x00", "GGUF"),
         (b"PK\x03\x04....", "pickle"),
         (b"\x80\x02}q\x00.", "pickle"),
-        (b"NRUB\x01\x00", "Burn"),
+        (b"NRUB\x01\x00", "burnpack"),
     ],
 )
 def test_formats_other_than_safetensors_are_named(head: bytes, word: str, tmp_path: Path) -> None:
