@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zimage_gui.cli import main
 from zimage_gui.config.convert import ConvertLoraConfig
 from zimage_gui.engine.convert_lora import check
 from zimage_gui.engine.convert_lora import run as convert
@@ -160,4 +161,18 @@ def test_a_check_finds_the_same_without_writing(tmp_path):
         check(ConvertLoraConfig(input=MUSUBI / "lora_raw.safetensors", output=tmp_path / "o.safetensors"))
         == []
     )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        source = str(DIALECTS / "main_kohya_split.safetensors")
+        code = main(["convert-lora", source, str(tmp_path / "out.safetensors")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "out.safetensors: cannot be written: the disk is full" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -142,3 +142,14 @@ def test_a_scale_that_fits_nothing_is_named(tmp_path, change, reason):
     save_file({**stored, **change}, tmp_path / "broken.safetensors")
     with pytest.raises(UserError, match=reason):
         convert(tmp_path / "broken.safetensors", tmp_path / "o.safetensors", dtype="bf16")
+
+
+@pytest.mark.parametrize("dtype", ["fp8_comfy", "fp8_blocks"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_not_quantised(tmp_path, dtype, value):
+    weights = load_file(FUSED)
+    weights["layers.0.attention.out.weight"][3, 5] = value
+    save_file(weights, tmp_path / "in.safetensors")
+    with pytest.raises(UserError, match=r"layers\.0\.attention\.out\.weight, which holds infinity or NaN"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype=dtype)
+    assert not (tmp_path / "out.safetensors").exists()

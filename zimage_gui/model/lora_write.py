@@ -4,6 +4,7 @@ Knows files, headers and hashes; `lora_forms` knows the forms. It must not know 
 made.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -79,10 +80,16 @@ def write_tensors(
     Raises UserError, with nothing written, for numbers that are no longer finite, as after a cast to fp16.
     """
     _refuse_infinite(path, tensors)
-    if sidecar:
-        atomic_write(sidecar_path(path), sidecar.encode("utf-8"))
     kept = {name: text for name, text in metadata.items() if name not in _HASHES}
-    atomic_write(path, save(tensors, metadata=kept | model_hashes(tensors, kept)))
+    content = save(tensors, metadata=kept | model_hashes(tensors, kept))
+    try:
+        if sidecar:
+            atomic_write(sidecar_path(path), sidecar.encode("utf-8"))
+        atomic_write(path, content)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        rule = "cannot be written: the disk is full" if full else f"cannot be written ({error.strerror})"
+        raise UserError.one("output", str(path), rule, "Choose another folder or drive") from error
     stored = load_tensors(path, read_header(path, "output"), "output")
     same = stored.keys() == tensors.keys() and all(
         torch.equal(stored[name], tensors[name].to(stored[name].dtype)) for name in stored
