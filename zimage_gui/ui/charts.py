@@ -96,9 +96,9 @@ def _grid(scale: _Scale) -> str:
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in nice_ticks(scale.x_low, scale.x_high, 6):
         if float(tick).is_integer():
-            parts.append(
-                f'<text x="{scale.x(tick):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{int(tick):,}</text>'
-            )
+            x = scale.x(tick)
+            anchor = "end" if x > WIDTH - RIGHT - 12 else "middle"  # the last one must not leave the picture
+            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{int(tick):,}</text>')
     return "".join(parts)
 
 
