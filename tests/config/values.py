@@ -44,6 +44,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "network_args": st.just(()),  # becomes other options
     "include_patterns": _patterns,
     "exclude_patterns": _patterns,
+    "prune": _patterns,
     "train_patterns": _patterns,
     "freeze_patterns": _patterns,
     "network_reg_dims": st.lists(st.sampled_from([".*w[12]=4", r"layers\.\d{1,2}\..*=32", "ä=1"]), max_size=3).map(tuple),
