@@ -438,7 +438,11 @@ def test_previews_say_that_the_training_adapter_was_on(project: Path) -> None:
     prompts.write_text(PROMPTS, encoding="utf-8")
     options = {"base_weights": (adapter_file(project),), "sample_prompts": prompts, "sample_at_first": True}
     reporter, _ = train(lora_config(project, max_train_steps=1, **options))
-    assert [sample.adapter for sample in reporter.of(Sample)] == ["on", "on"]
+    samples: list[Sample] = reporter.of(Sample)
+    assert [sample.adapter for sample in samples] == ["on", "on"]
+    for sample in samples:
+        with Image.open(sample.path) as picture:
+            assert json.loads(picture.info["zimage_gui"])["base_weights"] == ["adapter.safetensors"]
 
 
 def test_left_over_temp_files_of_a_killed_run_are_swept(project: Path) -> None:

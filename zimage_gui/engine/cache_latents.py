@@ -138,9 +138,8 @@ def _encode_all(
         stop_if_asked(run, done, len(todo), "pictures")
     if failed:
         named = [f"{shown_name(item.picture.path)}: {reason}" for item, reason in failed.items()]
-        run.emit(
-            Warning(text=f"{len(failed)} pictures could not be encoded and are left out: {listing(named)}")
-        )
+        what = f"{count_of(len(failed), 'picture')} could not be encoded, left out"
+        run.emit(Warning(text=f"{what}: {listing(named)}"))
     run.emit(Note(text=f"encoded {count_of(len(todo) - len(failed), 'picture')}"))
     return failed
 

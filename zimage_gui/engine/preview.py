@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from zimage_gui.engine.checkpoints import OutputNames
+from zimage_gui.engine.dataset.report import count_of
 from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.png_settings import png_bytes
@@ -50,13 +51,15 @@ class PreviewPrompt:
     sampling: Sampling = REFERENCE
 
     def settings(self, config: Any, step: int) -> dict[str, Any]:
-        """What the PNG says; names as in `generate`."""
+        """What the PNG says; names as in `generate`, and those of the LoRAs merged for training."""
+        adapters = [Path(path).name for path in getattr(config, "base_weights", ())]
         return {
             "prompt": self.prompt, "negative_prompt": self.negative_prompt,
             "image_size": [self.height, self.width],
             "infer_steps": self.steps, "seed": self.seed, "guidance_scale": self.guidance_scale,
             "flow_shift": self.flow_shift, "cpu_noise": True, **asdict(self.sampling),
             "dit": Path(config.dit).name, "training_step": step,
+            **({"base_weights": adapters} if adapters else {}),
         }  # fmt: skip
 
 
@@ -80,7 +83,8 @@ class Previews:
     def make(self, step: int, epoch: int | None) -> None:
         """Make every picture once; `epoch` counts finished epochs when an epoch is the occasion."""
         assert self.model is not None
-        self.run.emit(Stage(name="sample", text=f"Making {len(self.prompts)} pictures at step {step}"))
+        pictures = count_of(len(self.prompts), "picture")
+        self.run.emit(Stage(name="sample", text=f"Making {pictures} at step {step}"))
         self.model.eval()
         try:
             for index, prompt in enumerate(self.prompts):
@@ -185,7 +189,7 @@ def encode_previews(
             run.emit(Warning(text=f"prompt {number}: pictures during training begin from noise"))
     size, _ = Counter(item.bucket for item in index.items).most_common(1)[0]
     prompts = preview_prompts(lines, size, config.seed)
-    run.emit(Stage(name="encode_prompts", text=f"Encoding {len(prompts)} prompts for previews"))
+    run.emit(Stage(name="encode_prompts", text=f"Encoding {count_of(len(prompts), 'prompt')} for previews"))
     texts = {prompt.prompt for prompt in prompts}
     texts |= {prompt.negative_prompt for prompt in prompts if prompt.guidance_scale > 0}
     quant: Quant = "fp8" if config.fp8_llm else "none"

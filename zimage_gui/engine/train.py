@@ -17,6 +17,7 @@ import torch
 from zimage_gui.engine import finetuning, preflight
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
+from zimage_gui.engine.dataset.report import count_of
 from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
@@ -273,8 +274,8 @@ def _tell_plan(
     trained = sum(parameter.numel() for parameter in method.parameters())
     where = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     text = (
-        f"Training {trained:,} parameters on {index.samples_per_epoch} samples: "
-        f"{settings.total_steps} steps, {settings.total_epochs} epochs{where}"
+        f"Training {trained:,} parameters on {count_of(index.samples_per_epoch, 'sample')}: "
+        f"{count_of(settings.total_steps, 'step')}, {count_of(settings.total_epochs, 'epoch')}{where}"
     )
     run.emit(Stage(name="train", text=text))
 
