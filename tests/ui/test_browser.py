@@ -40,6 +40,9 @@ def test_the_dataset_is_shown_and_a_caption_is_edited(page, window):
     assert first.read_text(encoding="utf-8") == "a red 星 <b>zorb</b>"
     page.press("#dataset-use")
     page.see("#dataset-answer .zg-notice", "is set in")
+    page.tab("Cache")
+    assert page.field("cache-latents", "dataset_config").input_value().endswith("dataset.toml")
+    assert page.field("cache-latents", "batch_size").input_value() == ""  # the encoder's, not the dataset's
 
 
 def test_a_wrong_value_is_told_beside_its_field_and_goes_when_it_is_right(page):

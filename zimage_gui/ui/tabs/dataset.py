@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 
 from zimage_gui.config.dataset import DatasetConfig
+from zimage_gui.config.schema import options_of
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check_or_raise, sources_of
 from zimage_gui.errors import UserError
@@ -144,9 +145,11 @@ class DatasetTab:
             self.form.partial(data)
             contents = {name: value for name, value in self.form.raw(data).items() if name in SHARED}
             updates: Updates = {}
+            own = self._labels(self.form)
             for form in forms:
+                same = self._labels(form)  # a cache form's batch_size is the encoder's
                 fitting: dict[str, Raw] = {
-                    name: value for name, value in contents.items() if name in form.fields
+                    name: value for name, value in contents.items() if same.get(name) == own[name]
                 }
                 form.keep(fitting)
                 updates |= form.put(fitting)
@@ -154,6 +157,12 @@ class DatasetTab:
             return {**updates, self.answer: gr.update(value=notice(words, "good"), visible=True)}
 
         self.use.click(guarded(self.form, use), self.form.inputs(), outputs, **QUIET)
+
+    @staticmethod
+    def _labels(form: Form) -> dict[str, str]:
+        """Shown options and what they are called: one name with another label means something else."""
+        options = options_of(form.config_class)
+        return {name: option.label for name, option in options.items() if name in form.fields}
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
