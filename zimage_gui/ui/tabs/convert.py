@@ -94,7 +94,7 @@ class ConvertTab:
             label="or drop a file",
             file_types=DROPPED,
             type="filepath",
-            height=90,
+            height=130,
             elem_id="convert-drop",
         )
         self.copy.build()

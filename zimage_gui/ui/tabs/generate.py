@@ -70,7 +70,7 @@ class GenerateTab:
                         label="Drop a PNG from here, ComfyUI or A1111",
                         file_types=[".png", ".jpg", ".webp"],
                         type="filepath",
-                        height=110,
+                        height=130,
                         elem_id="generate-drop",
                     )
                 self.panel.build(self.live, self.name)
