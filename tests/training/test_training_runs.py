@@ -64,6 +64,8 @@ KINDS = {
             "lr_scheduler": "cosine",
         },
     ),
+    "lora-schedule-free": (lora_config, {"optimizer_type": "AdamWScheduleFree", "learning_rate": 1e-2}),
+    "lora-prodigy": (lora_config, {"optimizer_type": "Prodigy", "learning_rate": 1.0, "lr_scheduler": "rex"}),
     "finetune": (
         finetune_config,
         {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 0.2},
@@ -114,6 +116,11 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_strai
         for reporter in (whole_run, stopped_run, resumed_run)
     ]
     assert losses[0] == losses[1] + losses[2] and averages[0] == averages[1] + averages[2]
+
+
+def test_prodigy_with_a_usual_rate_is_warned_about(project: Path) -> None:
+    reporter, _ = train(lora_config(project, max_train_steps=1, optimizer_type="Prodigy", learning_rate=1e-4))
+    assert [event.text for event in reporter.of(Warning) if "Prodigy" in event.text and "1" in event.text]
 
 
 def test_a_lora_lowers_the_loss_and_changes_no_base_weight(project: Path) -> None:

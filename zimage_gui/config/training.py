@@ -21,7 +21,7 @@ from zimage_gui.config.saving_parts import (
     Saving,
 )
 from zimage_gui.config.schema import like, option, show
-from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
+from zimage_gui.config.training_parts import SHAPED_SCHEDULES, Length, Optimizing, Timesteps
 from zimage_gui.errors import Problem
 
 
@@ -71,13 +71,14 @@ class TrainingConfig(
                     "Set attn_mode to torch",
                 )
             )
-        fixed = self.lr_scheduler in ("constant", "adafactor") and self.lr_scheduler
+        fixed = self.lr_scheduler in ("constant", "piecewise_constant", "adafactor") and self.lr_scheduler
         if (fixed := self.lr_scheduler_type or fixed) and self.lr_warmup_steps:
             rule = f"has no effect on the {fixed} schedule"
             remedy = "Use lr_scheduler constant_with_warmup"
             found.append(Problem("lr_warmup_steps", show(self.lr_warmup_steps), rule, remedy))
-        if self.lr_scheduler_args and not self.lr_scheduler_type:
-            rule = "belongs to lr_scheduler_type, which is not set"
+        shaped = self.lr_scheduler_type or self.lr_scheduler in SHAPED_SCHEDULES
+        if self.lr_scheduler_args and not shaped:
+            rule = "belongs to lr_scheduler_type, rex or piecewise_constant, none of which is set"
             found.append(Problem("lr_scheduler_args", show(self.lr_scheduler_args), rule, "Leave it out"))
         return found
 

@@ -25,6 +25,7 @@ from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
 from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
 from zimage_gui.engine.objective import Objective
+from zimage_gui.engine.optimizer_extras import rate_warning
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, describe
 from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
@@ -87,6 +88,8 @@ def _train(
     network = getattr(method, "network", None)
     groups = parameter_groups(config, network, method.parameters())
     optimizer = build_optimizer(config.optimizer_type, config.optimizer_args, config.learning_rate, groups)
+    if warning := rate_warning(optimizer):
+        run.emit(Warning(text=warning))
     try:
         schedule = build_schedule(preflight.schedule_spec(config), optimizer, settings.total_steps)
     except OptimizerError as error:  # the length of a run in epochs is known only now
