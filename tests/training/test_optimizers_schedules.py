@@ -106,7 +106,9 @@ def test_an_optimizer_of_matrices_only_is_refused_where_vectors_are_trained() ->
     assert check_optimizer("Muon", [], 1e-3, vectors=True)[1] == []
 
 
-def steps(optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter], count: int, look: bool) -> None:
+def steps(
+    optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter], count: int, look: bool
+) -> None:
     for step in range(count):
         for number, parameter in enumerate(trained):
             parameter.grad = torch.cos(parameter.detach() * (step + 2) + number)
@@ -245,7 +247,10 @@ def test_every_named_schedule_passes_its_check() -> None:
         ({"lr_scheduler": "rex", "lr_scheduler_args": ("gamma=1",)}, "lr_scheduler"),
         ({"lr_scheduler": "rex", "lr_scheduler_args": ("rex_alpha=0",)}, "lr_scheduler"),
         ({"lr_scheduler": "piecewise_constant"}, "lr_scheduler"),
-        ({"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ("step_rules='1:9,2:3,1'",)}, "lr_scheduler"),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ("step_rules='1:9,2:3,1'",)},
+            "lr_scheduler",
+        ),
     ],
 )
 def test_a_wrong_schedule_is_refused(options, option) -> None:

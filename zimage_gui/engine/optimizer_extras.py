@@ -1,6 +1,6 @@
-"""Optimizers beyond torch's own: those with a package of their own, Muon with AdamW for what Muon cannot take,
-and the weights that Schedule-Free shows. Knows names, packages and the difference between the weights trained
-and the weights meant; must not know what is trained or what is saved.
+"""Optimizers beyond torch's own: those with a package of their own, Muon with AdamW for what Muon cannot
+take, and the weights that Schedule-Free means. Knows names and packages; must not know what is trained or
+what is saved.
 """
 
 import importlib
@@ -77,12 +77,13 @@ class MuonWithAdamW(Optimizer):
             inner = kind([self._empty])
             inner.state = self.state
             inner.param_groups = [one for one in self.param_groups if ("momentum" in one) is is_kind]
-            inner.step()
+            inner.step()  # type: ignore[no-untyped-call]
         return loss
 
 
 def effective_rate(optimizer: Optimizer) -> float | None:
-    """The rate of the first group at this moment with the factor d that Prodigy finds. None where the optimizer keeps its rate to itself."""
+    """The rate of the first group at this moment, with the factor d that Prodigy finds. None where the
+    optimizer keeps its rate to itself."""
     group = optimizer.param_groups[0]
     rate = group["lr"]
     return None if rate is None else float(rate) * float(group.get("d", 1.0))

@@ -17,8 +17,8 @@ from zimage_gui.engine.optimizer_extras import EXTRAS, MuonWithAdamW, load_extra
 from zimage_gui.errors import Problem
 
 _PATH_EXAMPLES = (
-    "AdamW, AdamW8bit, Adafactor, Prodigy, AdamWScheduleFree, Lion, CAME, Muon, a class of torch.optim such as "
-    "SGD, or a path such as package.module.Class"
+    "AdamW, AdamW8bit, Adafactor, Prodigy, AdamWScheduleFree, Lion, CAME, Muon, a class of torch.optim "
+    "such as SGD, or a path such as package.module.Class"
 )
 
 

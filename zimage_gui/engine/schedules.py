@@ -63,7 +63,7 @@ def _one(step: int) -> float:
 def _rex(spec: ScheduleSpec, total_steps: int) -> Callable[[int], float]:
     """REX (Chen, Wolfe and Kyrillidis 2021), with z the share of updates left after the warm-up and r the
     lowest share of the rate: r + (1 - r) z / (rex_alpha + rex_beta z). The warm-up rises from r to 1."""
-    shape = _REX | _schedule_arguments(spec, _REX)
+    shape: dict[str, float] = _REX | _schedule_arguments(spec, _REX)
     wrong = [name for name, value in shape.items() if type(value) not in (int, float) or value <= 0]
     if wrong:
         raise OptimizerError(f"{' and '.join(wrong)} must be above 0")
@@ -105,7 +105,8 @@ _OURS: dict[str, Callable[[ScheduleSpec, int], Callable[[int], float]]] = {
 def _schedule_arguments(spec: ScheduleSpec, known: dict[str, Any]) -> dict[str, Any]:
     arguments = parse_assignments(spec.lr_scheduler_args)
     if unknown := sorted(set(arguments) - set(known)):
-        raise OptimizerError(f"{spec.lr_scheduler} has no argument {', '.join(unknown)}, only {', '.join(known)}")
+        names = f"{', '.join(unknown)}, only {', '.join(known)}"
+        raise OptimizerError(f"{spec.lr_scheduler} has no argument {names}")
     return arguments
 
 

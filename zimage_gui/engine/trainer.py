@@ -164,13 +164,14 @@ class Trainer:
         grad_norm = self._clip()
         if self.device.type == "cpu":  # reading it costs nothing here, and the next step does not begin
             self._check(grad_norm)
-        rate = effective_rate(self.optimizer)  # None where Adafactor works it out itself
-        rate = self.schedule.get_last_lr()[0] if rate is None else rate
+        rate = effective_rate(self.optimizer)
+        if rate is None:  # Adafactor works it out itself, and its schedule reports it
+            rate = float(self.schedule.get_last_lr()[0])
         if self._stepped(changed):
             self.schedule.step()
         held = self.limit() if self.limit else None
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(value, grad_norm, float(rate), samples, held)
+        self._count(value, grad_norm, rate, samples, held)
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
         """The weighted flow-matching loss of one batch, fp32."""
