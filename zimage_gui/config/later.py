@@ -87,8 +87,6 @@ _SWAP: _What = (
     "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
-_COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
-_KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
 _STRATA: _What = ("stratified timesteps come in a later version", "Leave it out: each is drawn by itself")
 _HISTOGRAM: _What = ("drawing the timesteps comes in a later version", "Leave it out to train")
@@ -116,18 +114,6 @@ LATER: tuple[Later, ...] = (
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
-    Later("compile", "switch", _MODELS, *_COMPILE),
-    Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
-    Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),
-    Later("compile_dynamic", "value", _MODELS, *_COMPILE, harmless=("auto",)),
-    Later("compile_fullgraph", "switch", _MODELS, *_COMPILE),
-    Later("compile_cache_size_limit", "value", _MODELS, *_COMPILE),
-    Later("dynamo_backend", "value", _TRAINING, *_COMPILE, harmless=("no",)),
-    Later("dynamo_mode", "value", _TRAINING, *_COMPILE),
-    Later("dynamo_fullgraph", "switch", _TRAINING, *_COMPILE),
-    Later("dynamo_dynamic", "switch", _TRAINING, *_COMPILE),
-    Later("cuda_allow_tf32", "switch", _MODELS, *_KERNELS),
-    Later("cuda_cudnn_benchmark", "switch", _MODELS, *_KERNELS),
     Later("flash3", "switch", _MODELS, *_FLASH3),
     Later("num_timestep_buckets", "value", _TRAINING, *_STRATA, harmless=("0", "1")),
     Later("show_timesteps", "value", _TRAINING, *_HISTOGRAM),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
+from zimage_gui.config.compile_parts import DynamoCompiling, Kernels
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
@@ -28,6 +29,8 @@ from zimage_gui.errors import Problem
 class TrainingConfig(
     RunOptions,
     FileMetadata,
+    Kernels,
+    DynamoCompiling,
     TextEncoderMemory,
     Performance,
     Previews,
@@ -52,6 +55,7 @@ class TrainingConfig(
             *self._saving_problems(),
             *self._preview_problems(),
             *self._memory_problems(),
+            *self._compile_problems(),
         ]
 
     def _memory_problems(self) -> list[Problem]:

@@ -12,6 +12,7 @@ from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.kernels import compile_problems
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.networks import network_problems, rate_problems
 from zimage_gui.engine.optimizers import check_optimizer
@@ -54,7 +55,7 @@ def check(config: Any) -> list[Problem]:
         *_of(lambda: check_sources(sources_of(config))),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
-        *_of(lambda: _nothing(pick_device(config.device))),
+        *_of(lambda: compile_problems(config, pick_device(config.device))),
         *_of(lambda: _backend_problems(config.attn_mode)),
         *_preview_problems(config),
         *_resume_problems(config),

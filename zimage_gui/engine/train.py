@@ -20,6 +20,7 @@ from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
+from zimage_gui.engine.kernels import compile_blocks, compiler_of, set_cuda_switches
 from zimage_gui.engine.loader import DatasetIndex, Loader
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
@@ -62,10 +63,14 @@ def run(config: Any, run: Run) -> list[Path]:
     index = ensure_caches(config, run)
     device = pick_device(config.device)
     use_backend(config.attn_mode)
+    set_cuda_switches(config)
     previews = encode_previews(config, run, names, index, device) if config.sample_prompts else None
     _free()
     _seed_everything(config.seed)
     method = _method(config, run, device)
+    if compiler := compiler_of(config):
+        compile_blocks(method.model, compiler)
+        run.emit(Note(text="the blocks are compiled at the first step, which takes longer"))
     loader = Loader(
         index, config.seed, workers=config.max_data_loader_n_workers, persistent=True,
         pin=device.type == "cuda",
