@@ -11,6 +11,7 @@ from zimage_gui.config.convert import ConvertLoraConfig
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.config.paths import path_problems
 from zimage_gui.config.schema import options_of
+from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import FinetuneConfig, TrainConfig, TrainLoraConfig
 from zimage_gui.errors import UserError
 
@@ -104,7 +105,9 @@ def test_the_older_switches_for_fp8_choose_it() -> None:
 
 
 def test_a_secret_is_not_repeated():
-    assert "hunter2" not in refusal(TrainLoraConfig, {**TRAIN, "wandb_api_key": "hunter2"})
+    config = build(TrainLoraConfig, {**TRAIN, "wandb_api_key": "hunter2", "huggingface_token": "hunter3"})
+    assert (config.wandb_api_key, config.huggingface_token) == ("hunter2", "hunter3")
+    assert "hunter" not in dump(config) and "hunter" not in refusal(TrainLoraConfig, {"huggingface_token": "hunter2"})
 
 
 def test_network_args_become_the_options_they_stand_for():

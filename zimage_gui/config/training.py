@@ -22,12 +22,15 @@ from zimage_gui.config.saving_parts import (
     Saving,
 )
 from zimage_gui.config.schema import like, option, show
+from zimage_gui.config.sharing_parts import Hub, Logging
 from zimage_gui.config.training_parts import SHAPED_SCHEDULES, Length, Optimizing, Timesteps
 from zimage_gui.errors import Problem
 
 
 class TrainingConfig(
     RunOptions,
+    Hub,
+    Logging,
     FileMetadata,
     Kernels,
     DynamoCompiling,
@@ -56,6 +59,8 @@ class TrainingConfig(
             *self._preview_problems(),
             *self._memory_problems(),
             *self._compile_problems(),
+            *self._logging_problems(),
+            *self._hub_problems(),
         ]
 
     def _memory_problems(self) -> list[Problem]:

@@ -19,6 +19,7 @@ from zimage_gui.engine.optimizers import check_optimizer
 from zimage_gui.engine.prompt_lines import read_prompt_file
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
 from zimage_gui.engine.state import StateError, read_manifest, states_in
+from zimage_gui.engine.trackers import tracking_problems
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.transformer import ZImageTransformer
@@ -57,6 +58,7 @@ def check(config: Any) -> list[Problem]:
         *_optimizer_problems(config),
         *_of(lambda: compile_problems(config, pick_device(config.device))),
         *_of(lambda: _backend_problems(config.attn_mode)),
+        *_of(lambda: tracking_problems(config)),
         *_preview_problems(config),
         *_resume_problems(config),
         *_folder_problems(config),

@@ -19,6 +19,7 @@ from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
+from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
 from zimage_gui.engine.kernels import compile_blocks, compiler_of, set_cuda_switches
 from zimage_gui.engine.loader import DatasetIndex, Loader
@@ -31,6 +32,7 @@ from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, descri
 from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
+from zimage_gui.engine.trackers import TrackedRun, trackers_of
 from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
@@ -55,7 +57,14 @@ def run(config: Any, run: Run) -> list[Path]:
     `Interrupted` when stopped while caching, and `NonFiniteLoss`."""
     run.emit(Stage(name="check", text="Checking the settings"))
     raise_if_any(preflight.check(config))
+    with trackers_of(config, run, config.output_name) as logs, uploads_of(config, run) as uploads:
+        return _run(config, TrackedRun(run, logs | uploads))
+
+
+def _run(config: Any, run: Run) -> list[Path]:
     config, _ = preflight.with_models(config)
+    if config.huggingface_resume:
+        config = config.model_copy(update={"resume": fetch_state(config, run)})
     resumed = load_resumed(config, run) if config.resume is not None else None
     config = config.model_copy(update={"seed": _seed(config, resumed)})
     run.emit(Note(text=f"seed {config.seed}"))
@@ -157,7 +166,9 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
         wanted = OutputNames(folder, config.output_name)
     if resumed is not None:
         folder = (
-            wanted.folder if output is not None or config.output_dir is not None else resumed.folder.parent
+            resumed.folder.parent
+            if output is None and config.output_dir is None and not config.huggingface_resume
+            else wanted.folder
         )
         name = resumed.name if wanted.name in (resumed.requested_name, resumed.name) else wanted.name
         names = replace(wanted, folder=folder, name=name)
