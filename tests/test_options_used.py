@@ -33,6 +33,9 @@ ROOMS = {
 ELSEWHERE = {
     "network_alpha": "read as `alpha`, which is the rank when it is empty",
     "network_reg_dims": "read as `reg_dims`",
+    "compile_backend": "read as `compiled_with`",
+    "dynamo_backend": "read as `compiled_with`",
+    "resume_from_huggingface": "becomes huggingface_resume",
     "network_args": "replaced by the options it stands for",
     "energy": "read by lora_merge_files, the half of merge without a base model",
     "width": "becomes image_size",

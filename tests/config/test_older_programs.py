@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zimage_gui.config.argv import parse
-from zimage_gui.config.build import build, finish, names_of, read
+from zimage_gui.config.build import build, finish, gather, names_of, read
 from zimage_gui.config.later import LATER
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.errors import UserError
@@ -171,3 +171,14 @@ def test_the_first_programs_other_pictures():
     assert config.interactive and config.vae_dtype == "bf16"
     config, _ = config_of(f"generate {models} --latent_path a_latent.safetensors b_latent.safetensors")
     assert len(config.latent_path) == 2
+
+
+def test_accelerates_dynamo_options_are_those_of_compile() -> None:
+    words = ["--dynamo_backend", "INDUCTOR", "--dynamo_mode", "max-autotune", "--dynamo_fullgraph", "--dynamo_dynamic"]
+    cls = COMMANDS["train-lora"]
+    parsed = parse(cls, words)
+    config, _ = gather(cls, [read(cls, parsed.given, None)])
+    found = (config.compiled_with, config.compile_mode, config.compile_dynamic)
+    assert found == ("inductor", "max-autotune", "true") and config.compile_fullgraph
+    off, _ = gather(cls, [read(cls, [("dynamo_backend", "NO")], None)])
+    assert off.compiled_with is None

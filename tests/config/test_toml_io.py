@@ -99,7 +99,8 @@ def test_a_byte_order_mark_is_no_obstacle(tmp_path):
 
 def test_comments_name_every_option():
     text = dump(TrainLoraConfig(), comments=True)
-    assert all(known.name in text for known in options_of(TrainLoraConfig).values())
+    known = options_of(TrainLoraConfig).values()
+    assert all(one.name in text for one in known if not one.extra.secret)
 
 
 @pytest.mark.parametrize(

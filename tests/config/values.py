@@ -55,6 +55,8 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "lr_decay_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "prefix": st.sampled_from([None, "", "model.diffusion_model.", "模型."]),
     "auth": st.none(),  # a secret: never written
+    "wandb_api_key": st.just(""),  # as above
+    "huggingface_token": st.just(""),
 }
 
 

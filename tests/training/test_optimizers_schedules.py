@@ -1,10 +1,13 @@
 """Optimizers and schedules by name and by dotted path, and what is refused with a sentence."""
 
+import copy
 import math
+import sys
 
 import pytest
 import torch
 
+from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
 from zimage_gui.engine.optimizers import (
     OptimizerError,
     build_optimizer,
@@ -34,12 +37,20 @@ def parameters() -> list[torch.nn.Parameter]:
         ),
         ("sgd", ["momentum=0.9"], "torch.optim.sgd.SGD"),
         ("torch.optim.RAdam", [], "torch.optim.radam.RAdam"),
+        ("Prodigy", ["d0=1e-3"], "prodigyopt.prodigy.Prodigy"),
+        ("AdamWScheduleFree", ["weight_decay=0.1"], "schedulefree.adamw_schedulefree.AdamWScheduleFree"),
+        ("RAdamScheduleFree", [], "schedulefree.radam_schedulefree.RAdamScheduleFree"),
+        ("SGDScheduleFree", [], "schedulefree.sgd_schedulefree.SGDScheduleFree"),
+        ("lion", [], "lion_pytorch.lion_pytorch.Lion"),
+        ("CAME", [], "came_pytorch.CAME.CAME"),
+        ("Muon", ["momentum=0.9"], "zimage_gui.engine.optimizer_extras.MuonWithAdamW"),
     ],
 )
 def test_an_optimizer_is_built_by_name_takes_its_arguments_and_lowers_the_loss(name, arguments, kind) -> None:
     assert check_optimizer(name, arguments, 1e-2)[1] == []
     trained = parameters()
     optimizer = build_optimizer(name, arguments, 1e-2, trained)
+    set_training(optimizer)
     assert describe(optimizer, arguments) == kind + (f"({','.join(arguments)})" if arguments else "")
     for text, value in parse_assignments(arguments).items():
         assert optimizer.param_groups[0][text] == value
@@ -87,10 +98,71 @@ def test_a_wrong_optimizer_is_refused_with_its_option_and_reason(name, arguments
 
 
 def test_an_optimizer_of_matrices_only_is_refused_where_vectors_are_trained() -> None:
-    assert check_optimizer("Muon", [], 1e-3)[1] == []
-    assert [problem.option for problem in check_optimizer("Muon", [], 1e-3, vectors=True)[1]] == [
+    path = "torch.optim.Muon"
+    assert check_optimizer(path, [], 1e-3)[1] == []
+    assert [problem.option for problem in check_optimizer(path, [], 1e-3, vectors=True)[1]] == [
         "optimizer_type"
     ]
+    assert check_optimizer("Muon", [], 1e-3, vectors=True)[1] == []
+
+
+def steps(
+    optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parameter], count: int, look: bool
+) -> None:
+    for step in range(count):
+        for number, parameter in enumerate(trained):
+            parameter.grad = torch.cos(parameter.detach() * (step + 2) + number)
+        optimizer.step()
+        if look:
+            with meant_weights(optimizer):
+                pass
+
+
+def test_muon_moves_matrices_as_torch_does_and_vectors_as_adamw_and_goes_on_from_its_state() -> None:
+    ours, theirs = parameters(), parameters()
+    optimizer = build_optimizer("Muon", ["weight_decay=0.0"], 1e-2, ours)
+    apart = (
+        torch.optim.Muon(theirs[:1], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(theirs[1:], lr=1e-2, weight_decay=0.0),
+    )
+    steps(optimizer, ours, 3, look=False)
+    for one, part in zip(apart, (theirs[:1], theirs[1:]), strict=True):
+        for step in range(3):
+            for parameter in part:
+                parameter.grad = torch.cos(parameter.detach() * (step + 2) + (parameter.ndim == 1))
+            one.step()
+    assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+    copies = [torch.nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    again = build_optimizer("Muon", ["weight_decay=0.0"], 1e-2, copies)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, part in ((optimizer, ours), (again, copies)):
+        steps(one, part, 2, look=False)
+    assert all(torch.equal(*pair) for pair in zip(ours, copies, strict=True))
+
+
+def test_looking_at_the_weights_that_schedule_free_means_changes_nothing() -> None:
+    looked, blind = parameters(), parameters()
+    optimizers = [build_optimizer("AdamWScheduleFree", [], 1e-2, one) for one in (looked, blind)]
+    for optimizer, trained, look in zip(optimizers, (looked, blind), (True, False), strict=True):
+        set_training(optimizer)
+        steps(optimizer, trained, 5, look)
+    assert all(torch.equal(*pair) for pair in zip(looked, blind, strict=True))
+    with meant_weights(optimizers[0]):
+        assert not torch.equal(looked[0], blind[0])
+
+
+def test_the_rate_told_of_prodigy_is_the_one_it_found() -> None:
+    trained = parameters()
+    optimizer = build_optimizer("Prodigy", ["d0=1e-3"], 1.0, trained)
+    assert effective_rate(optimizer) == 1e-3
+    steps(optimizer, trained, 4, look=False)
+    assert effective_rate(optimizer) == optimizer.param_groups[0]["d"] > 1e-3
+
+
+def test_an_optimizer_whose_package_is_missing_is_refused_with_the_way_to_install_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    (problem,) = check_optimizer("Prodigy", [], 1.0)[1]
+    assert problem.option == "optimizer_type" and "pip install prodigyopt" in problem.sentence()
 
 
 def rates(total: int = 100, **options: object) -> list[float]:
@@ -126,6 +198,16 @@ def test_schedules_have_the_shape_their_name_says() -> None:
     assert set(stable[10:80]) == {1.0} and stable[-1] < 0.2
 
 
+def test_rex_stays_high_and_falls_late_and_a_stair_has_its_steps() -> None:
+    rex = rates(lr_scheduler="rex", lr_warmup_steps=10, lr_scheduler_min_lr_ratio=0.2)
+    assert rex[0] == pytest.approx(0.2) and rex[5] == pytest.approx(0.6) and rex[10] == 1.0
+    assert rex[55] == pytest.approx(0.2 + 0.8 * 0.5 / (0.1 + 0.9 * 0.5)) and rex[-1] > 0.2
+    other = rates(lr_scheduler="rex", lr_scheduler_args=("rex_alpha=0.5", "rex_beta=0.5"))
+    assert other[50] == pytest.approx(0.01 + 0.99 * 0.5 / 0.75)
+    stair = rates(lr_scheduler="piecewise_constant", lr_scheduler_args=("step_rules='1:10,0.5:30,0.1'",))
+    assert (stair[9], stair[10], stair[29], stair[30], stair[99]) == (1.0, 0.5, 0.5, 0.1, 0.1)
+
+
 def test_a_scheduler_by_dotted_path_takes_its_arguments() -> None:
     values = rates(lr_scheduler_type="StepLR", lr_scheduler_args=("step_size=10", "gamma=0.5"))
     assert values[9] == 1.0 and values[10] == 0.5 and values[99] == pytest.approx(0.5**9)
@@ -138,7 +220,9 @@ def test_every_named_schedule_passes_its_check() -> None:
     for name in NAMES:
         arguments = ["relative_step=True"] if name == "adafactor" else []
         optimizer = build_optimizer("adafactor", arguments, 1.0, parameters())
-        assert check_schedule(ScheduleSpec(lr_scheduler=name), optimizer) == [], name
+        shape = ("step_rules='1:9,0.1'",) if name == "piecewise_constant" else ()
+        spec = ScheduleSpec(lr_scheduler=name, lr_scheduler_args=shape)
+        assert check_schedule(spec, optimizer) == [], name
 
 
 @pytest.mark.parametrize(
@@ -160,6 +244,13 @@ def test_every_named_schedule_passes_its_check() -> None:
             "lr_warmup_steps",
         ),
         ({"lr_scheduler_args": ("gamma=1",)}, "lr_scheduler_args"),
+        ({"lr_scheduler": "rex", "lr_scheduler_args": ("gamma=1",)}, "lr_scheduler"),
+        ({"lr_scheduler": "rex", "lr_scheduler_args": ("rex_alpha=0",)}, "lr_scheduler"),
+        ({"lr_scheduler": "piecewise_constant"}, "lr_scheduler"),
+        (
+            {"lr_scheduler": "piecewise_constant", "lr_scheduler_args": ("step_rules='1:9,2:3,1'",)},
+            "lr_scheduler",
+        ),
     ],
 )
 def test_a_wrong_schedule_is_refused(options, option) -> None:

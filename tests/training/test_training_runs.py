@@ -64,6 +64,8 @@ KINDS = {
             "lr_scheduler": "cosine",
         },
     ),
+    "lora-schedule-free": (lora_config, {"optimizer_type": "AdamWScheduleFree", "learning_rate": 1e-2}),
+    "lora-prodigy": (lora_config, {"optimizer_type": "Prodigy", "learning_rate": 1.0, "lr_scheduler": "rex"}),
     "finetune": (
         finetune_config,
         {"mixed_precision": "bf16", "lr_scheduler": "linear", "lr_warmup_steps": 0.2},
@@ -114,6 +116,25 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_strai
         for reporter in (whole_run, stopped_run, resumed_run)
     ]
     assert losses[0] == losses[1] + losses[2] and averages[0] == averages[1] + averages[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_blocks_train_to_the_same_losses_and_the_result_has_the_usual_names(project: Path) -> None:
+    options = {"max_train_steps": 2, "dynamo_backend": "no"}
+    plain, (first,) = train(lora_config(project, output_name="plain", **options))
+    options |= {"compile": True, "compile_backend": "aot_eager", "compile_fullgraph": True}
+    compiled, (second,) = train(lora_config(project, output_name="compiled", **options))
+    losses = [[step.loss for step in reporter.of(Step)] for reporter in (plain, compiled)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert list(load_file(first)) == list(load_file(second))
+    refused = check(lora_config(project, compile=True, compile_backend="nonsense"))
+    assert [problem.option for problem in refused] == ["compile_backend"]
+
+
+def test_prodigy_with_a_usual_rate_is_warned_about(project: Path) -> None:
+    reporter, _ = train(lora_config(project, max_train_steps=1, optimizer_type="Prodigy", learning_rate=1e-4))
+    assert [event.text for event in reporter.of(Warning) if "Prodigy" in event.text and "1" in event.text]
 
 
 def test_a_lora_lowers_the_loss_and_changes_no_base_weight(project: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from zimage_gui.config.later import SECRETS, inert_of, later_of
+from zimage_gui.config.later import inert_of, later_of
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import Option, Options, options_of, show, tidy
 from zimage_gui.errors import Problem, raise_if_any
@@ -76,7 +76,7 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
             source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
         elif name in later:
             if not later[name].is_harmless(value):
-                shown = "" if name in SECRETS or value is True else show(value)
+                shown = "" if value is True else show(value)
                 rule = f"is not built yet: {later[name].what}"
                 source.problems.append(Problem(name, shown, rule, later[name].remedy))
         else:

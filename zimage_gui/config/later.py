@@ -87,23 +87,9 @@ _SWAP: _What = (
     "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
-_COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
-_KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
 _STRATA: _What = ("stratified timesteps come in a later version", "Leave it out: each is drawn by itself")
 _HISTOGRAM: _What = ("drawing the timesteps comes in a later version", "Leave it out to train")
-_LOGGING: _What = (
-    "TensorBoard and Weights & Biases come in a later version",
-    "Leave it out: the window draws the curves, and events.jsonl in the run folder has the numbers",
-)
-_HUB: _What = (
-    "uploading to Hugging Face comes in a later version",
-    "Leave it out and upload the file yourself",
-)
-_HUB_STATE: _What = (
-    "states on Hugging Face come in a later version",
-    "Leave it out; save_state and resume use a folder on this machine",
-)
 _DDP: _What = (
     "training on several GPUs comes in a later version",
     "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
@@ -116,47 +102,16 @@ LATER: tuple[Later, ...] = (
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
-    Later("compile", "switch", _MODELS, *_COMPILE),
-    Later("compile_backend", "value", _MODELS, *_COMPILE, harmless=("inductor",)),
-    Later("compile_mode", "value", _MODELS, *_COMPILE, harmless=("default",)),
-    Later("compile_dynamic", "value", _MODELS, *_COMPILE, harmless=("auto",)),
-    Later("compile_fullgraph", "switch", _MODELS, *_COMPILE),
-    Later("compile_cache_size_limit", "value", _MODELS, *_COMPILE),
-    Later("dynamo_backend", "value", _TRAINING, *_COMPILE, harmless=("no",)),
-    Later("dynamo_mode", "value", _TRAINING, *_COMPILE),
-    Later("dynamo_fullgraph", "switch", _TRAINING, *_COMPILE),
-    Later("dynamo_dynamic", "switch", _TRAINING, *_COMPILE),
-    Later("cuda_allow_tf32", "switch", _MODELS, *_KERNELS),
-    Later("cuda_cudnn_benchmark", "switch", _MODELS, *_KERNELS),
     Later("flash3", "switch", _MODELS, *_FLASH3),
     Later("num_timestep_buckets", "value", _TRAINING, *_STRATA, harmless=("0", "1")),
     Later("show_timesteps", "value", _TRAINING, *_HISTOGRAM),
-    Later("logging_dir", "value", _TRAINING, *_LOGGING),
-    Later("log_with", "value", _TRAINING, *_LOGGING),
-    Later("log_prefix", "value", _TRAINING, *_LOGGING),
-    Later("log_tracker_name", "value", _TRAINING, *_LOGGING),
-    Later("log_tracker_config", "value", _TRAINING, *_LOGGING),
-    Later("wandb_run_name", "value", _TRAINING, *_LOGGING),
-    Later("wandb_api_key", "value", _TRAINING, *_LOGGING),
-    Later("log_config", "switch", _TRAINING, *_LOGGING),
     Later("ddp_timeout", "value", _TRAINING, *_DDP),
     Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),
     Later("ddp_static_graph", "switch", _TRAINING, *_DDP),
     Later("multi_gpu", "switch", _TRAINING, *_DDP),
     Later("num_processes", "value", _TRAINING, *_DDP, harmless=("1",)),
     Later("num_machines", "value", _TRAINING, *_DDP, harmless=("1",)),
-    Later("huggingface_repo_id", "value", _TRAINING, *_HUB),
-    Later("huggingface_repo_type", "value", _TRAINING, *_HUB),
-    Later("huggingface_path_in_repo", "value", _TRAINING, *_HUB),
-    Later("huggingface_token", "value", _TRAINING, *_HUB),
-    Later("huggingface_repo_visibility", "value", _TRAINING, *_HUB),
-    Later("save_state_to_huggingface", "switch", _TRAINING, *_HUB_STATE),
-    Later("resume_from_huggingface", "switch", _TRAINING, *_HUB_STATE),
-    Later("async_upload", "switch", _TRAINING, *_HUB),
 )
-
-SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
-"""Their values are never repeated in a message."""
 
 
 def inert_of(command: str) -> dict[str, Inert]:

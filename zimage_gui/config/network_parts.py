@@ -270,7 +270,8 @@ class Networks(Options):
         found, problems = expanded(values)
         if str(found.get("network_module")).lower() in ("dora", "networks.dora"):
             found.setdefault("lora_format", "peft")
-        return found, problems
+        found, more = super().expand(found)
+        return found, problems + more
 
     def _network_problems(self) -> list[Problem]:
         found = []

@@ -40,6 +40,8 @@ SECTIONS: dict[str, str] = {
     "output": "Output",
     "performance": "Memory and speed",
     "metadata": "Metadata in the file",
+    "logging": "TensorBoard and Weights & Biases",
+    "hub": "Hugging Face",
     "window": "Window",
     "run": "Run",
 }

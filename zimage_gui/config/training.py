@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
+from zimage_gui.config.compile_parts import DynamoCompiling, Kernels
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
@@ -21,13 +22,18 @@ from zimage_gui.config.saving_parts import (
     Saving,
 )
 from zimage_gui.config.schema import like, option, show
-from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
+from zimage_gui.config.sharing_parts import Hub, Logging
+from zimage_gui.config.training_parts import SHAPED_SCHEDULES, Length, Optimizing, Timesteps
 from zimage_gui.errors import Problem
 
 
 class TrainingConfig(
     RunOptions,
+    Hub,
+    Logging,
     FileMetadata,
+    Kernels,
+    DynamoCompiling,
     TextEncoderMemory,
     Performance,
     Previews,
@@ -52,6 +58,9 @@ class TrainingConfig(
             *self._saving_problems(),
             *self._preview_problems(),
             *self._memory_problems(),
+            *self._compile_problems(),
+            *self._logging_problems(),
+            *self._hub_problems(),
         ]
 
     def _memory_problems(self) -> list[Problem]:
@@ -71,13 +80,14 @@ class TrainingConfig(
                     "Set attn_mode to torch",
                 )
             )
-        fixed = self.lr_scheduler in ("constant", "adafactor") and self.lr_scheduler
+        fixed = self.lr_scheduler in ("constant", "piecewise_constant", "adafactor") and self.lr_scheduler
         if (fixed := self.lr_scheduler_type or fixed) and self.lr_warmup_steps:
             rule = f"has no effect on the {fixed} schedule"
             remedy = "Use lr_scheduler constant_with_warmup"
             found.append(Problem("lr_warmup_steps", show(self.lr_warmup_steps), rule, remedy))
-        if self.lr_scheduler_args and not self.lr_scheduler_type:
-            rule = "belongs to lr_scheduler_type, which is not set"
+        shaped = self.lr_scheduler_type or self.lr_scheduler in SHAPED_SCHEDULES
+        if self.lr_scheduler_args and not shaped:
+            rule = "belongs to lr_scheduler_type, rex or piecewise_constant, none of which is set"
             found.append(Problem("lr_scheduler_args", show(self.lr_scheduler_args), rule, "Leave it out"))
         return found
 

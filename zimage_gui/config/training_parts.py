@@ -13,6 +13,8 @@ from pydantic import field_validator
 from zimage_gui.config.schema import Options, option
 
 TimestepSampling = Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr"]
+SHAPED_SCHEDULES = ("rex", "piecewise_constant")
+"""Named schedules that lr_scheduler_args shape."""
 WeightingScheme = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]
 
 
@@ -112,7 +114,8 @@ class Optimizing(Options):
         "AdamW",
         section="optimizer",
         label="Optimizer",
-        help="AdamW, AdamW8bit (less memory), Adafactor, a class of torch.optim, or a dotted class path.",
+        help="AdamW, AdamW8bit (less memory), Adafactor, Prodigy (finds the rate itself: learning rate 1), "
+        "AdamWScheduleFree, Lion, CAME, Muon, a class of torch.optim, or a dotted class path.",
         aliases=("optimizer",),
     )
     optimizer_args: tuple[str, ...] = option(
@@ -135,8 +138,8 @@ class Optimizing(Options):
         section="optimizer",
         label="LR scheduler",
         help="Course of the learning rate: constant, constant_with_warmup, linear, cosine, "
-        "cosine_with_restarts, "
-        "polynomial, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay.",
+        "cosine_with_restarts, polynomial, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, rex "
+        "(long high, then steep), piecewise_constant (steps by lr_scheduler_args).",
     )
     lr_warmup_steps: float = option(
         0,
@@ -191,7 +194,7 @@ class Optimizing(Options):
         label="Lowest LR",
         help="Lowest learning rate as a share of the highest.",
         advanced=True,
-        matters="the scheduler is cosine_with_min_lr or warmup_stable_decay",
+        matters="the scheduler is cosine_with_min_lr, warmup_stable_decay or rex",
         ge=0,
         le=1,
     )
@@ -207,7 +210,8 @@ class Optimizing(Options):
         (),
         section="optimizer",
         label="LR scheduler arguments",
-        help='Further arguments of the scheduler as name=value, e.g. "T_max=100".',
+        help='Further arguments of the scheduler as name=value, e.g. "T_max=100" of a class, '
+        '"rex_alpha=0.1" of rex, "step_rules=\'1:100,0.1\'" of piecewise_constant.',
         advanced=True,
     )
 

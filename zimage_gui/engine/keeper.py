@@ -52,15 +52,14 @@ class RunKeeper:
 
     def at_start(self, progress: Progress) -> None:
         if self.previews and self.preview_times.sample_at_first and progress.step == 0:
-            self.previews.make(0, None)
+            self._preview(0, None)
 
     def after_step(self, progress: Progress) -> None:
         step, times = progress.step, self.preview_times
         if self.retention.due_after_step(step) and step < self.trainer.settings.total_steps:
             self.save(Mark(step=step), progress, self.save_states)
         if self.previews and times.sample_every_n_steps and step % times.sample_every_n_steps == 0:
-            self.trainer.flush()
-            self.previews.make(step, None)
+            self._preview(step, None)
 
     def after_epoch(self, progress: Progress) -> None:
         """`progress.epoch` counts finished epochs here."""
@@ -68,8 +67,13 @@ class RunKeeper:
         if progress.step < self.trainer.settings.total_steps and self.retention.due_after_epoch(epoch):
             self.save(Mark(epoch=epoch), progress, self.save_states)
         if self.previews and times.sample_every_n_epochs and epoch % times.sample_every_n_epochs == 0:
-            self.trainer.flush()
-            self.previews.make(progress.step, epoch)
+            self._preview(progress.step, epoch)
+
+    def _preview(self, step: int, epoch: int | None) -> None:
+        assert self.previews is not None
+        self.trainer.flush()
+        with self.trainer.showing():
+            self.previews.make(step, epoch)
 
     def at_stop(self, progress: Progress) -> None:
         """Everything a resume needs, and the result so far."""
@@ -91,7 +95,8 @@ class RunKeeper:
         self.trainer.flush()
         epoch = progress.epoch + (progress.position > 0)
         path = self.names.weights(mark)
-        count = self.method.export(path, self.describe(progress.step, epoch))
+        with self.trainer.showing():
+            count = self.method.export(path, self.describe(progress.step, epoch))
         if self.sidecar is not None:
             atomic_write(self.names.sidecar(mark), self.sidecar)
         unit = "modules" if self.method.what == "lora" else "tensors"

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.optim.optimizer import ParamsT
 
+from zimage_gui.engine.optimizer_extras import EXTRAS, MuonWithAdamW, load_extra
 from zimage_gui.errors import Problem
 
 _PATH_EXAMPLES = (
-    "AdamW, AdamW8bit, Adafactor, a class of torch.optim such as SGD, or a path such as package.module.Class"
+    "AdamW, AdamW8bit, Adafactor, Prodigy, AdamWScheduleFree, Lion, CAME, Muon, a class of torch.optim "
+    "such as SGD, or a path such as package.module.Class"
 )
 
 
@@ -83,6 +85,10 @@ def optimizer_factory(
         return _adafactor(arguments, learning_rate)
     if lowered.endswith("8bit") and "." not in name:
         return _bind(_eight_bit(lowered), {"lr": learning_rate} | arguments)
+    if lowered in EXTRAS:
+        return _bind(_extra(lowered), {"lr": learning_rate} | arguments)
+    if lowered == "muon":
+        return _bind(MuonWithAdamW, {"lr": learning_rate} | arguments)
     if "." not in name:
         name = next((known for known in dir(torch.optim) if known.lower() == lowered), name)
     found = load_class(name, "torch.optim", torch.optim.Optimizer)
@@ -116,6 +122,13 @@ def _eight_bit(lowered: str) -> type:
     if found is None:
         raise OptimizerError(f"bitsandbytes has no optimizer {lowered}; known are {_PATH_EXAMPLES}")
     return load_class(found, "bitsandbytes.optim", torch.optim.Optimizer)
+
+
+def _extra(lowered: str) -> type:
+    try:
+        return load_extra(EXTRAS[lowered])
+    except ImportError as error:
+        raise OptimizerError(str(error)) from error
 
 
 def _bind(cls: type, arguments: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:

@@ -12,12 +12,14 @@ from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.kernels import compile_problems
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.networks import network_problems, rate_problems
 from zimage_gui.engine.optimizers import check_optimizer
 from zimage_gui.engine.prompt_lines import read_prompt_file
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
 from zimage_gui.engine.state import StateError, read_manifest, states_in
+from zimage_gui.engine.trackers import tracking_problems
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.transformer import ZImageTransformer
@@ -54,8 +56,9 @@ def check(config: Any) -> list[Problem]:
         *_of(lambda: check_sources(sources_of(config))),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
-        *_of(lambda: _nothing(pick_device(config.device))),
+        *_of(lambda: compile_problems(config, pick_device(config.device))),
         *_of(lambda: _backend_problems(config.attn_mode)),
+        *_of(lambda: tracking_problems(config)),
         *_preview_problems(config),
         *_resume_problems(config),
         *_folder_problems(config),

@@ -20,16 +20,20 @@ from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.dataset.report import count_of
 from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
+from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
+from zimage_gui.engine.kernels import compile_blocks, compiler_of, set_cuda_switches
 from zimage_gui.engine.loader import DatasetIndex, Loader
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
 from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
 from zimage_gui.engine.objective import Objective
+from zimage_gui.engine.optimizer_extras import rate_warning
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, describe
 from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
+from zimage_gui.engine.trackers import TrackedRun, trackers_of
 from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
@@ -54,7 +58,14 @@ def run(config: Any, run: Run) -> list[Path]:
     `Interrupted` when stopped while caching, and `NonFiniteLoss`."""
     run.emit(Stage(name="check", text="Checking the settings"))
     raise_if_any(preflight.check(config))
+    with trackers_of(config, run, config.output_name) as logs, uploads_of(config, run) as uploads:
+        return _run(config, TrackedRun(run, logs | uploads))
+
+
+def _run(config: Any, run: Run) -> list[Path]:
     config, _ = preflight.with_models(config)
+    if config.huggingface_resume:
+        config = config.model_copy(update={"resume": fetch_state(config, run)})
     resumed = load_resumed(config, run) if config.resume is not None else None
     config = config.model_copy(update={"seed": _seed(config, resumed)})
     run.emit(Note(text=f"seed {config.seed}"))
@@ -62,10 +73,14 @@ def run(config: Any, run: Run) -> list[Path]:
     index = ensure_caches(config, run)
     device = pick_device(config.device)
     use_backend(config.attn_mode)
+    set_cuda_switches(config)
     previews = encode_previews(config, run, names, index, device) if config.sample_prompts else None
     _free()
     _seed_everything(config.seed)
     method = _method(config, run, device)
+    if compiler := compiler_of(config):
+        compile_blocks(method.model, compiler)
+        run.emit(Note(text="the blocks are compiled at the first step, which takes longer"))
     loader = Loader(
         index, config.seed, workers=config.max_data_loader_n_workers, persistent=True,
         pin=device.type == "cuda",
@@ -88,6 +103,8 @@ def _train(
     network = getattr(method, "network", None)
     groups = parameter_groups(config, network, method.parameters())
     optimizer = build_optimizer(config.optimizer_type, config.optimizer_args, config.learning_rate, groups)
+    if warning := rate_warning(optimizer):
+        run.emit(Warning(text=warning))
     try:
         schedule = build_schedule(preflight.schedule_spec(config), optimizer, settings.total_steps)
     except OptimizerError as error:  # the length of a run in epochs is known only now
@@ -150,7 +167,9 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
         wanted = OutputNames(folder, config.output_name)
     if resumed is not None:
         folder = (
-            wanted.folder if output is not None or config.output_dir is not None else resumed.folder.parent
+            resumed.folder.parent
+            if output is None and config.output_dir is None and not config.huggingface_resume
+            else wanted.folder
         )
         name = resumed.name if wanted.name in (resumed.requested_name, resumed.name) else wanted.name
         names = replace(wanted, folder=folder, name=name)

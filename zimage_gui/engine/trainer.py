@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import Batch
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
+from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
@@ -120,6 +121,7 @@ class Trainer:
         `NonFiniteLoss`."""
         progress, settings = self.progress, self.settings
         self.method.model.train()
+        set_training(self.optimizer)
         keeper.at_start(progress)
         self._clock = time.perf_counter()
         while progress.step < settings.total_steps:
@@ -162,13 +164,14 @@ class Trainer:
         grad_norm = self._clip()
         if self.device.type == "cpu":  # reading it costs nothing here, and the next step does not begin
             self._check(grad_norm)
-        rate = self.optimizer.param_groups[0]["lr"]  # None where Adafactor works it out itself
-        rate = self.schedule.get_last_lr()[0] if rate is None else rate
+        rate = effective_rate(self.optimizer)
+        if rate is None:  # Adafactor works it out itself, and its schedule reports it
+            rate = float(self.schedule.get_last_lr()[0])
         if self._stepped(changed):
             self.schedule.step()
         held = self.limit() if self.limit else None
         self.optimizer.zero_grad(set_to_none=True)
-        self._count(value, grad_norm, float(rate), samples, held)
+        self._count(value, grad_norm, rate, samples, held)
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
         """The weighted flow-matching loss of one batch, fp32."""
@@ -268,6 +271,10 @@ class Trainer:
         # a fp16 gradient may overflow: the scaler leaves such an update out and goes on with a smaller scale
         if not math.isfinite(float(grad_norm)) and not self.scaler.is_enabled():
             raise NonFiniteLoss(f"the gradient near step {self.progress.step} is {float(grad_norm)}")
+
+    def showing(self) -> AbstractContextManager[None]:
+        """Inside, the weights are those to draw pictures with and to keep as the result."""
+        return meant_weights(self.optimizer)
 
     def state(self) -> dict[str, Any]:
         """Everything but the weights that the next update depends on."""

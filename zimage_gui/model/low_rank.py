@@ -31,7 +31,7 @@ class _LowRankLinear(torch.autograd.Function):
         weight_OI = opened(stored, x_NI.dtype)
         down, up = down_RI.to(x_NI.dtype), up_OR.to(x_NI.dtype)
         h_NR = x_NI @ down.t()
-        y_NO = torch.mm(x_NI, weight_OI.t(), out=_aligned_rows(x_NI, len(weight_OI)))
+        y_NO = _product(x_NI, weight_OI.t())
         ctx.save_for_backward(x_NI, down_RI, up_OR, h_NR, *stored)
         ctx.scale, ctx.opened = scale, opened
         return y_NO.addmm_(h_NR, up.t(), alpha=scale)
@@ -48,7 +48,7 @@ class _LowRankLinear(torch.autograd.Function):
             grad_down = (dh_NR.t() @ x_NI).to(down_RI.dtype)
         if ctx.needs_input_grad[0]:
             weight_OI = ctx.opened(stored, grad_NO.dtype)
-            grad_x = torch.mm(grad_NO, weight_OI, out=_aligned_rows(x_NI, x_NI.shape[-1]))
+            grad_x = _product(grad_NO, weight_OI)
             grad_x.addmm_(dh_NR, down_RI.to(grad_NO.dtype))
         return grad_x, grad_down, grad_up, None, None, *(None for _ in stored)
 
@@ -70,8 +70,11 @@ def opened_low_rank_linear(
     return apply(x_NI, down_RI, up_OR, scale, opened, *stored)
 
 
-def _aligned_rows(like: Tensor, width: int) -> Tensor:
-    """Uninitialised (len(like), width). Rows begin at multiples of 64 bytes: matrix products take up to half
-    as long again to write rows that do not, such as rows of 682 floats."""
-    step = _ROW_BYTES // like.element_size()
-    return like.new_empty(len(like), -(-width // step) * step)[:, :width]
+def _product(a_NK: Tensor, b_KM: Tensor) -> Tensor:
+    """a b with rows that begin at multiples of 64 bytes: matrix products take up to half as long again to
+    write rows that do not, such as rows of 682 floats. Compiled code places its rows itself."""
+    if torch.compiler.is_compiling():
+        return a_NK @ b_KM
+    step, width = _ROW_BYTES // a_NK.element_size(), b_KM.shape[1]
+    rows = a_NK.new_empty(len(a_NK), -(-width // step) * step)[:, :width]
+    return torch.mm(a_NK, b_KM, out=rows)

@@ -2,7 +2,7 @@
 
 Knows one formula. Must not know networks. On CPUs torch computes RMSNorm's gradient from a dozen element-wise
 steps; written out it takes half the time and keeps only x and one number per row. GPUs have a fused kernel,
-which is used there.
+which is used there; a compiler makes its own.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def scaled_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
 
     x is (..., D) of any float dtype; scale is fp32, (D,) or broadcastable to x such as (B, 1, D).
     """
-    if x.is_cuda:
+    if x.is_cuda or torch.compiler.is_compiling():
         return fused_rms_norm(x, scale, eps)
     apply: Callable[[Tensor, Tensor, float], Tensor] = _ScaledRMSNorm.apply
     return apply(x, scale, eps)

@@ -65,8 +65,11 @@ _recipes: ContextVar[dict[int, _Recipe] | None] = ContextVar("_recipes", default
 
 def cheap(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """function(*inputs), a new dense tensor that may be made again instead of kept. `function` must not draw
-    random numbers or depend on autocast, and every large tensor it reads must be among `inputs`."""
+    random numbers or depend on autocast, and every large tensor it reads must be among `inputs`. In compiled
+    code it does nothing: there the compiler chooses what is kept."""
     result = function(*inputs)
+    if torch.compiler.is_compiling():
+        return result
     recipes = _recipes.get()
     if recipes is not None and result.requires_grad:
         recipes[_address(result)] = _Recipe(function, inputs, result)

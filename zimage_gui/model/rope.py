@@ -1,4 +1,4 @@
-"""Rotary positions of Z-Image: three axes (sequence, row, column), rotated as complex numbers.
+"""Rotary positions of Z-Image: three axes (sequence, row, column); pairs of features are turned.
 
 Knows the angles and how a head is turned by them. Must not know blocks, padding or weights.
 """
@@ -30,7 +30,7 @@ def image_positions(rows: int, columns: int, caption_tokens: int, padded_tokens:
 
 
 def rotations(positions: Tensor, axes_dims: tuple[int, ...], theta: float) -> Tensor:
-    """Unit complex numbers exp(i·p_a·theta^(-2k/d_a)), axis after axis: (tokens, head_dim/2) complex64.
+    """Cosine and sine of the angles p_a·theta^(-2k/d_a), axis after axis: (tokens, head_dim/2, 2) fp32.
 
     Frequencies and angles are computed in float64 and rounded once to float32, so that no table length
     limits the picture's size.
@@ -40,7 +40,7 @@ def rotations(positions: Tensor, axes_dims: tuple[int, ...], theta: float) -> Te
         frequency = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
         angles.append(torch.outer(positions[:, axis].double(), frequency).float())
     angle = torch.cat(angles, dim=-1)
-    return torch.polar(torch.ones_like(angle), angle)
+    return torch.view_as_real(torch.polar(torch.ones_like(angle), angle))
 
 
 @lru_cache(maxsize=32)
@@ -53,7 +53,7 @@ def rope_tables(
     theta: float,
     device: torch.device,
 ) -> Tensor:
-    """Rotations of the whole sequence [picture, caption]: (padded_image + caption_tokens, 1, head_dim/2).
+    """Rotations of the whole sequence [picture, caption]: (padded_image + caption_tokens, 1, head_dim/2, 2).
 
     Cached by shape: a run sees a handful of buckets. Built outside inference mode, because a tensor made
     inside it could later not be saved for a backward pass.
@@ -65,7 +65,12 @@ def rope_tables(
         return rotations(positions, axes_dims, theta).unsqueeze(1).to(device)
 
 
-def rotate(heads_BLHD: Tensor, rope_L1C: Tensor) -> Tensor:
+def rotate(heads_BLHD: Tensor, rope_L1C2: Tensor) -> Tensor:
     """Turns the interleaved pairs (x[2i], x[2i+1]) of every head; computed in fp32, returned in x's dtype."""
-    pairs = torch.view_as_complex(heads_BLHD.float().reshape(*heads_BLHD.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rope_L1C).flatten(-2).type_as(heads_BLHD)
+    pairs = heads_BLHD.float().reshape(*heads_BLHD.shape[:-1], -1, 2)
+    if torch.compiler.is_compiling():  # inductor makes no code for complex numbers
+        (x, y), (cos, sin) = pairs.unbind(-1), rope_L1C2.unbind(-1)
+        turned = torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope_L1C2))
+    return turned.flatten(-2).type_as(heads_BLHD)

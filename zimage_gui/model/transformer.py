@@ -54,10 +54,10 @@ class Attention(nn.Module):
         self.norm_q = RMSNorm(config.head_dim, config.norm_eps)
         self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x_BLD: Tensor, rope_L1C: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, rope_L1C2: Tensor) -> Tensor:
         heads = (*x_BLD.shape[:-1], self.heads, -1)
-        q_BLHD = cheap(_rotated_norm, self.norm_q, self.to_q(x_BLD).view(heads), rope_L1C)
-        k_BLHD = cheap(_rotated_norm, self.norm_k, self.to_k(x_BLD).view(heads), rope_L1C)
+        q_BLHD = cheap(_rotated_norm, self.norm_q, self.to_q(x_BLD).view(heads), rope_L1C2)
+        k_BLHD = cheap(_rotated_norm, self.norm_k, self.to_k(x_BLD).view(heads), rope_L1C2)
         v_BLHD = self.to_v(x_BLD).view(heads)
         out_BLD = attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2)
         if out_BLD.dtype is torch.float16:
@@ -66,8 +66,8 @@ class Attention(nn.Module):
         return out
 
 
-def _rotated_norm(norm: RMSNorm, heads_BLHD: Tensor, rope_L1C: Tensor) -> Tensor:
-    return rotate(norm(heads_BLHD), rope_L1C)
+def _rotated_norm(norm: RMSNorm, heads_BLHD: Tensor, rope_L1C2: Tensor) -> Tensor:
+    return rotate(norm(heads_BLHD), rope_L1C2)
 
 
 class FeedForward(nn.Module):
@@ -106,10 +106,10 @@ class Block(nn.Module):
         if modulated:
             self.adaLN_modulation = nn.ModuleList([nn.Linear(config.time_dim, 4 * config.dim)])
 
-    def forward(self, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, rope_L1C2: Tensor, time_BT: Tensor | None) -> Tensor:
         half = x_BLD.dtype is torch.float16
         scale_a, gate_a, scale_f, gate_f = self._modulation(time_BT)
-        out_BLD = self.attention(cheap(self.attention_norm1, x_BLD, scale_a), rope_L1C)
+        out_BLD = self.attention(cheap(self.attention_norm1, x_BLD, scale_a), rope_L1C2)
         x_BLD = x_BLD + self.attention_norm2(out_BLD, gate_a, FP16_ATTENTION_SCALE if half else 1.0)
         out_BLD = self.feed_forward(cheap(self.ffn_norm1, x_BLD, scale_f))
         x_BLD = x_BLD + self.ffn_norm2(out_BLD, gate_f, FP16_FFN_SCALE if half else 1.0)
@@ -165,18 +165,18 @@ class FinalLayer(nn.Module):
 RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
 
 
-def call_block(block: nn.Module, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None) -> Tensor:
+def call_block(block: nn.Module, x_BLD: Tensor, rope_L1C2: Tensor, time_BT: Tensor | None) -> Tensor:
     """Runs a block plainly. A trainer passes its own function in this place to checkpoint blocks."""
-    out: Tensor = block(x_BLD, rope_L1C, time_BT)
+    out: Tensor = block(x_BLD, rope_L1C2, time_BT)
     return out
 
 
 def call_block_keeping_products(
-    block: nn.Module, x_BLD: Tensor, rope_L1C: Tensor, time_BT: Tensor | None
+    block: nn.Module, x_BLD: Tensor, rope_L1C2: Tensor, time_BT: Tensor | None
 ) -> Tensor:
     """Runs a block for training: its matrix products are kept, what lies between them is computed again."""
     with keeping_products(getattr(block, "visit", None)):
-        return call_block(block, x_BLD, rope_L1C, time_BT)
+        return call_block(block, x_BLD, rope_L1C2, time_BT)
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Hidden:
     """What stands between the two halves of the network.
 
     `sequence` (B, L, D) is [picture, caption], both padded; `modulation` (B, time_dim); `rope` (L, 1,
-    head_dim/2) complex64; the first `image_tokens` rows are the picture of `grid` = (rows, columns) patches.
+    head_dim/2, 2); the first `image_tokens` rows are the picture of `grid` = (rows, columns) patches.
     """
 
     sequence: Tensor
@@ -260,10 +260,10 @@ class ZImageTransformer(nn.Module):
         computes it once for all steps."""
         return self._refined(captions, self._rope(0, 0, 0, _padded_length(captions)), run_block)
 
-    def _refined(self, captions: Sequence[Tensor], rope_L1C: Tensor, run_block: RunBlock) -> Tensor:
+    def _refined(self, captions: Sequence[Tensor], rope_L1C2: Tensor, run_block: RunBlock) -> Tensor:
         caption_BLD = self._embed_captions(captions)
         for block in self.context_refiner:
-            caption_BLD = run_block(block, caption_BLD, rope_L1C, None)
+            caption_BLD = run_block(block, caption_BLD, rope_L1C2, None)
         return caption_BLD
 
     def embed(
@@ -280,13 +280,13 @@ class ZImageTransformer(nn.Module):
         image_BLD = self._embed_image(latents_BCHW)
         image_length = image_BLD.shape[1]
         caption_length = captions.shape[1] if isinstance(captions, Tensor) else _padded_length(captions)
-        rope_L1C = self._rope(rows, columns, image_length, caption_length)
+        rope_L1C2 = self._rope(rows, columns, image_length, caption_length)
         for block in self.noise_refiner:
-            image_BLD = run_block(block, image_BLD, rope_L1C[:image_length], time_BT)
+            image_BLD = run_block(block, image_BLD, rope_L1C2[:image_length], time_BT)
         if not isinstance(captions, Tensor):
-            captions = self._refined(captions, rope_L1C[image_length:], run_block)
+            captions = self._refined(captions, rope_L1C2[image_length:], run_block)
         sequence_BLD = torch.cat([image_BLD, captions], dim=1)
-        return Hidden(sequence_BLD, time_BT, rope_L1C, rows * columns, (rows, columns))
+        return Hidden(sequence_BLD, time_BT, rope_L1C2, rows * columns, (rows, columns))
 
     def decode(self, hidden: Hidden, run_block: RunBlock = call_block) -> Tensor:
         """Second half: the main blocks and the projection of the picture's tokens, (B, C, H, W) fp32."""

@@ -31,6 +31,11 @@ from zimage_gui.ui.tabs.generate import GenerateTab
 from zimage_gui.ui.trust import question
 from zimage_gui.ui.values import Raw
 
+# other spellings, and secrets: these reach no file, so no run that is started here; the environment has them
+HIDDEN = (
+    "runs_dir", "network_args", "dynamo_backend", "resume_from_huggingface", "wandb_api_key",
+    "huggingface_token",
+)  # fmt: skip
 OPEN = ("models", "dataset", "lora", "length", "optimizer", "saving", "previews")
 
 
@@ -43,7 +48,7 @@ class TrainingTab:
         self.desk = desk
         self.live = live
         self.name = config_class.command
-        self.form = Form(config_class, self.name, desk.drafts, hidden=("runs_dir", "network_args"))
+        self.form = Form(config_class, self.name, desk.drafts, hidden=HIDDEN)
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, config_class))
         empty = (
             "No run yet. Fill in the form and press Train: what it does is shown here, live.<br>"
