@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zimage_gui.engine.losses import LossSpec, flow_loss, loss_weights
 from zimage_gui.engine.objective import (
     SAMPLINGS,
     WEIGHTINGS,
     Draws,
     Objective,
     draw,
-    flow_loss,
-    loss_weights,
     resolution_shift,
     sample_sigmas,
+    strata,
 )
 
 SHAPE = (16, 4, 4)
@@ -153,25 +153,62 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_samples(scheme: str) -> None:
     torch.manual_seed(0)
     prediction, latents, noise = torch.randn(3, 5, *SHAPE)
     sigma = torch.rand(5)
-    whole = flow_loss(prediction, latents, noise, loss_weights(scheme, sigma))
-    single = [
-        flow_loss(
-            prediction[i : i + 1],
-            latents[i : i + 1],
-            noise[i : i + 1],
-            loss_weights(scheme, sigma[i : i + 1]),
-        )
-        for i in range(5)
-    ]
+    spec = LossSpec(weighting_scheme=scheme)
+    whole = flow_loss(prediction, latents, noise, sigma, spec)
+    rows = (slice(i, i + 1) for i in range(5))
+    single = [flow_loss(prediction[i], latents[i], noise[i], sigma[i], spec) for i in rows]
     torch.testing.assert_close(whole, torch.stack(single).mean())
 
 
 def test_the_target_is_the_direction_from_noise_to_picture() -> None:
     latents, noise = torch.randn(2, 2, *SHAPE)
-    assert float(flow_loss(latents - noise, latents, noise, torch.ones(2))) == 0.0
-    assert float(flow_loss(noise - latents, latents, noise, torch.ones(2))) > 1.0
+    assert float(flow_loss(latents - noise, latents, noise, torch.ones(2), LossSpec())) == 0.0
+    assert float(flow_loss(noise - latents, latents, noise, torch.ones(2), LossSpec())) > 1.0
 
 
 def test_an_unknown_sampling_is_an_error() -> None:
     with pytest.raises(ValueError, match="timestep_sampling"):
         sample_sigmas(Objective(timestep_sampling="nonsense"), Draws(*torch.zeros(3, 1, 1)), 4)
+
+
+def stratified(
+    mode: str, buckets: int | None, samples: int, epoch: int = 0, **options: object
+) -> torch.Tensor:
+    objective = Objective(timestep_sampling=mode, num_timestep_buckets=buckets, **options)  # type: ignore[arg-type]
+    return sample_sigmas(objective, draw(objective, 3, epoch, list(range(samples)), (1, 1, 1), samples), 1024)
+
+
+@pytest.mark.parametrize("mode", SAMPLINGS)
+def test_strata_give_each_equal_part_of_the_density_its_share_of_an_epoch(mode: str) -> None:
+    dense = stratified(mode, 1_000, 20_000).sort().values
+    edges = dense[[2_000 * part for part in range(1, 10)]].contiguous()
+    counts = torch.bincount(torch.bucketize(stratified(mode, 10, 200), edges), minlength=10)
+    free = torch.bincount(torch.bucketize(stratified(mode, None, 200), edges), minlength=10)
+    assert bool(((counts - 20).abs() <= 1).all()) and int((free - 20).abs().max()) > 2
+
+
+def test_fewer_samples_than_strata_still_get_parts_of_their_own_and_others_each_epoch() -> None:
+    first, second = (strata(3, epoch, 5, 20).tolist() for epoch in (0, 1))
+    assert len(set(first)) == len(set(second)) == 5 and first != second
+
+
+def test_strata_do_not_depend_on_the_batch_and_leave_the_noise_alone() -> None:
+    objective = Objective(num_timestep_buckets=4)
+    together = draw(objective, 1, 2, [0, 5, 6], SHAPE, 9)
+    alone = draw(objective, 1, 2, [5], SHAPE, 9)
+    assert torch.equal(together.normal[1], alone.normal[0])
+    assert torch.equal(together.noise, draw(Objective(), 1, 2, [0, 5, 6], SHAPE).noise)
+
+
+def test_strata_and_a_kept_distribution_still_give_the_cut_density() -> None:
+    options = {"min_timestep": 600, "preserve_distribution_shape": True}
+    cut, free = (stratified("sigmoid", buckets, 4_000, **options) for buckets in (8, None))
+    assert float(cut.min()) >= 0.6 and float(cut.median()) == pytest.approx(float(free.median()), abs=0.01)
+
+
+def test_a_noise_offset_shifts_each_channel_of_a_sample_and_changes_nothing_else() -> None:
+    plain, shifted = (draw(Objective(noise_offset=size), 0, 0, [4, 9], (16, 8, 8)) for size in (0.0, 0.1))
+    change = shifted.noise - plain.noise
+    assert float((change - change.mean((2, 3), keepdim=True)).abs().max()) < 1e-5
+    assert 0.05 < float(change.mean((2, 3)).std()) < 0.2
+    assert torch.equal(plain.normal, shifted.normal) and torch.equal(plain.uniform, shifted.uniform)

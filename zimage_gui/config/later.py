@@ -90,8 +90,6 @@ _SWAP: _What = (
 _COMPILE: _What = ("compiling comes in a later version", "Leave it out: only the speed differs")
 _KERNELS: _What = ("CUDA's kernel switches come in a later version", "Leave it out: only the speed differs")
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
-_STRATA: _What = ("stratified timesteps come in a later version", "Leave it out: each is drawn by itself")
-_HISTOGRAM: _What = ("drawing the timesteps comes in a later version", "Leave it out to train")
 _LOGGING: _What = (
     "TensorBoard and Weights & Biases come in a later version",
     "Leave it out: the window draws the curves, and events.jsonl in the run folder has the numbers",
@@ -129,8 +127,6 @@ LATER: tuple[Later, ...] = (
     Later("cuda_allow_tf32", "switch", _MODELS, *_KERNELS),
     Later("cuda_cudnn_benchmark", "switch", _MODELS, *_KERNELS),
     Later("flash3", "switch", _MODELS, *_FLASH3),
-    Later("num_timestep_buckets", "value", _TRAINING, *_STRATA, harmless=("0", "1")),
-    Later("show_timesteps", "value", _TRAINING, *_HISTOGRAM),
     Later("logging_dir", "value", _TRAINING, *_LOGGING),
     Later("log_with", "value", _TRAINING, *_LOGGING),
     Later("log_prefix", "value", _TRAINING, *_LOGGING),

@@ -12,6 +12,7 @@ from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
+from zimage_gui.config.objective_parts import Objectives, objective_problems
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -32,6 +33,7 @@ class TrainingConfig(
     Performance,
     Previews,
     Saving,
+    Objectives,
     Timesteps,
     Optimizing,
     Length,
@@ -44,11 +46,14 @@ class TrainingConfig(
         return (*super()._folder_options(), "batch_size")
 
     def problems(self) -> list[Problem]:
+        objective = [*self._timestep_problems(), *objective_problems(self)]
+        if self.show_timesteps is not None:  # nothing is trained, so nothing else is needed
+            return objective
         return [
             *self._model_problems("dit"),
             *self._dataset_problems(),
             *self._optimizer_problems(),
-            *self._timestep_problems(),
+            *objective,
             *self._saving_problems(),
             *self._preview_problems(),
             *self._memory_problems(),

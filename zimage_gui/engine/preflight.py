@@ -48,8 +48,11 @@ def with_models(config: Any) -> tuple[Any, list[Problem]]:
 
 def check(config: Any) -> list[Problem]:
     """All problems of a run at once; reads headers, captions' folders and prompt files, no weights."""
-    config, problems = with_models(config)
-    problems = [*config.problems(), *problems]
+    if config.show_timesteps is not None:
+        problems: list[Problem] = config.problems()
+        return problems
+    config, missing = with_models(config)
+    problems = [*config.problems(), *missing]
     found = [
         *_of(lambda: check_sources(sources_of(config))),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),

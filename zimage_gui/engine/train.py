@@ -17,6 +17,7 @@ import torch
 from zimage_gui.engine import finetuning, preflight
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
+from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
@@ -29,6 +30,7 @@ from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, descri
 from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
+from zimage_gui.engine.show_timesteps import show as show_timesteps
 from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
@@ -53,6 +55,9 @@ def run(config: Any, run: Run) -> list[Path]:
     `Interrupted` when stopped while caching, and `NonFiniteLoss`."""
     run.emit(Stage(name="check", text="Checking the settings"))
     raise_if_any(preflight.check(config))
+    if config.show_timesteps is not None:
+        shown, seed = config.show_timesteps, config.seed or 0
+        return show_timesteps(_objective(config), seed, _sizes(config), shown, run)
     config, _ = preflight.with_models(config)
     resumed = load_resumed(config, run) if config.resume is not None else None
     config = config.model_copy(update={"seed": _seed(config, resumed)})
@@ -253,7 +258,15 @@ def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
         config.gradient_checkpointing,
         config.gradient_checkpointing_cpu_offload,
         config.mixed_precision,
+        feed.loader.index.samples_per_epoch,
     )
+
+
+def _sizes(config: Any) -> list[tuple[int, int]]:
+    """Training sizes, without a look at the pictures."""
+    if config.dataset_config is None:
+        return [config.resolution]
+    return [source.resolution for source in sources_of(config)]
 
 
 def _objective(config: Any) -> Objective:

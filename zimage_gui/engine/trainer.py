@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import Batch
+from zimage_gui.engine.losses import flow_loss
 from zimage_gui.engine.methods import Method
-from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
+from zimage_gui.engine.objective import Objective, draw, sample_sigmas
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
@@ -45,6 +46,7 @@ class LoopSettings:
     gradient_checkpointing: bool = False
     gradient_checkpointing_cpu_offload: bool = False
     mixed_precision: str = "no"
+    epoch_samples: int | None = None
 
 
 @dataclass
@@ -174,15 +176,13 @@ class Trainer:
         """The weighted flow-matching loss of one batch, fp32."""
         latents = batch.latents.to(self.device, torch.float32, non_blocking=True)
         captions = [caption.to(self.device, non_blocking=True) for caption in batch.captions]
-        draws = draw(self.objective, self.settings.seed, epoch, batch.indices, tuple(latents.shape[1:]))
+        settings, shape = self.settings, tuple(latents.shape[1:])
+        draws = draw(self.objective, settings.seed, epoch, batch.indices, shape, settings.epoch_samples)
         sigma = sample_sigmas(self.objective, draws, latents.shape[-2] * latents.shape[-1] // 4)
-        weights = loss_weights(self.objective.weighting_scheme, sigma)
-        noise, sigma, weights = (
-            item.to(self.device, non_blocking=True) for item in (draws.noise, sigma, weights)
-        )
+        noise, sigma = (item.to(self.device, non_blocking=True) for item in (draws.noise, sigma))
         with computing_in(self.device, self.method.autocast_dtype):
             prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
-        return flow_loss(prediction, latents, noise, weights)
+        return flow_loss(prediction, latents, noise, sigma, self.objective)
 
     def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
         model, run_block = self.method.model, self.run_block
