@@ -14,6 +14,7 @@ from zimage_gui.engine.losses import (
     LossSpec,
     flow_loss,
     huber_thresholds,
+    masked_mean,
     min_snr_weights,
     pointwise,
     sample_weights,
@@ -54,6 +55,17 @@ def test_min_snr_weighs_the_error_of_the_picture_by_the_capped_ratio() -> None:
         ratio = ((1 - sigma) / sigma) ** 2
         assert float(weight) == pytest.approx(float(min(ratio, 5.0) * sigma**2), abs=1e-6)
     assert sample_weights(LossSpec(min_snr_gamma=5.0), torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.0]
+
+
+def test_a_mask_weighs_its_parts_and_a_small_one_counts_no_less() -> None:
+    losses = torch.ones(2, 16, 4, 4)
+    losses[:, :, :, 2:] = 5.0
+    masks = torch.zeros(2, 1, 4, 4)
+    masks[0, :, :, :2], masks[1, :, :1, :1] = 1.0, 1.0
+    assert masked_mean(losses, masks, 0.0).tolist() == [1.0, 1.0]
+    assert masked_mean(losses, masks, 1.0).tolist() == [3.0, 3.0]
+    assert float(masked_mean(losses, masks, 0.5)[0]) == pytest.approx((1 + 0.5 * 5) / 1.5)
+    assert torch.equal(masked_mean(losses, None, 0.0), losses.flatten(1).mean(1))
 
 
 @pytest.mark.parametrize("options", [{"loss_type": "huber", "huber_schedule": "snr"}, {"min_snr_gamma": 5.0}])

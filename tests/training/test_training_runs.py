@@ -49,7 +49,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != "run")
 
 
+VARIANTS = {
+    "caption_dropout_rate": 0.3, "shuffle_caption": True, "caption_lines": True, "flip_aug": True, "alpha_mask": True,
+    "noise_offset": 0.05, "num_timestep_buckets": 3, "loss_type": "huber", "huber_schedule": "snr",
+}  # fmt: skip
+
+
 KINDS = {
+    "lora-variants": (lora_config, VARIANTS),
+    "finetune-variants": (finetune_config, VARIANTS),
     "lora": (lora_config, {"network_dropout": 0.2, "rank_dropout": 0.1, "module_dropout": 0.1}),
     "lora-8bit": (
         lora_config,
@@ -102,6 +110,8 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_strai
 ) -> None:
     make, options = KINDS[kind]
     options = options | {"max_train_steps": 7, "save_precision": "fp32"}
+    if "variants" in kind:
+        write_varied_pictures(project / "pictures")
     whole_run, straight = train(make(project, output_name="straight", **options))
     stopped_run, stopped = train(make(project, output_name="parts", **options), stop_at=4)
     assert [path.name for path in stopped] == ["parts-step00000004.safetensors", "parts-step00000004-state"]
@@ -114,6 +124,42 @@ def test_stop_and_resume_in_the_middle_of_an_epoch_ends_bit_for_bit_as_the_strai
         for reporter in (whole_run, stopped_run, resumed_run)
     ]
     assert losses[0] == losses[1] + losses[2] and averages[0] == averages[1] + averages[2]
+
+
+def write_varied_pictures(folder: Path) -> None:
+    """Half transparent, with captions of several lines whose lengths fall into different groups."""
+    for path in folder.glob("*.txt"):
+        path.write_text("red, blue, round\na picture " + "very " * 40 + "large", encoding="utf-8")
+        pixels = Image.new("RGBA", (48, 32), (200, 100, 50, 255))
+        pixels.paste((20, 200, 90, 0), (24, 0, 48, 32))
+        pixels.save(path.with_suffix(".png"))
+
+
+@pytest.mark.parametrize("make", [lora_config, finetune_config])
+def test_each_way_to_see_a_picture_changes_what_is_learned(project: Path, make) -> None:
+    write_varied_pictures(project / "pictures")
+    seen = {}
+    for name, options in {
+        "plain": {}, "dropped": {"caption_dropout_rate": 1.0}, "lines": {"caption_lines": True},
+        "shuffled": {"shuffle_caption": True, "caption_lines": True}, "trigger": {"caption_prefix": "zorb"},
+        "flipped": {"flip_aug": True}, "masked": {"alpha_mask": True},
+        "weighed": {"alpha_mask": True, "unmasked_weight": 0.9},
+    }.items():  # fmt: skip
+        reporter, _ = train(make(project, max_train_steps=3, output_name=name, **options))
+        seen[name] = tuple(step.loss for step in reporter.of(Step))
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_epochs_of_captions_with_other_lengths_are_counted_one_by_one(project: Path) -> None:
+    write_varied_pictures(project / "pictures")
+    reporter, _ = train(lora_config(project, batch_size=3, max_train_epochs=8, caption_lines=True))
+    steps = reporter.of(Step)
+    per_epoch = [sum(step.epoch == epoch for step in steps) for epoch in range(1, 9)]
+    assert len(set(per_epoch)) > 1 and steps[-1].total_steps == len(steps) == sum(per_epoch)
+    by_steps, _ = train(
+        lora_config(project, batch_size=3, max_train_steps=len(steps), caption_lines=True, output_name="b")
+    )
+    assert by_steps.of(Step)[-1].total_epochs == 8
 
 
 def test_a_lora_lowers_the_loss_and_changes_no_base_weight(project: Path) -> None:

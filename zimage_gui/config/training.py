@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
+from zimage_gui.config.common import ModelPaths, RunOptions
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
@@ -23,6 +23,7 @@ from zimage_gui.config.saving_parts import (
 )
 from zimage_gui.config.schema import like, option, show
 from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
+from zimage_gui.config.variant_parts import CaptionVariants, MaskWeight, PixelVariants
 from zimage_gui.errors import Problem
 
 
@@ -33,11 +34,13 @@ class TrainingConfig(
     Performance,
     Previews,
     Saving,
+    MaskWeight,
     Objectives,
     Timesteps,
     Optimizing,
     Length,
-    PictureFolder,
+    CaptionVariants,
+    PixelVariants,
     ModelPaths,
 ):
     """What both kinds of training share."""

@@ -22,6 +22,7 @@ class LossSpec:
     huber_schedule: str = "constant"
     weighting_scheme: str = "none"
     min_snr_gamma: float | None = None
+    unmasked_weight: float = 0.1
 
 
 def loss_weights(scheme: str, sigma_B: Tensor) -> Tensor:
@@ -82,7 +83,24 @@ def pointwise(spec: LossSpec, error: Tensor, sigma_B: Tensor) -> Tensor:
     raise ValueError(f"unknown loss_type {spec.loss_type!r}")
 
 
-def flow_loss(prediction: Tensor, latents: Tensor, noise: Tensor, sigma_B: Tensor, spec: LossSpec) -> Tensor:
+def masked_mean(losses: Tensor, masks: Tensor | None, unmasked_weight: float) -> Tensor:
+    """Mean over each sample (B,) of losses (B, C, H, W), weighted by m = u + (1 - u) mask with masks
+    (B, 1, H, W): sum(m loss) / sum(m), so that a small mask counts no less than a large one."""
+    if masks is None:
+        return losses.flatten(1).mean(dim=1)
+    weights = (unmasked_weight + (1 - unmasked_weight) * masks).expand_as(losses)
+    return (losses * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1)
+
+
+def flow_loss(
+    prediction: Tensor,
+    latents: Tensor,
+    noise: Tensor,
+    sigma_B: Tensor,
+    spec: LossSpec,
+    masks: Tensor | None = None,
+) -> Tensor:
     """mean_b w_b mean(loss(prediction_b - (x0_b - noise_b))) in fp32; `prediction` is raw model output."""
     losses = pointwise(spec, prediction.float() - (latents - noise), sigma_B)
-    return (losses.flatten(1).mean(dim=1) * sample_weights(spec, sigma_B)).mean()
+    means = masked_mean(losses, masks, spec.unmasked_weight)
+    return (means * sample_weights(spec, sigma_B)).mean()

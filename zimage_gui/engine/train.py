@@ -3,7 +3,6 @@ each stage's work is elsewhere.
 """
 
 import gc
-import math
 import random
 import secrets
 import time
@@ -242,14 +241,13 @@ def _swap_blocks(model: ZImageTransformer, config: Any, run: Run, device: torch.
 
 
 def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
-    """Length of the run; every epoch has the same number of updates."""
-    per_epoch = feed.updates(0)
+    """Length of the run."""
     if config.max_train_epochs is not None:
         epochs = config.max_train_epochs
-        steps = epochs * per_epoch
+        steps = feed.updates_until(epochs)
     else:
         steps = config.max_train_steps
-        epochs = math.ceil(steps / per_epoch)
+        epochs = feed.epochs_until(steps)
     return LoopSettings(
         config.seed,
         steps,

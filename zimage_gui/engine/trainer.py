@@ -182,7 +182,8 @@ class Trainer:
         noise, sigma = (item.to(self.device, non_blocking=True) for item in (draws.noise, sigma))
         with computing_in(self.device, self.method.autocast_dtype):
             prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
-        return flow_loss(prediction, latents, noise, sigma, self.objective)
+        masks = batch.masks.to(self.device, non_blocking=True) if batch.masks is not None else None
+        return flow_loss(prediction, latents, noise, sigma, self.objective, masks)
 
     def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
         model, run_block = self.method.model, self.run_block

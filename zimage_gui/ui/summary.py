@@ -49,6 +49,8 @@ def model_rows(files: ModelFiles) -> tuple[list[tuple[str, str, bool]], list[Pro
 
 def quick_problems(config: TrainingConfig) -> list[Problem]:
     """Wrong paths, wrong files and an unusable dataset; milliseconds, because only headers are read."""
+    if config.show_timesteps is not None:  # nothing is read
+        return []
     needed = ("transformer", "vae", "text_encoder") if config.model_dir is not None else ("transformer",)
     files, problems = find_models(config, *needed)
     problems += model_rows(files)[1]

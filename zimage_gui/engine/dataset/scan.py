@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zimage_gui.engine.dataset.buckets import Fit, Size, choose_bucket, fit
-from zimage_gui.engine.dataset.captions import Caption, read_caption
+from zimage_gui.engine.dataset.captions import Caption, caption_variants, read_caption
 from zimage_gui.engine.dataset.discover import Listed, list_folder, list_jsonl
 from zimage_gui.engine.dataset.images import PictureProblem, read_info, read_pixels
 from zimage_gui.engine.dataset.sources import Source
@@ -32,6 +32,13 @@ class Picture:
     caption: str
     caption_path: Path | None
     notes: tuple[str, ...] = ()
+    other_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Every caption it may be trained with: the plain one first, the empty one of dropout last."""
+        dropped = ("",) if self.source.caption_dropout_rate else ()
+        return tuple(dict.fromkeys((self.caption, *self.other_captions, *dropped)))
 
     @property
     def original(self) -> Size:
@@ -162,7 +169,15 @@ def _look(source: Source, listed: Listed, decode: bool) -> Picture | Refused:
     if caption.problem is not None:
         reason = f"its caption {shown_name(listed.caption_path or listed.path)} {caption.problem}"
         return Refused(listed.path, "caption", reason)
-    return Picture(listed.path, source, chosen, caption.text, listed.caption_path, info.notes)
+    plain, *others = _variants(caption.text, source)
+    return Picture(listed.path, source, chosen, plain, listed.caption_path, info.notes, tuple(others))
+
+
+def _variants(text: str, source: Source) -> tuple[str, ...]:
+    orders = source.shuffle_variants if source.shuffle_caption else 0
+    return caption_variants(
+        text, prefix=source.caption_prefix, lines=source.caption_lines, orders=orders, keep=source.keep_tokens
+    )
 
 
 def _caption(listed: Listed) -> Caption | None:
