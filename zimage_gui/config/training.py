@@ -24,6 +24,7 @@ from zimage_gui.config.saving_parts import (
 from zimage_gui.config.schema import like, option, show
 from zimage_gui.config.training_parts import Length, Optimizing, Timesteps
 from zimage_gui.config.variant_parts import CaptionVariants, MaskWeight, PixelVariants
+from zimage_gui.config.watch_parts import Watching, watching_problems
 from zimage_gui.errors import Problem
 
 
@@ -34,6 +35,7 @@ class TrainingConfig(
     Performance,
     Previews,
     Saving,
+    Watching,
     MaskWeight,
     Objectives,
     Timesteps,
@@ -59,6 +61,7 @@ class TrainingConfig(
             *objective,
             *self._saving_problems(),
             *self._preview_problems(),
+            *watching_problems(self),
             *self._memory_problems(),
         ]
 

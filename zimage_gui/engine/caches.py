@@ -17,7 +17,7 @@ from zimage_gui.engine.cache_run import Encoding, Prepared, model_path, prepare,
 from zimage_gui.engine.cache_text import encode_texts, text_work
 from zimage_gui.engine.dataset.plan import CachedItem, CachedText, DatasetIndex
 from zimage_gui.engine.dataset.scan import shown_name
-from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.engine.dataset.sources import sources_of, validation_sources
 from zimage_gui.engine.masks import make_masks
 from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.events import Run
@@ -46,7 +46,8 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
         fp8=config.fp8_llm,
     )
     raise_if_any(model_problems(vae=vae.model, text_encoder=text.model))
-    prepared = prepare(sources_of(config, config.batch_size), run, workers)
+    trained = sources_of(config, config.batch_size)
+    prepared = prepare((*trained, *validation_sources(config)), run, workers)
     latents, texts = latent_work(prepared, vae, run), text_work(prepared, text, run)
     raise_if_any([*latents.problems(), *texts.problems()])
     with_latents = set(encode_latents(latents, run))
@@ -60,7 +61,8 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
         check_width(usable, transformer_config_of(config.dit).cap_feat_dim)
     masks = make_masks(usable, run)
     vae_config = vae_config_of(vae.model) if vae.model is not None else VaeConfig()
-    return index_of(prepared, usable, vae_config, masks)
+    index = index_of(prepared, usable, vae_config, masks)
+    return index.without_held_out(len(trained), config.validation_split)
 
 
 def _found(config: TrainingConfig, part: str) -> Path | None:

@@ -131,14 +131,14 @@ class Loader:
         plans = epoch_batches(self.index, self.seed, epoch)[start:]
         if self._workers < 1:
             for plan in plans:
-                yield self._load(plan)
+                yield self.load(plan)
             return
         pool = self._pool or ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
         self._pool = pool
         ahead: deque[Future[Batch]] = deque()
         try:
             for plan in plans:
-                ahead.append(pool.submit(self._load, plan))
+                ahead.append(pool.submit(self.load, plan))
                 if len(ahead) > self._workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -149,7 +149,8 @@ class Loader:
             if not self._persistent:
                 self.close()
 
-    def _load(self, plan: BatchPlan) -> Batch:
+    def load(self, plan: BatchPlan) -> Batch:
+        """Read one batch now."""
         batch = load_batch(plan, self._vae)
         return batch.pinned() if self._pin else batch
 

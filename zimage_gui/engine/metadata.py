@@ -38,6 +38,7 @@ _FROM_CONFIG = (
 _IF_CHANGED = (
     "loss_type", "huber_c", "huber_schedule", "min_snr_gamma", "noise_offset", "num_timestep_buckets",
     "caption_prefix", "caption_dropout_rate", "shuffle_caption", "keep_tokens", "flip_aug",
+    "ema_decay",
 )  # fmt: skip
 
 

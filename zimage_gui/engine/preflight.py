@@ -10,7 +10,7 @@ import torch
 
 from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
-from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.engine.dataset.sources import sources_of, validation_sources
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.networks import network_problems, rate_problems
@@ -54,7 +54,7 @@ def check(config: Any) -> list[Problem]:
     config, missing = with_models(config)
     problems = [*config.problems(), *missing]
     found = [
-        *_of(lambda: check_sources(sources_of(config))),
+        *_of(lambda: check_sources((*sources_of(config), *validation_sources(config)))),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
         *_of(lambda: _nothing(pick_device(config.device))),

@@ -26,7 +26,7 @@ _SHOULD_AGREE = (
     "preserve_distribution_shape", "num_timestep_buckets", "loss_type", "huber_c", "huber_schedule",
     "min_snr_gamma", "noise_offset", "unmasked_weight",
     "mixed_precision", "max_grad_norm", "lr_scheduler", "lr_warmup_steps",
-    "max_train_steps", "max_train_epochs",
+    "max_train_steps", "max_train_epochs", "ema_decay", "early_stop", "early_stop_patience",
 )  # fmt: skip
 _LORA_SHOULD_AGREE = (
     "network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier", "base_quant",

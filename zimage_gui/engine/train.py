@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from zimage_gui.engine import finetuning, preflight
+from zimage_gui.engine.averages import WeightAverage
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.dataset.sources import sources_of
@@ -31,6 +32,7 @@ from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
 from zimage_gui.engine.show_timesteps import show as show_timesteps
 from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
+from zimage_gui.engine.validation import Patience, Validation, ValidationTimes
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.attention import use_backend
@@ -101,6 +103,7 @@ def _train(
     trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
     if network is not None and config.scale_weight_norms is not None:
         trainer.limit = NormLimit(network, config.scale_weight_norms)
+    _watch(config, method, trainer)
     index = feed.loader.index
     if resumed is not None:
         restore(resumed, config, method, trainer, index, run)
@@ -115,6 +118,7 @@ def _train(
         run, names, method, trainer, _from(Retention, config), config.save_state,
         lambda step, epoch: metadata_of(config, facts, step, epoch), facts_of(config, method, index),
         previews, _from(PreviewTimes, config), beside,
+        _validation(config, feed.loader), _from(ValidationTimes, config),
     )  # fmt: skip
     _tell_plan(run, settings, method, index, trainer)
     try:
@@ -123,6 +127,21 @@ def _train(
     except NonFiniteLoss as error:
         raise _explained(error, keeper, config) from error
     return keeper.results
+
+
+def _watch(config: Any, method: Method, trainer: Trainer) -> None:
+    """The average of the weights and the early end, before a state is put back into them."""
+    if config.ema_decay:
+        kept_on = torch.device("cpu") if config.ema_device == "cpu" else None
+        trainer.average = WeightAverage(method.named_parameters(), config.ema_decay, kept_on)
+    if config.early_stop != "none":
+        trainer.patience = Patience(config.early_stop_patience)
+        trainer.patience_watches_loss = config.early_stop == "loss"
+
+
+def _validation(config: Any, loader: Loader) -> Validation | None:
+    items = loader.index.held_out
+    return Validation(items, loader.load, config.validation_levels) if items else None
 
 
 def _seed(config: Any, resumed: Resumed | None) -> int:
@@ -284,7 +303,8 @@ def _tell_plan(
     trained = sum(parameter.numel() for parameter in method.parameters())
     where = f", from step {trainer.progress.step}" if trainer.progress.step else ""
     text = (
-        f"Training {trained:,} parameters on {index.samples_per_epoch} samples: "
+        f"Training {trained:,} parameters on {index.samples_per_epoch} samples"
+        f"{f' ({len(index.held_out)} pictures held out)' if index.held_out else ''}: "
         f"{settings.total_steps} steps, {settings.total_epochs} epochs{where}"
     )
     run.emit(Stage(name="train", text=text))
@@ -292,9 +312,10 @@ def _tell_plan(
 
 def _explained(error: NonFiniteLoss, keeper: RunKeeper, config: Any) -> UserError:
     states = [path for path in keeper.results if path.name.endswith("-state")]
+    state = states[-1] if states else config.resume
     last = (
-        f"resume from {states[-1]}"
-        if states
+        f"resume from {state}"
+        if state is not None
         else "no state was saved before it (set save_every_n_steps and save_state)"
     )
     remedy = f"Lower learning_rate (now {config.learning_rate:g})"

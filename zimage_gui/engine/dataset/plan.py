@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from zimage_gui.engine.dataset.buckets import Size
 from zimage_gui.engine.dataset.sources import Source
+from zimage_gui.errors import UserError
 
 TOKEN_STEP = 32
 """Captions are padded to a multiple of this inside the transformer."""
@@ -108,6 +109,26 @@ class DatasetIndex:
     sources: tuple[Source, ...] = ()
     held_out: tuple[CachedItem, ...] = ()
 
+    def without_held_out(self, trained_sources: int, share: float) -> "DatasetIndex":
+        """The same with pictures moved to `held_out`: those of the entries behind the trained ones, or a
+        share of all, at least one, by a hash of their names: the same ones in every run. Raises UserError
+        when nothing is left to train, or nothing to hold out though it was asked for.
+        """
+        held = {item for item in self.items if item.source >= trained_sources}
+        if share:
+            ranked = sorted(self.items, key=lambda item: _rank(0, item.source, "held out", item.key))
+            held = set(ranked[: max(1, round(share * len(ranked)))])
+        kept = tuple(item for item in self.items if item not in held)
+        if not kept:
+            rule = "leaves no picture to train" if share else "holds all pictures that could be encoded"
+            option, value = ("validation_split", f"{share:g}") if share else ("validation_dataset", "")
+            raise UserError.one(option, value, rule, "Add pictures, or leave it out")
+        if not held and len(self.sources) > trained_sources:
+            rule = "holds no picture that could be encoded"
+            raise UserError.one("validation_dataset", "", rule, "See the warnings above")
+        held_out = tuple(item for item in self.items if item in held)
+        return replace(self, items=kept, sources=self.sources[:trained_sources], held_out=held_out)
+
     @cached_property
     def first_sample(self) -> tuple[int, ...]:
         """Number of each item's first sample; its repeats follow."""
@@ -144,8 +165,15 @@ class DatasetIndex:
         resume.
         """
         facts = [
-            (item.key, item.latent_shape, item.tokens, item.num_repeats, item.batch_size, item.source)
-            + item.variants
+            (
+                item.key,
+                item.latent_shape,
+                item.tokens,
+                item.num_repeats,
+                item.batch_size,
+                item.source,
+                *item.variants,
+            )
             for item in self.items
         ]
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -213,6 +241,7 @@ def _share(seed: int, epoch: int, what: str, number: int) -> float:
     return int.from_bytes(_rank(seed, epoch, what, number)[:6]) / 2**48
 
 
-def _rank(seed: int, epoch: int, what: str, number: int) -> bytes:
+def _rank(seed: int, epoch: int, what: str, number: int | str) -> bytes:
     """A random-looking sort key. Hashes give the same order in every Python and on every platform."""
-    return hashlib.blake2b(f"{seed} {epoch} {what} {number}".encode(), digest_size=16).digest()
+    words = f"{seed} {epoch} {what} {number}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(words, digest_size=16).digest()

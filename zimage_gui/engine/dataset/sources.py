@@ -4,7 +4,7 @@ Knows the dataset schema and paths. Must not open pictures. The lookup order of 
 musubi-tuner: the entry itself, then `[general]`, then the option of the same name, then the default.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -242,6 +242,40 @@ class PictureOptions(Protocol):
     def caption_extension(self) -> str: ...
     @property
     def cache_directory(self) -> Path | None: ...
+
+
+class ValidationOptions(PictureOptions, Protocol):
+    """Options of a training; `config.training.TrainingConfig` is one."""
+
+    @property
+    def validation_dataset(self) -> Path | None: ...
+
+
+def validation_sources(config: ValidationOptions) -> tuple[Source, ...]:
+    """The entries of `validation_dataset`. A plain folder is taken like the first entry that is trained, each
+    picture in its plain way. Raises UserError for a folder that is trained too.
+    """
+    path, trained = config.validation_dataset, sources_of(config)
+    if path is None:
+        return ()
+    if path.suffix.lower() in (".toml", ".json"):
+        found = file_sources(load_dataset(path, "validation_dataset"))
+    else:
+        folder = path.absolute()
+        plain: dict[str, Any] = {f.name: f.default for f in fields(Source) if f.name in VARIANTS}
+        plain |= {"caption_prefix": trained[0].caption_prefix, "num_repeats": 1, "notes": ()}
+        plain |= {"name": folder.name, "option": "validation_dataset"}
+        found = (
+            replace(
+                trained[0], image_directory=folder, image_jsonl_file=None, cache_directory=folder, **plain
+            ),
+        )
+    taken = {source.cache_directory.resolve() for source in trained}
+    if any(source.cache_directory.resolve() in taken for source in found):
+        rule = "is trained too, or has the cache folder of what is trained"
+        remedy = "Choose another folder, or hold out a share with validation_split"
+        raise UserError.one("validation_dataset", path, rule, remedy)
+    return found
 
 
 def sources_of(config: PictureOptions, batch_size: int = 1) -> tuple[Source, ...]:
