@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from zimage_gui.engine.losses import LossSpec, flow_loss, loss_weights
 from zimage_gui.engine.objective import (
+    MIXTURES,
     SAMPLINGS,
     WEIGHTINGS,
     Draws,
@@ -93,6 +94,7 @@ def test_noise_is_standard_normal() -> None:
         ({"timestep_sampling": "shift", "discrete_flow_shift": 3.0}, 0.75),
         ({"timestep_sampling": "flux_shift"}, math.exp(0.63) / (1 + math.exp(0.63))),
         ({"timestep_sampling": "logsnr", "logit_mean": 2.0}, 1 / (1 + math.e)),
+        ({"timestep_sampling": "ideogram4_shift"}, 2 / 3),  # 1024 tokens count as four times 512 x 512
         (
             {"timestep_sampling": "sigma", "weighting_scheme": "logit_normal", "logit_mean": 1.0},
             1 / (1 + math.exp(-1)),
@@ -124,6 +126,8 @@ def test_resolution_shifts_pass_through_their_two_points() -> None:
         ("flux_shift", 4096): 1.15,
         ("qwen_shift", 256): 0.5,
         ("qwen_shift", 8192): 0.9,
+        ("krea2_shift", 6400): 1.15,
+        ("flux2_shift", 1024): 1.15,
     }
     for (mode, tokens), mu in points.items():
         assert math.log(resolution_shift(mode, tokens)) == pytest.approx(mu)
@@ -178,7 +182,22 @@ def stratified(
     return sample_sigmas(objective, draw(objective, 3, epoch, list(range(samples)), (1, 1, 1), samples), 1024)
 
 
-@pytest.mark.parametrize("mode", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("buckets", "mode"), [(None, "qinglong_flux"), (2, "qinglong_flux"), (2, "qinglong_qwen")]
+)
+def test_a_mixture_has_its_shares_of_nearly_clean_pictures(buckets: int | None, mode: str) -> None:
+    sigma = stratified(mode, buckets, 20_000, logit_mean=-6.0, logit_std=0.1)
+    shares = {"qinglong_flux": (0.10, 0.11), "qinglong_qwen": (0.05, 0.0)}[mode]
+    base = stratified(mode.removeprefix("qinglong_") + "_shift", buckets, 20_000)
+    clean, noisy = (sigma < 0.25), (sigma > 0.945) & (sigma < 0.96)
+    assert float(clean.float().mean()) == pytest.approx(
+        shares[0] + (1 - sum(shares)) * float((base < 0.25).float().mean()), abs=0.01
+    )
+    extra = float(((base > 0.945) & (base < 0.96)).float().mean()) * (1 - sum(shares))
+    assert float(noisy.float().mean()) == pytest.approx(shares[1] + extra, abs=0.012)
+
+
+@pytest.mark.parametrize("mode", sorted({*SAMPLINGS} - {*MIXTURES}))
 def test_strata_give_each_equal_part_of_the_density_its_share_of_an_epoch(mode: str) -> None:
     dense = stratified(mode, 1_000, 20_000).sort().values
     edges = dense[[2_000 * part for part in range(1, 10)]].contiguous()

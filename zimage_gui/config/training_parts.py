@@ -12,7 +12,10 @@ from pydantic import field_validator
 
 from zimage_gui.config.schema import Options, option
 
-TimestepSampling = Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr"]
+TimestepSampling = Literal[
+    "sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr",
+    "flux2_shift", "krea2_shift", "ideogram4_shift", "qinglong_flux", "qinglong_qwen",
+]  # fmt: skip
 WeightingScheme = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]
 
 

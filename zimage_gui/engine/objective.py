@@ -9,7 +9,7 @@ end, so that its range and its densities are mirrored there; here they are not.)
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -18,10 +18,23 @@ from torch import Tensor
 from zimage_gui.engine.losses import LossSpec
 from zimage_gui.model.flow import shift_sigma
 
-SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift", "logsnr", "qwen_shift")
+SAMPLINGS = (
+    "sigma", "uniform", "sigmoid", "shift", "flux_shift", "logsnr", "qwen_shift",
+    "flux2_shift", "krea2_shift", "ideogram4_shift", "qinglong_flux", "qinglong_qwen",
+)  # fmt: skip
 WEIGHTINGS = ("none", "logit_normal", "mode", "cosmap", "sigma_sqrt")
 # exp(mu) is the shift; mu is linear in the number of image tokens between these two points (tokens, mu)
-_SHIFT_LINES = {"flux_shift": ((256, 0.5), (4096, 1.15)), "qwen_shift": ((256, 0.5), (8192, 0.9))}
+_SHIFT_LINES = {
+    "flux_shift": ((256, 0.5), (4096, 1.15)),
+    "flux2_shift": ((64, 0.5), (1024, 1.15)),  # the same line over latent cells, four to a token here
+    "krea2_shift": ((256, 0.5), (6400, 1.15)),
+    "qwen_shift": ((256, 0.5), (8192, 0.9)),
+}
+MIXTURES = {"qinglong_flux": ("flux_shift", 0.79, 0.90), "qinglong_qwen": ("qwen_shift", 0.95, 0.95)}
+"""Sampling -> that of a first share of the samples; up to a second share logsnr; beyond it logsnr of
+`_CLEAN`."""
+_CLEAN = (5.36, 1.0)  # mean and standard deviation of a log SNR: nearly clean pictures
+_IDEOGRAM_STD, _IDEOGRAM_LIMITS = 1.5, (-7.5, 9.0)  # of the logit
 _REJECTION_ROUNDS = 64
 _EDGE = 1e-7  # the inverse of the normal distribution is infinite at 0 and 1
 
@@ -91,9 +104,12 @@ def draw(
     if (buckets := objective.num_timestep_buckets or 0) > 1:
         assert samples is not None
         part = strata(seed, epoch, samples, buckets)[indices]
-        uniform[:, 0] = (part + uniform[:, 0]) / buckets
+        stratified = (part + uniform[:, 0]) / buckets
+        # A mixture chooses by the uniform number, which must then not tell the normal one.
+        mixture = objective.timestep_sampling in MIXTURES
+        uniform[:, 0] = torch.special.ndtr(normal[:, 0]) if mixture else stratified
         # n = sqrt(2) erfinv(2u - 1) is standard normal. Draws after a rejected first one stay free.
-        normal[:, 0] = torch.special.ndtri(uniform[:, 0].clamp(_EDGE, 1 - _EDGE))
+        normal[:, 0] = torch.special.ndtri(stratified.clamp(_EDGE, 1 - _EDGE))
     return Draws(normal, uniform, noise)
 
 
@@ -116,8 +132,16 @@ def _density(objective: Objective, normal: Tensor, uniform: Tensor, image_tokens
         return uniform
     if mode == "sigma":
         return _sd3_density(objective, normal, uniform)
-    if mode == "logsnr":  # sigma = sigmoid(-x / 2) has log SNR 2 log((1 - sigma) / sigma) = x
-        return torch.sigmoid(-(objective.logit_mean + objective.logit_std * normal) / 2)
+    if mode == "logsnr":
+        return _of_log_snr(normal, objective.logit_mean, objective.logit_std)
+    if mode == "ideogram4_shift":
+        return _ideogram4(normal, image_tokens)
+    if mode in MIXTURES:
+        base, first, second = MIXTURES[mode]
+        most = _density(replace(objective, timestep_sampling=base), normal, uniform, image_tokens)
+        some = _of_log_snr(normal, objective.logit_mean, objective.logit_std)
+        rest = _of_log_snr(normal, *_CLEAN)
+        return torch.where(uniform < first, most, torch.where(uniform < second, some, rest))
     sigma = torch.sigmoid(objective.sigmoid_scale * normal)
     if mode == "sigmoid":
         return sigma
@@ -126,6 +150,18 @@ def _density(objective: Objective, normal: Tensor, uniform: Tensor, image_tokens
     if mode in _SHIFT_LINES:
         return shift_sigma(sigma, resolution_shift(mode, image_tokens))
     raise ValueError(f"unknown timestep_sampling {mode!r}")
+
+
+def _of_log_snr(normal: Tensor, mean: float, std: float) -> Tensor:
+    """sigma = sigmoid(-x / 2) has the log SNR 2 log((1 - sigma) / sigma) = x."""
+    return torch.sigmoid(-(mean + std * normal) / 2)
+
+
+def _ideogram4(normal: Tensor, image_tokens: int) -> Tensor:
+    """logit(sigma) ~ N(log(pixels / 512^2) / 2, 1.5^2), cut off far out; as in the first seed, a latent cell
+    counts as 16 x 16 pixels, so that a token has 1024."""
+    mean = 0.5 * math.log(1024 * image_tokens / 512**2)
+    return torch.sigmoid((mean + _IDEOGRAM_STD * normal).clamp(*_IDEOGRAM_LIMITS))
 
 
 def _sd3_density(objective: Objective, normal: Tensor, uniform: Tensor) -> Tensor:
