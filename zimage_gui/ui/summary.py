@@ -103,7 +103,8 @@ def updates_per_epoch(config: TrainingConfig, report: ScanReport) -> int:
         for picture in report.pictures:
             if picture.source == source:
                 counts[picture.bucket] = counts.get(picture.bucket, 0) + source.num_repeats
-        batches += sum(math.ceil(count / size) for count in counts.values())
+        trained = 1 - config.validation_split
+        batches += sum(math.ceil(count * trained / size) for count in counts.values())
     return max(1, math.ceil(batches / config.gradient_accumulation_steps))
 
 
