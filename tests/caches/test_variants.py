@@ -20,6 +20,7 @@ from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.dataset.captions import caption_variants
 from zimage_gui.engine.dataset.plan import epoch_batches
 from zimage_gui.engine.dataset.report import dataset_toml
+from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import check, file_sources, folder_source
 from zimage_gui.engine.loader import load_batch
 from zimage_gui.errors import UserError
@@ -62,6 +63,14 @@ def test_lines_orders_and_the_trigger_word_make_captions_without_doubles():
     assert caption_variants("zorb here\n\n there ", prefix="zorb", lines=True) == ("zorb here", "zorb there")
     assert caption_variants("one\ntwo") == ("one\ntwo",) and caption_variants("", lines=True) == ("",)
     assert caption_variants("alone", orders=4) == ("alone",)
+
+
+def test_a_caption_file_that_stands_for_thousands_is_named_and_left_out(folder):
+    (folder / "a.txt").write_text("\n".join(f"line, {number}" for number in range(300)), encoding="utf-8")
+    for options, left in (({}, ["a", "b"]), ({"shuffle_caption": True}, ["b"])):
+        report = scan((folder_source(folder, resolution=(64, 64), caption_lines=True, **options),))
+        assert [picture.path.stem for picture in report.pictures] == left
+    assert "at most 1000" in report.refused[0].sentence()
 
 
 def test_every_caption_is_encoded_ahead_and_the_plain_file_is_what_it_would_be_without(folder):
