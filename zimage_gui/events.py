@@ -78,6 +78,16 @@ class Step(_Event):
     layers_held: int | None = None
 
 
+class Validation(_Event):
+    """The mean loss of the held-out pictures, without weights, at fixed noise levels and noise."""
+
+    kind: Literal["validation"] = "validation"
+    step: int
+    epoch: int
+    loss: float
+    pictures: int
+
+
 class Sample(_Event):
     """A picture was written. adapter: whether a training adapter was "on" or "off", None without one."""
 
@@ -128,7 +138,7 @@ class Finished(_Event):
 
 
 Event = Annotated[
-    Started | Stage | Progress | Step | Sample | Checkpoint | Note | Warning | Failed | Finished,
+    Started | Stage | Progress | Step | Validation | Sample | Checkpoint | Note | Warning | Failed | Finished,
     Field(discriminator="kind"),
 ]
 

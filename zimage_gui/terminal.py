@@ -20,6 +20,7 @@ from zimage_gui.events import (
     Stage,
     Started,
     Step,
+    Validation,
     Warning,
 )
 
@@ -92,6 +93,8 @@ def sentence(event: Event) -> str:
         adapter = f" (training adapter {event.adapter})" if event.adapter else ""
         step = f" at step {event.step}" if event.step else ""
         return f"Picture{step}: {event.path}{adapter}"
+    if isinstance(event, Validation):
+        return f"Held-out pictures at step {event.step}: loss {event.loss:.4f}"
     if isinstance(event, Checkpoint):
         return f"Saved {event.what} at step {event.step}: {event.path}"
     if isinstance(event, Finished):

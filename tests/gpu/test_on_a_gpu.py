@@ -54,6 +54,9 @@ def test_a_lora_is_trained_stopped_resumed_and_used_on_a_gpu(tmp_path: Path) -> 
         "train-lora", str(tmp_path / "demo" / "train_lora.toml"), "--device", "cuda",
         "--output_dir", str(tmp_path / "out"), "--output_name", "z", "--runs_dir", str(tmp_path / "runs"), "--save_state_on_train_end",
     ]  # fmt: skip
+    watch = ["--ema_decay", "0.9", "--validation_split", "0.2", "--early_stop", "validation"]
+    objective = ["--loss_type", "huber", "--min_snr_gamma", "5", "--noise_offset", "0.05", "--num_timestep_buckets", "4"]
+    command(*train, *watch, *objective, "--output_name", "watched", "--max_train_steps", "10")
     command(*train, "--max_train_steps", "10")
     command(*train, "--max_train_steps", "20", "--resume", str(tmp_path / "out" / "z-state"))
     command(

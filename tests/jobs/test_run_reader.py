@@ -8,7 +8,17 @@ from fake_engine import a_step
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zimage_gui.events import Checkpoint, EventLog, Failed, Progress, Sample, Stage, Warning, to_line
+from zimage_gui.events import (
+    Checkpoint,
+    EventLog,
+    Failed,
+    Progress,
+    Sample,
+    Stage,
+    Validation,
+    Warning,
+    to_line,
+)
 from zimage_gui.jobs.reader import Curves, Readers, RunReader
 
 
@@ -113,3 +123,11 @@ def test_what_one_page_was_given_does_not_change_under_it(new_run):
     given = reader.poll()
     write(folder, a_step(2))
     assert len(reader.poll().curves.steps) == 2 and len(given.curves.steps) == 1
+
+
+def test_losses_of_held_out_pictures_are_kept_and_replaced_from_a_resumed_step_on(new_run):
+    folder = new_run().folder
+    measured = ((0, 0.5), (10, 0.4), (20, 0.3), (10, 0.45))
+    write(folder, *(Validation(step=step, epoch=1, loss=loss, pictures=2) for step, loss in measured))
+    view = RunReader(folder).poll()
+    assert [(one.step, one.loss) for one in view.validations] == [(0, 0.5), (10, 0.45)]

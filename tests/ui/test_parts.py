@@ -8,7 +8,9 @@ from PIL import Image
 
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import folder_source
-from zimage_gui.ui import dataset_view
+from zimage_gui.events import Step, Validation
+from zimage_gui.jobs.reader import RunView
+from zimage_gui.ui import dataset_view, run_html
 from zimage_gui.ui.captions import CaptionFiles
 from zimage_gui.ui.charts import Line, line_chart, nice_ticks
 from zimage_gui.ui.drafts import Drafts
@@ -162,3 +164,13 @@ def test_a_live_part_is_sent_only_when_its_mark_moved():
     state["mark"] = 2
     assert live.changes({"marks": {"g:p": sent["mark"]}})[0]["html"] == " 2"
     assert live.changes(["no", "dict"]) == live.changes({"marks": {"g:p": 3}}) == []
+
+
+def test_the_loss_of_held_out_pictures_stands_in_the_loss_chart(tmp_path):
+    view = RunView(tmp_path)
+    for step in (1, 2):
+        view.curves.add(Step(step=step, total_steps=2, epoch=1, total_epochs=1, loss=0.5, loss_average=0.5, lr=1e-4,
+                             seconds=1.0, samples_per_second=1.0))  # fmt: skip
+    assert "held-out" not in run_html.curves(view)
+    view.validations.append(Validation(step=0, epoch=0, loss=0.75, pictures=2))
+    assert "held-out pictures" in run_html.curves(view) and "zg-line-held" in run_html.curves(view)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from zimage_gui.config.common import (
-    PictureFolder,
     Precision,
     RunOptions,
     TextEncoderPath,
@@ -17,6 +16,7 @@ from zimage_gui.config.common import (
 )
 from zimage_gui.config.memory_parts import TextEncoderMemory
 from zimage_gui.config.schema import Options, option
+from zimage_gui.config.variant_parts import CaptionVariants, PixelVariants
 from zimage_gui.errors import Problem
 
 
@@ -46,7 +46,7 @@ class CacheOptions(Options):
     )
 
 
-class CacheLatentsConfig(RunOptions, CacheOptions, PictureFolder, VaePath):
+class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
     """Encode the pictures with the VAE."""
 
     command: ClassVar[str] = "cache-latents"
@@ -76,7 +76,7 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PictureFolder, VaePath):
         return [*self._model_problems("vae"), *self._dataset_problems()]
 
 
-class CacheTextConfig(RunOptions, CacheOptions, TextEncoderMemory, PictureFolder, TextEncoderPath):
+class CacheTextConfig(RunOptions, CacheOptions, TextEncoderMemory, CaptionVariants, TextEncoderPath):
     """Encode the captions with the text encoder."""
 
     command: ClassVar[str] = "cache-text"

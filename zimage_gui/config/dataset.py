@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from zimage_gui.config.build import absolute, field_problems
 from zimage_gui.config.common import PictureFolder, check_resolution, square
-from zimage_gui.config.schema import Options, option, options_of, show
+from zimage_gui.config.schema import Options, like, option, options_of, show
 from zimage_gui.config.toml_io import parse, read_text
+from zimage_gui.config.variant_parts import CaptionVariants, PixelVariants
 from zimage_gui.errors import Problem, UserError
 
 _VIDEO_KEYS = frozenset(
@@ -44,6 +45,11 @@ INERT_KEYS = {
     "fp_1f_target_index": "it belongs to FramePack",
     "fp_1f_no_post": "it belongs to FramePack",
 }
+
+
+def _own(cls: type[PictureFolder], name: str) -> Any:
+    """A folder's option as a key of a dataset file: not given unless it is there."""
+    return like(cls, name, None, matters="", aliases=(), advanced=False)
 
 
 class GeneralTable(Options):
@@ -84,6 +90,15 @@ class GeneralTable(Options):
         ge=1,
         le=100_000,
     )
+    caption_prefix: str | None = _own(CaptionVariants, "caption_prefix")
+    caption_dropout_rate: float | None = _own(CaptionVariants, "caption_dropout_rate")
+    caption_lines: bool | None = _own(CaptionVariants, "caption_lines")
+    shuffle_caption: bool | None = _own(CaptionVariants, "shuffle_caption")
+    keep_tokens: int | None = _own(CaptionVariants, "keep_tokens")
+    shuffle_variants: int | None = _own(CaptionVariants, "shuffle_variants")
+    flip_aug: bool | None = _own(PixelVariants, "flip_aug")
+    alpha_mask: bool | None = _own(PixelVariants, "alpha_mask")
+    mask_directory: Path | None = _own(PixelVariants, "mask_directory")
 
     _square = field_validator("resolution", mode="before")(square)
     _size = field_validator("resolution")(check_resolution)
@@ -279,7 +294,7 @@ def _one_spelling(folder: Path) -> Path:
         return folder
 
 
-class DatasetConfig(PictureFolder):
+class DatasetConfig(CaptionVariants, PixelVariants):
     """Look over a dataset: pictures, captions, buckets and what is wrong; write its TOML."""
 
     command: ClassVar[str] = "dataset"

@@ -88,8 +88,6 @@ _SWAP: _What = (
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
-_STRATA: _What = ("stratified timesteps come in a later version", "Leave it out: each is drawn by itself")
-_HISTOGRAM: _What = ("drawing the timesteps comes in a later version", "Leave it out to train")
 _DDP: _What = (
     "training on several GPUs comes in a later version",
     "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
@@ -103,8 +101,6 @@ LATER: tuple[Later, ...] = (
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("flash3", "switch", _MODELS, *_FLASH3),
-    Later("num_timestep_buckets", "value", _TRAINING, *_STRATA, harmless=("0", "1")),
-    Later("show_timesteps", "value", _TRAINING, *_HISTOGRAM),
     Later("ddp_timeout", "value", _TRAINING, *_DDP),
     Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),
     Later("ddp_static_graph", "switch", _TRAINING, *_DDP),

@@ -37,6 +37,7 @@ SECTIONS: dict[str, str] = {
     "cache": "Cache",
     "saving": "Saving and resuming",
     "previews": "Pictures during training",
+    "validation": "Validation, average, early end",
     "output": "Output",
     "performance": "Memory and speed",
     "metadata": "Metadata in the file",

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from zimage_gui.config.common import ModelPaths, PictureFolder, RunOptions
+from zimage_gui.config.common import ModelPaths, RunOptions
 from zimage_gui.config.compile_parts import DynamoCompiling, Kernels
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
+from zimage_gui.config.objective_parts import Objectives, objective_problems
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -24,6 +25,8 @@ from zimage_gui.config.saving_parts import (
 from zimage_gui.config.schema import like, option, show
 from zimage_gui.config.sharing_parts import Hub, Logging
 from zimage_gui.config.training_parts import SHAPED_SCHEDULES, Length, Optimizing, Timesteps
+from zimage_gui.config.variant_parts import CaptionVariants, MaskWeight, PixelVariants
+from zimage_gui.config.watch_parts import Watching, watching_problems
 from zimage_gui.errors import Problem
 
 
@@ -38,10 +41,14 @@ class TrainingConfig(
     Performance,
     Previews,
     Saving,
+    Watching,
+    MaskWeight,
+    Objectives,
     Timesteps,
     Optimizing,
     Length,
-    PictureFolder,
+    CaptionVariants,
+    PixelVariants,
     ModelPaths,
 ):
     """What both kinds of training share."""
@@ -50,13 +57,17 @@ class TrainingConfig(
         return (*super()._folder_options(), "batch_size")
 
     def problems(self) -> list[Problem]:
+        objective = [*self._timestep_problems(), *objective_problems(self)]
+        if self.show_timesteps is not None:  # nothing is trained, so nothing else is needed
+            return objective
         return [
             *self._model_problems("dit"),
             *self._dataset_problems(),
             *self._optimizer_problems(),
-            *self._timestep_problems(),
+            *objective,
             *self._saving_problems(),
             *self._preview_problems(),
+            *watching_problems(self),
             *self._memory_problems(),
             *self._compile_problems(),
             *self._logging_problems(),

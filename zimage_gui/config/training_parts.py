@@ -12,7 +12,10 @@ from pydantic import field_validator
 
 from zimage_gui.config.schema import Options, option
 
-TimestepSampling = Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr"]
+TimestepSampling = Literal[
+    "sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr",
+    "flux2_shift", "krea2_shift", "ideogram4_shift", "qinglong_flux", "qinglong_qwen",
+]  # fmt: skip
 SHAPED_SCHEDULES = ("rex", "piecewise_constant")
 """Named schedules that lr_scheduler_args shape."""
 WeightingScheme = Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"]

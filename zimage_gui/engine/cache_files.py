@@ -1,4 +1,4 @@
-"""Cache files on disk: their names, keys and fingerprints, which of them still hold, and which are left over.
+"""Cache files on disk: their names, keys and fingerprints, and which of them still hold.
 
 Names and tensor keys are musubi-tuner's, so each program reads the other's files; our fingerprint is
 metadata that musubi ignores. Knows safetensors headers and hashes. Must not know networks: it never imports
@@ -13,7 +13,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zimage_gui.engine.dataset.buckets import Size
@@ -37,9 +37,8 @@ CAPTION_HASH, TEXT_ENCODER = "zimage_gui_caption_sha256", "zimage_gui_text_encod
 PRECISION = "zimage_gui_precision"
 SOURCE, CHECKSUM = "zimage_gui_source", "zimage_gui_crc32"
 
-_LATENT_NAME = re.compile(r"^(?P<key>.+)_(?P<width>\d{4,})x(?P<height>\d{4,})_zi\.safetensors$")
-_TEXT_NAME = re.compile(r"^(?P<key>.+)_zi_te\.safetensors$")
 _LATENT_KEY = re.compile(r"^latents_1x(\d+)x(\d+)_(float32|float16|bfloat16)$")
+MASK_KEY = re.compile(r"^mask_(\d+)x(\d+)_(float32)$")
 _TEXT_KEY = re.compile(r"^varlen_llm_embed_(float32|float16|bfloat16)$")
 _FLOATS = ("F32", "F16", "BF16")
 
@@ -47,6 +46,10 @@ _FLOATS = ("F32", "F16", "BF16")
 class Kind(enum.Enum):
     LATENT = "latent"
     TEXT = "text"
+    MASK = "mask"
+
+
+TENSOR_KEYS = {Kind.LATENT: _LATENT_KEY, Kind.TEXT: _TEXT_KEY, Kind.MASK: MASK_KEY}
 
 
 class State(enum.Enum):
@@ -91,22 +94,43 @@ class Maker:
 
 @dataclass(frozen=True)
 class CacheItem:
-    """A picture with the unique key of its two cache files inside its cache directory."""
+    """A picture with the unique key of its cache files inside its cache directory; `flipped` and a `number`
+    of its captions above 0 make it one of its variants, whose files have names of our own."""
 
     picture: Picture
     key: str
+    flipped: bool = False
+    number: int = 0
+
+    @property
+    def plain(self) -> "CacheItem":
+        return self if not self.flipped and not self.number else CacheItem(self.picture, self.key)
+
+    @property
+    def caption(self) -> str:
+        return self.picture.captions[self.number]
 
     @property
     def latent_path(self) -> Path:
+        return self._latent("_flip" if self.flipped else "")
+
+    @property
+    def mask_path(self) -> Path:
+        return self._latent("_mask")
+
+    def _latent(self, variant: str) -> Path:
         width, height = self.picture.original
-        return self.picture.source.cache_directory / f"{self.key}_{width:04d}x{height:04d}_zi.safetensors"
+        name = f"{self.key}_{width:04d}x{height:04d}_zi{variant}.safetensors"
+        return self.picture.source.cache_directory / name
 
     @property
     def text_path(self) -> Path:
-        return self.picture.source.cache_directory / f"{self.key}_zi_te.safetensors"
+        # Named by what it says: another number of variants changes no file.
+        variant = f"_{caption_hash(self.caption)[:12]}" if self.number else ""
+        return self.picture.source.cache_directory / f"{self.key}_zi_te{variant}.safetensors"
 
     def path(self, kind: Kind) -> Path:
-        return self.latent_path if kind is Kind.LATENT else self.text_path
+        return {Kind.LATENT: self.latent_path, Kind.TEXT: self.text_path, Kind.MASK: self.mask_path}[kind]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -136,6 +160,20 @@ def cache_items(pictures: Iterable[Picture]) -> list[CacheItem]:
         taken.add((folder, folded_name(key)))
         items.append(CacheItem(picture, key))
     return items
+
+
+def with_flips(items: Iterable[CacheItem]) -> list[CacheItem]:
+    """Every latent of these pictures, the mirrored ones too."""
+    return [
+        replace(item, flipped=flipped)
+        for item in items
+        for flipped in ((False, True) if item.picture.source.flip_aug else (False,))
+    ]
+
+
+def with_captions(items: Iterable[CacheItem]) -> list[CacheItem]:
+    """Every caption of these pictures."""
+    return [replace(item, number=number) for item in items for number in range(len(item.picture.captions))]
 
 
 def _too_long(key: str) -> bool:
@@ -208,9 +246,9 @@ def latent_metadata(item: CacheItem, image_sha256: str, maker: Maker) -> dict[st
 def text_metadata(item: CacheItem, maker: Maker) -> dict[str, str]:
     return {
         "architecture": ARCHITECTURE,
-        "caption1": item.picture.caption,
+        "caption1": item.caption,
         "format_version": FORMAT_VERSION,
-        CAPTION_HASH: caption_hash(item.picture.caption),
+        CAPTION_HASH: caption_hash(item.caption),
         TEXT_ENCODER: maker.identity or "",
         PRECISION: maker.precision or "bf16",
         SOURCE: relative_source(item.picture.path, item.picture.source.cache_directory),
@@ -245,7 +283,7 @@ def judge_latent(item: CacheItem, maker: Maker, *, trust: bool = False) -> Verdi
     trust: take an existing, readable file of the right bucket without comparing fingerprints
     (`--skip_existing`).
     """
-    found = _open_cache(item.latent_path, _LATENT_KEY)
+    found = opened_cache(item.latent_path, _LATENT_KEY)
     if isinstance(found, Verdict):
         return found
     metadata, info = found.metadata, found.tensor
@@ -271,12 +309,12 @@ def judge_latent(item: CacheItem, maker: Maker, *, trust: bool = False) -> Verdi
         return Verdict(State.STALE, "the picture has changed")
     if difference := maker.differs_from(metadata.get(VAE), metadata.get(PRECISION)):
         return Verdict(State.STALE, difference)
-    return _judge_data(item.latent_path, found)
+    return judge_data(item.latent_path, found)
 
 
 def judge_text(item: CacheItem, maker: Maker, *, trust: bool = False) -> Verdict:
     """Whether the text features of `item` can be used as they are; arguments as in `judge_latent`."""
-    found = _open_cache(item.text_path, _TEXT_KEY)
+    found = opened_cache(item.text_path, _TEXT_KEY)
     if isinstance(found, Verdict):
         return found
     metadata = found.metadata
@@ -284,13 +322,13 @@ def judge_text(item: CacheItem, maker: Maker, *, trust: bool = False) -> Verdict
         return Verdict(State.CORRUPT, "its tensor has no tokens")
     if trust:
         return Verdict(State.READY)
-    if metadata.get("caption1") != item.picture.caption:
+    if metadata.get("caption1") != item.caption:
         return Verdict(State.STALE, "the caption has changed")
     if CAPTION_HASH not in metadata:
         return Verdict(State.UNVERIFIED)
     if difference := maker.differs_from(metadata.get(TEXT_ENCODER), metadata.get(PRECISION)):
         return Verdict(State.STALE, difference)
-    return _judge_data(item.text_path, found)
+    return judge_data(item.text_path, found)
 
 
 @dataclass(frozen=True)
@@ -304,13 +342,14 @@ class OpenedCache:
 
 def open_cache(path: Path, kind: Kind) -> OpenedCache:
     """Header of a cache file of the given kind. Raises UserError when it is missing or no such file."""
-    found = _open_cache(path, _LATENT_KEY if kind is Kind.LATENT else _TEXT_KEY)
+    found = opened_cache(path, TENSOR_KEYS[kind])
     if isinstance(found, Verdict):
         raise UserError.one("cache", path, found.reason or "does not exist", "Run the cache command again")
     return found
 
 
-def _open_cache(path: Path, pattern: re.Pattern[str]) -> OpenedCache | Verdict:
+def opened_cache(path: Path, pattern: re.Pattern[str]) -> OpenedCache | Verdict:
+    """The same for the kind that `pattern` names, or what is wrong with it."""
     if not path.is_file():
         return Verdict(State.MISSING)
     try:
@@ -332,7 +371,7 @@ def _the_tensor(header: Header, pattern: re.Pattern[str]) -> OpenedCache | None:
     return OpenedCache(*matching[0], header.metadata) if len(matching) == 1 else None
 
 
-def _judge_data(path: Path, found: OpenedCache) -> Verdict:
+def judge_data(path: Path, found: OpenedCache) -> Verdict:
     try:
         intact = f"{zlib.crc32(_read_data(path, found)):08x}" == found.metadata.get(CHECKSUM)
     except OSError:
@@ -344,54 +383,3 @@ def _read_data(path: Path, found: OpenedCache) -> bytes:
     with path.open("rb") as file:
         file.seek(found.tensor.start)
         return file.read(found.tensor.end - found.tensor.start)
-
-
-@dataclass(frozen=True)
-class Leftovers:
-    """Cache files that belong to no picture of the dataset: to be removed, and to be kept because another
-    dataset may own them."""
-
-    removable: tuple[Path, ...]
-    kept: tuple[Path, ...]
-
-
-def find_leftovers(items: list[CacheItem], refused: Iterable[Path], kind: Kind) -> Leftovers:
-    """Cache files of this kind beside the current ones that no current picture owns.
-
-    Only files with a cache file's name, our architecture and the right tensor key count. Of our own, those
-    stay whose picture still exists outside this dataset. Of other programs' files, those stay whose stem a
-    refused picture has, and all of them where none belongs to this dataset: the folder may have been named
-    by mistake.
-    """
-    removable: list[Path] = []
-    kept: list[Path] = []
-    spared = {folded_name(path.stem) for path in refused}
-    for folder in sorted({item.picture.source.cache_directory for item in items}):
-        mine = [item for item in items if item.picture.source.cache_directory == folder]
-        owned = {item.path(kind).name for item in mine}
-        sources = {relative_source(item.picture.path, folder) for item in mine}
-        candidates = _caches_in(folder, kind)
-        at_home = any(path.name in owned and SOURCE not in metadata for path, _, metadata in candidates)
-        for path, key, metadata in candidates:
-            if path.name in owned:
-                continue
-            origin = metadata.get(SOURCE)
-            if origin is not None:
-                gone = origin in sources or not (folder / origin).exists()
-            else:
-                gone = at_home and folded_name(key) not in spared
-            (removable if gone else kept).append(path)
-    return Leftovers(tuple(removable), tuple(kept))
-
-
-def _caches_in(folder: Path, kind: Kind) -> list[tuple[Path, str, dict[str, str]]]:
-    name, tensor = (_LATENT_NAME, _LATENT_KEY) if kind is Kind.LATENT else (_TEXT_NAME, _TEXT_KEY)
-    found = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        match = name.match(path.name)
-        if match is None or path.is_symlink() or not path.is_file():
-            continue
-        opened = _open_cache(path, tensor)
-        if isinstance(opened, OpenedCache) and opened.metadata.get("architecture") == ARCHITECTURE:
-            found.append((path, match["key"], opened.metadata))
-    return found

@@ -26,6 +26,7 @@ from zimage_gui.engine.cache_files import (
     latent_key,
     latent_metadata,
     model_identity,
+    with_flips,
     write_cache,
 )
 from zimage_gui.engine.cache_run import (
@@ -43,6 +44,7 @@ from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
 from zimage_gui.engine.dataset.scan import shown_name
 from zimage_gui.engine.devices import autocast, cudnn, pick_device
+from zimage_gui.engine.masks import make_masks
 from zimage_gui.errors import Problem
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.vae import AutoencoderKL
@@ -64,8 +66,14 @@ def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
 
 def _command() -> CacheCommand:
     return CacheCommand(
-        Kind.LATENT, "vae", "picture", lambda path: model_problems(vae=path), latent_work, encode_latents
+        Kind.LATENT, "vae", "picture", lambda path: model_problems(vae=path), latent_work, _encode_with_masks
     )
+
+
+def _encode_with_masks(work: Work, run: Run) -> list[CacheItem]:
+    usable = encode_latents(work, run)
+    make_masks(usable, run)
+    return usable
 
 
 def latent_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:
@@ -75,7 +83,7 @@ def latent_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:
         encoding.precision if encoding.compare_precision else None,
     )
     todo = judge_all(
-        prepared.items,
+        with_flips(prepared.items),
         lambda item: judge_latent(item, maker, trust=encoding.trust),
         Kind.LATENT,
         run,
@@ -201,7 +209,8 @@ def _read(item: CacheItem) -> _Read | str:
         with _one_huge if width * height > _HUGE_PIXELS else nullcontext():
             digest = image_hash(item.picture.path)
             _, pixels = read_pixels(item.picture.path)
-            return digest, resize_and_crop(pixels, item.picture.fit)
+            pixels = resize_and_crop(pixels, item.picture.fit)
+            return digest, np.ascontiguousarray(pixels[:, ::-1]) if item.flipped else pixels
     except PictureProblem as problem:
         return str(problem)
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ Knows datasets, cache files and the run's events. Must not know networks or torc
 
 import os
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,11 @@ from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.engine.cache_files import (
     CacheItem,
     Kind,
-    Leftovers,
     State,
     Verdict,
     cache_items,
-    find_leftovers,
 )
+from zimage_gui.engine.cache_leftovers import Leftovers, find_leftovers
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing, scan_and_tell
 from zimage_gui.engine.dataset.scan import ScanReport, shown, shown_name
@@ -108,9 +107,10 @@ class Work:
             if not _writable(folder)
         ]
 
-    def without(self, failed: Container[CacheItem]) -> list[CacheItem]:
-        """The items whose cache file can be used once the work is done, in order."""
-        return [item for item in self.prepared.items if item not in failed]
+    def without(self, failed: Iterable[CacheItem]) -> list[CacheItem]:
+        """The pictures whose cache files, variants included, can be used once the work is done, in order."""
+        lacking = {item.plain for item in failed}
+        return [item for item in self.prepared.items if item not in lacking]
 
 
 def _writable(folder: Path) -> bool:

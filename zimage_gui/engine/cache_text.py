@@ -19,6 +19,7 @@ from zimage_gui.engine.cache_files import (
     judge_text,
     model_identity,
     text_metadata,
+    with_captions,
     write_cache,
 )
 from zimage_gui.engine.cache_run import (
@@ -65,8 +66,8 @@ def text_work(prepared: Prepared, encoding: Encoding, run: Run) -> Work:
     """Find out which text features are missing, stale or damaged; no weights are loaded."""
     tools = _Tools.of(encoding)
     todo = judge_all(
-        prepared.items,
-        lambda item: judge_text(item, tools.maker(item.picture.caption, encoding), trust=encoding.trust),
+        with_captions(prepared.items),
+        lambda item: judge_text(item, tools.maker(item.caption, encoding), trust=encoding.trust),
         Kind.TEXT,
         run,
         encoding.workers,
@@ -132,7 +133,7 @@ def _encode_all(
     run.emit(Stage(name="encode_text", text=f"Encoding {count_of(len(todo), 'caption')}"))
     by_caption: dict[str, list[CacheItem]] = {}
     for item in todo:
-        by_caption.setdefault(item.picture.caption, []).append(item)
+        by_caption.setdefault(item.caption, []).append(item)
     _tell_lost_words(tokenizer, by_caption, run)
     # Captions of like length share a batch, so that little is computed for padding.
     captions = sorted(by_caption, key=lambda caption: (-len(caption), caption))

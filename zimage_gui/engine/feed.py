@@ -15,8 +15,23 @@ class LoaderFeed:
     accumulation: int = 1
 
     def updates(self, epoch: int) -> int:
-        """Number of groups in any epoch."""
-        return -(-self.loader.index.batches_per_epoch // self.accumulation)
+        """Number of groups in an epoch."""
+        return -(-self.loader.index.batches_in(self.loader.seed, epoch) // self.accumulation)
+
+    def updates_until(self, epochs: int) -> int:
+        """Number of groups in so many epochs."""
+        if not self.loader.index.varies:
+            return epochs * self.updates(0)
+        return sum(map(self.updates, range(epochs)))
+
+    def epochs_until(self, updates: int) -> int:
+        """Number of epochs, the last perhaps not whole, in which there are so many groups."""
+        if not self.loader.index.varies:
+            return -(-updates // self.updates(0))
+        epochs = 0
+        while updates > 0:
+            updates, epochs = updates - self.updates(epochs), epochs + 1
+        return epochs
 
     def groups(self, epoch: int, start: int) -> Generator[list[Batch], None, None]:
         """The groups of an epoch from number `start` on."""

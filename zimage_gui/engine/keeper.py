@@ -12,7 +12,9 @@ from zimage_gui.engine.checkpoints import Mark, OutputNames, Retention, drop
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.state import random_states, save_state
 from zimage_gui.engine.trainer import Progress, Trainer
+from zimage_gui.engine.validation import Validation, ValidationTimes
 from zimage_gui.events import Checkpoint, Note, Run, Stage
+from zimage_gui.events import Validation as ValidationEvent
 from zimage_gui.files import atomic_write
 
 
@@ -47,33 +49,55 @@ class RunKeeper:
     previews: PreviewMaker | None = None
     preview_times: PreviewTimes = PreviewTimes()
     sidecar: bytes | None = None
+    validation: Validation | None = None
+    validation_times: ValidationTimes = field(default_factory=ValidationTimes)
     results: list[Path] = field(default_factory=list)
     _newest: tuple[Mark, bool] | None = None
+    _validated: int | None = None
 
     def at_start(self, progress: Progress) -> None:
-        if self.previews and self.preview_times.sample_at_first and progress.step == 0:
-            self._preview(0, None)
+        if progress.step == 0:
+            self._validate(progress)
+            if self.preview_times.sample_at_first:
+                self._preview(0, None)
 
     def after_step(self, progress: Progress) -> None:
         step, times = progress.step, self.preview_times
         if self.retention.due_after_step(step) and step < self.trainer.settings.total_steps:
             self.save(Mark(step=step), progress, self.save_states)
-        if self.previews and times.sample_every_n_steps and step % times.sample_every_n_steps == 0:
+        if times.sample_every_n_steps and step % times.sample_every_n_steps == 0:
             self._preview(step, None)
+        if (every := self.validation_times.validate_every_n_steps) and step % every == 0:
+            self._validate(progress)
 
     def after_epoch(self, progress: Progress) -> None:
         """`progress.epoch` counts finished epochs here."""
         epoch, times = progress.epoch, self.preview_times
         if progress.step < self.trainer.settings.total_steps and self.retention.due_after_epoch(epoch):
             self.save(Mark(epoch=epoch), progress, self.save_states)
-        if self.previews and times.sample_every_n_epochs and epoch % times.sample_every_n_epochs == 0:
+        if times.sample_every_n_epochs and epoch % times.sample_every_n_epochs == 0:
             self._preview(progress.step, epoch)
+        if (every := self.validation_times.validate_every_n_epochs) and epoch % every == 0:
+            self._validate(progress)
 
     def _preview(self, step: int, epoch: int | None) -> None:
-        assert self.previews is not None
+        if self.previews is not None:
+            self.trainer.flush()
+            with self.trainer.averaged():
+                self.previews.make(step, epoch)
+
+    def _validate(self, progress: Progress) -> None:
+        """Measure the held-out pictures, once at each step."""
+        if self.validation is None or self._validated == progress.step:
+            return
         self.trainer.flush()
-        with self.trainer.showing():
-            self.previews.make(step, epoch)
+        self._validated = step = progress.step
+        loss, epoch = self.trainer.validation_loss(self.validation), progress.epoch + (progress.position > 0)
+        pictures = len(self.validation.items)
+        self.run.emit(ValidationEvent(step=step, epoch=epoch, loss=loss, pictures=pictures))
+        patience = self.trainer.patience
+        if patience is not None and not self.trainer.patience_watches_loss:
+            patience.look(step, loss)
 
     def at_stop(self, progress: Progress) -> None:
         """Everything a resume needs, and the result so far."""
@@ -84,6 +108,10 @@ class RunKeeper:
 
     def at_end(self, progress: Progress, with_state: bool) -> None:
         """The final file, and the state when it was asked for."""
+        self._validate(progress)
+        patience = self.trainer.patience
+        if patience is not None and patience.over and progress.step < self.trainer.settings.total_steps:
+            self.run.emit(Note(text=f"ended early at step {progress.step}: {patience.sentence()}"))
         self.run.emit(Stage(name="save", text="Saving the result"))
         self.save(Mark(), progress, with_state)
         if self.retention.due_after_step(progress.step):  # the final file takes the place of this step's
@@ -95,7 +123,7 @@ class RunKeeper:
         self.trainer.flush()
         epoch = progress.epoch + (progress.position > 0)
         path = self.names.weights(mark)
-        with self.trainer.showing():
+        with self.trainer.averaged():
             count = self.method.export(path, self.describe(progress.step, epoch))
         if self.sidecar is not None:
             atomic_write(self.names.sidecar(mark), self.sidecar)

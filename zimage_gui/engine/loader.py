@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -29,6 +30,7 @@ _REAL_VAE = VaeConfig()
 class Batch:
     """latents (B, 16, h, w) fp32 in model space; captions: one (tokens, width) tensor each, as stored (bf16).
 
+    masks: (B, 1, h, w) fp32 in [0, 1], None when no picture has one.
     keys: cache keys for messages; indices: sample numbers within the epoch; number: place of the batch in
     its epoch.
     """
@@ -38,11 +40,13 @@ class Batch:
     keys: list[str]
     indices: list[int]
     number: int = 0
+    masks: Tensor | None = None
 
     def pinned(self) -> "Batch":
         """The same in page-locked memory, from where copies to a GPU need not be waited for."""
         captions = [caption.pin_memory() for caption in self.captions]
-        return Batch(self.latents.pin_memory(), captions, self.keys, self.indices, self.number)
+        masks = self.masks.pin_memory() if self.masks is not None else None
+        return Batch(self.latents.pin_memory(), captions, self.keys, self.indices, self.number, masks)
 
 
 def load_batch(plan: BatchPlan, vae: VaeConfig = _REAL_VAE) -> Batch:
@@ -57,15 +61,37 @@ def load_batch(plan: BatchPlan, vae: VaeConfig = _REAL_VAE) -> Batch:
         keys=[item.key for item in plan.items],
         indices=list(plan.indices),
         number=plan.number,
+        masks=_masks(plan),
     )
+
+
+def _masks(plan: BatchPlan) -> Tensor | None:
+    if all(item.mask_path is None for item in plan.items):
+        return None
+    return torch.stack([_mask(item) for item in plan.items])
+
+
+def _mask(item: CachedItem) -> Tensor:
+    """(1, h, w); a picture without a mask counts everywhere."""
+    shape = item.latent_shape[1:]
+    if item.mask_path is None:
+        return torch.ones(1, *shape)
+    found = open_cache(item.mask_path, Kind.MASK)
+    if found.tensor.shape != shape:
+        raise _changed(item.mask_path)
+    with item.mask_path.open("rb") as file:
+        mask = read_tensor(file, found.tensor)[None]
+    return mask.flip(-1) if item.flipped else mask
+
+
+def _changed(path: Path) -> UserError:
+    return UserError.one("cache", path, "was changed while training", "Start again: it is then remade")
 
 
 def _latent(item: CachedItem) -> Tensor:
     found = open_cache(item.latent_path, Kind.LATENT)
     if found.tensor.shape != item.latent_shape:
-        raise UserError.one(
-            "cache", item.latent_path, "was changed while training", "Start again: it is then remade"
-        )
+        raise _changed(item.latent_path)
     with item.latent_path.open("rb") as file:
         return read_tensor(file, found.tensor).float()
 
@@ -73,9 +99,7 @@ def _latent(item: CachedItem) -> Tensor:
 def _caption(item: CachedItem) -> Tensor:
     found = open_cache(item.text_path, Kind.TEXT)
     if found.tensor.shape[0] != item.tokens:
-        raise UserError.one(
-            "cache", item.text_path, "was changed while training", "Start again: it is then remade"
-        )
+        raise _changed(item.text_path)
     with item.text_path.open("rb") as file:
         return read_tensor(file, found.tensor)
 
@@ -107,14 +131,14 @@ class Loader:
         plans = epoch_batches(self.index, self.seed, epoch)[start:]
         if self._workers < 1:
             for plan in plans:
-                yield self._load(plan)
+                yield self.load(plan)
             return
         pool = self._pool or ThreadPoolExecutor(self._workers, thread_name_prefix="loader")
         self._pool = pool
         ahead: deque[Future[Batch]] = deque()
         try:
             for plan in plans:
-                ahead.append(pool.submit(self._load, plan))
+                ahead.append(pool.submit(self.load, plan))
                 if len(ahead) > self._workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -125,7 +149,8 @@ class Loader:
             if not self._persistent:
                 self.close()
 
-    def _load(self, plan: BatchPlan) -> Batch:
+    def load(self, plan: BatchPlan) -> Batch:
+        """Read one batch now."""
         batch = load_batch(plan, self._vae)
         return batch.pinned() if self._pin else batch
 

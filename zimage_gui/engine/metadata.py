@@ -35,6 +35,11 @@ _FROM_CONFIG = (
     "timestep_sampling",
     "sigmoid_scale", "discrete_flow_shift",
 )  # fmt: skip
+_IF_CHANGED = (
+    "loss_type", "huber_c", "huber_schedule", "min_snr_gamma", "noise_offset", "num_timestep_buckets",
+    "caption_prefix", "caption_dropout_rate", "shuffle_caption", "keep_tokens", "flip_aug",
+    "ema_decay",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ def metadata_of(config: Any, facts: RunFacts, step: int, epoch: int) -> dict[str
     """Header of the file saved at `step` in `epoch` (both counted from 1), all values text."""
     lora = hasattr(config, "network_dim")
     entries: dict[str, object] = {f"ss_{name}": getattr(config, name) for name in _FROM_CONFIG}
+    entries |= {f"ss_{name}": getattr(config, name) for name in _IF_CHANGED if _changed(config, name)}
     entries |= {
         "ss_session_id": facts.seed & 0xFFFFFFFF,
         "ss_training_started_at": facts.started_at,
@@ -80,6 +86,10 @@ def metadata_of(config: Any, facts: RunFacts, step: int, epoch: int) -> dict[str
     if config.no_metadata:
         entries = {name: value for name, value in entries.items() if name in _KEPT_WITHOUT_METADATA}
     return {name: str(value) for name, value in (entries | _model_spec(config, facts, lora)).items()}
+
+
+def _changed(config: Any, name: str) -> bool:
+    return bool(getattr(config, name) != type(config).model_fields[name].default)
 
 
 def _network(config: Any, network: LoraNetwork | None) -> dict[str, object]:

@@ -10,7 +10,7 @@ import torch
 
 from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
-from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.engine.dataset.sources import sources_of, validation_sources
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.kernels import compile_problems
 from zimage_gui.engine.model_files import find_models
@@ -50,10 +50,13 @@ def with_models(config: Any) -> tuple[Any, list[Problem]]:
 
 def check(config: Any) -> list[Problem]:
     """All problems of a run at once; reads headers, captions' folders and prompt files, no weights."""
-    config, problems = with_models(config)
-    problems = [*config.problems(), *problems]
+    if config.show_timesteps is not None:
+        problems: list[Problem] = config.problems()
+        return problems
+    config, missing = with_models(config)
+    problems = [*config.problems(), *missing]
     found = [
-        *_of(lambda: check_sources(sources_of(config))),
+        *_of(lambda: check_sources((*sources_of(config), *validation_sources(config)))),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
         *_of(lambda: compile_problems(config, pick_device(config.device))),

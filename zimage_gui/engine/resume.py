@@ -23,8 +23,10 @@ _LORA_MUST_AGREE = ("network_module", "use_rslora", "loraplus_lr_ratio", "networ
 _SHOULD_AGREE = (
     "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "sigmoid_scale",
     "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "min_timestep", "max_timestep",
-    "preserve_distribution_shape", "mixed_precision", "max_grad_norm", "lr_scheduler", "lr_warmup_steps",
-    "max_train_steps", "max_train_epochs",
+    "preserve_distribution_shape", "num_timestep_buckets", "loss_type", "huber_c", "huber_schedule",
+    "min_snr_gamma", "noise_offset", "unmasked_weight",
+    "mixed_precision", "max_grad_norm", "lr_scheduler", "lr_warmup_steps",
+    "max_train_steps", "max_train_epochs", "ema_decay", "early_stop", "early_stop_patience",
 )  # fmt: skip
 _LORA_SHOULD_AGREE = (
     "network_dropout", "rank_dropout", "module_dropout", "base_weights_multiplier", "base_quant",

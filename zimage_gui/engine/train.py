@@ -3,7 +3,6 @@ each stage's work is elsewhere.
 """
 
 import gc
-import math
 import random
 import secrets
 import time
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 
 from zimage_gui.engine import finetuning, preflight
+from zimage_gui.engine.averages import WeightAverage
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.dataset.report import count_of
+from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import format_note, number_format, pick_device
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.hub import fetch_state, uploads_of
@@ -33,8 +34,10 @@ from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, descri
 from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
+from zimage_gui.engine.show_timesteps import show as show_timesteps
 from zimage_gui.engine.trackers import TrackedRun, trackers_of
 from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
+from zimage_gui.engine.validation import Patience, Validation, ValidationTimes
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.attention import use_backend
@@ -58,6 +61,9 @@ def run(config: Any, run: Run) -> list[Path]:
     `Interrupted` when stopped while caching, and `NonFiniteLoss`."""
     run.emit(Stage(name="check", text="Checking the settings"))
     raise_if_any(preflight.check(config))
+    if config.show_timesteps is not None:
+        shown, seed = config.show_timesteps, config.seed or 0
+        return show_timesteps(_objective(config), seed, _sizes(config), shown, run)
     with trackers_of(config, run, config.output_name) as logs, uploads_of(config, run) as uploads:
         return _run(config, TrackedRun(run, logs | uploads))
 
@@ -115,6 +121,7 @@ def _train(
     trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
     if network is not None and config.scale_weight_norms is not None:
         trainer.limit = NormLimit(network, config.scale_weight_norms)
+    _watch(config, method, trainer)
     index = feed.loader.index
     if resumed is not None:
         restore(resumed, config, method, trainer, index, run)
@@ -129,6 +136,7 @@ def _train(
         run, names, method, trainer, _from(Retention, config), config.save_state,
         lambda step, epoch: metadata_of(config, facts, step, epoch), facts_of(config, method, index),
         previews, _from(PreviewTimes, config), beside,
+        _validation(config, feed.loader), _from(ValidationTimes, config),
     )  # fmt: skip
     _tell_plan(run, settings, method, index, trainer)
     try:
@@ -137,6 +145,21 @@ def _train(
     except NonFiniteLoss as error:
         raise _explained(error, keeper, config) from error
     return keeper.results
+
+
+def _watch(config: Any, method: Method, trainer: Trainer) -> None:
+    """The average of the weights and the early end, before a state is put back into them."""
+    if config.ema_decay:
+        kept_on = torch.device("cpu") if config.ema_device == "cpu" else None
+        trainer.average = WeightAverage(method.named_parameters(), config.ema_decay, kept_on)
+    if config.early_stop != "none":
+        trainer.patience = Patience(config.early_stop_patience)
+        trainer.patience_watches_loss = config.early_stop == "loss"
+
+
+def _validation(config: Any, loader: Loader) -> Validation | None:
+    items = loader.index.held_out
+    return Validation(items, loader.load, config.validation_levels) if items else None
 
 
 def _seed(config: Any, resumed: Resumed | None) -> int:
@@ -257,14 +280,13 @@ def _swap_blocks(model: ZImageTransformer, config: Any, run: Run, device: torch.
 
 
 def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
-    """Length of the run; every epoch has the same number of updates."""
-    per_epoch = feed.updates(0)
+    """Length of the run."""
     if config.max_train_epochs is not None:
         epochs = config.max_train_epochs
-        steps = epochs * per_epoch
+        steps = feed.updates_until(epochs)
     else:
         steps = config.max_train_steps
-        epochs = math.ceil(steps / per_epoch)
+        epochs = feed.epochs_until(steps)
     return LoopSettings(
         config.seed,
         steps,
@@ -273,7 +295,15 @@ def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
         config.gradient_checkpointing,
         config.gradient_checkpointing_cpu_offload,
         config.mixed_precision,
+        feed.loader.index.samples_per_epoch,
     )
+
+
+def _sizes(config: Any) -> list[tuple[int, int]]:
+    """Training sizes, without a look at the pictures."""
+    if config.dataset_config is None:
+        return [config.resolution]
+    return [source.resolution for source in sources_of(config)]
 
 
 def _objective(config: Any) -> Objective:
@@ -292,8 +322,9 @@ def _tell_plan(
 ) -> None:
     trained = sum(parameter.numel() for parameter in method.parameters())
     where = f", from step {trainer.progress.step}" if trainer.progress.step else ""
+    held_out = f" ({count_of(len(index.held_out), 'picture')} held out)" if index.held_out else ""
     text = (
-        f"Training {trained:,} parameters on {count_of(index.samples_per_epoch, 'sample')}: "
+        f"Training {trained:,} parameters on {count_of(index.samples_per_epoch, 'sample')}{held_out}: "
         f"{count_of(settings.total_steps, 'step')}, {count_of(settings.total_epochs, 'epoch')}{where}"
     )
     run.emit(Stage(name="train", text=text))
@@ -301,9 +332,10 @@ def _tell_plan(
 
 def _explained(error: NonFiniteLoss, keeper: RunKeeper, config: Any) -> UserError:
     states = [path for path in keeper.results if path.name.endswith("-state")]
+    state = states[-1] if states else config.resume
     last = (
-        f"resume from {states[-1]}"
-        if states
+        f"resume from {state}"
+        if state is not None
         else "no state was saved before it (set save_every_n_steps and save_state)"
     )
     remedy = f"Lower learning_rate (now {config.learning_rate:g})"

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.checkpoint import checkpoint
 
+from zimage_gui.engine.averages import WeightAverage
 from zimage_gui.engine.devices import computing_in
 from zimage_gui.engine.loader import Batch
+from zimage_gui.engine.losses import flow_loss
 from zimage_gui.engine.methods import Method
-from zimage_gui.engine.objective import Objective, draw, flow_loss, loss_weights, sample_sigmas
+from zimage_gui.engine.objective import Objective, draw, sample_sigmas
 from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
 from zimage_gui.engine.updates import SingleUpdates
+from zimage_gui.engine.validation import Patience, Validation
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
@@ -46,6 +49,7 @@ class LoopSettings:
     gradient_checkpointing: bool = False
     gradient_checkpointing_cpu_offload: bool = False
     mixed_precision: str = "no"
+    epoch_samples: int | None = None
 
 
 @dataclass
@@ -111,6 +115,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
         self.limit: Callable[[], Tensor] | None = None
         """Called after each update: holds the weights to a bound and gives the number it held."""
+        self.average: WeightAverage | None = None
+        self.patience: Patience | None = None
+        self.patience_watches_loss = False
         self._parameters = method.parameters()
         self._pending: _Pending | None = None
         self._process = psutil.Process()
@@ -129,7 +136,7 @@ class Trainer:
                 for group in groups:
                     self.update(group)
                     keeper.after_step(progress)
-                    if progress.step >= settings.total_steps:
+                    if progress.step >= settings.total_steps or self._patience_is_over():
                         break
                     if self.reporter.stop_requested():
                         self.flush()
@@ -138,6 +145,8 @@ class Trainer:
             if progress.position >= feed.updates(progress.epoch):
                 progress.epoch, progress.position = progress.epoch + 1, 0
                 keeper.after_epoch(progress)
+            if self._patience_is_over():
+                break
         self.flush()
         return True
 
@@ -170,6 +179,8 @@ class Trainer:
         if self._stepped(changed):
             self.schedule.step()
         held = self.limit() if self.limit else None
+        if self.average is not None:
+            self.average.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(value, grad_norm, rate, samples, held)
 
@@ -177,15 +188,43 @@ class Trainer:
         """The weighted flow-matching loss of one batch, fp32."""
         latents = batch.latents.to(self.device, torch.float32, non_blocking=True)
         captions = [caption.to(self.device, non_blocking=True) for caption in batch.captions]
-        draws = draw(self.objective, self.settings.seed, epoch, batch.indices, tuple(latents.shape[1:]))
+        settings, shape = self.settings, tuple(latents.shape[1:])
+        draws = draw(self.objective, settings.seed, epoch, batch.indices, shape, settings.epoch_samples)
         sigma = sample_sigmas(self.objective, draws, latents.shape[-2] * latents.shape[-1] // 4)
-        weights = loss_weights(self.objective.weighting_scheme, sigma)
-        noise, sigma, weights = (
-            item.to(self.device, non_blocking=True) for item in (draws.noise, sigma, weights)
-        )
+        noise, sigma = (item.to(self.device, non_blocking=True) for item in (draws.noise, sigma))
         with computing_in(self.device, self.method.autocast_dtype):
             prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
-        return flow_loss(prediction, latents, noise, weights)
+        masks = batch.masks.to(self.device, non_blocking=True) if batch.masks is not None else None
+        return flow_loss(prediction, latents, noise, sigma, self.objective, masks)
+
+    def _look_at_losses(self, patience: Patience) -> None:
+        """A mean over fewer losses than usual is too noisy to be anyone's lowest."""
+        losses = self.progress.losses
+        if len(losses) == losses.maxlen:
+            patience.look(self.progress.step, sum(losses) / len(losses))
+
+    def _patience_is_over(self) -> bool:
+        return self.patience is not None and self.patience.over
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are those that are saved, shown and validated."""
+        return meant_weights(self.optimizer) if self.average is None else self.average.in_place()
+
+    def validation_loss(self, validation: Validation) -> float:
+        """Of the averaged weights; draws no random number that training would miss."""
+        model = self.method.model
+
+        def predict(noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
+            with torch.no_grad(), computing_in(self.device, self.method.autocast_dtype):
+                output: Tensor = model(noisy, time_B, captions)
+            return output
+
+        model.eval()
+        try:
+            with self.averaged():
+                return validation.loss(predict, self.device)
+        finally:
+            model.train()
 
     def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
         model, run_block = self.method.model, self.run_block
@@ -241,6 +280,8 @@ class Trainer:
         progress.step += 1
         progress.position += 1
         progress.losses.append(loss)
+        if self.patience is not None and self.patience_watches_loss:
+            self._look_at_losses(self.patience)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         step, epoch, average = progress.step, progress.epoch + 1, sum(progress.losses) / len(progress.losses)
@@ -272,14 +313,10 @@ class Trainer:
         if not math.isfinite(float(grad_norm)) and not self.scaler.is_enabled():
             raise NonFiniteLoss(f"the gradient near step {self.progress.step} is {float(grad_norm)}")
 
-    def showing(self) -> AbstractContextManager[None]:
-        """Inside, the weights are those to draw pictures with and to keep as the result."""
-        return meant_weights(self.optimizer)
-
     def state(self) -> dict[str, Any]:
         """Everything but the weights that the next update depends on."""
         progress = self.progress
-        return {
+        values: dict[str, Any] = {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -288,6 +325,10 @@ class Trainer:
                 "losses": list(progress.losses),
             },
         }  # fmt: skip
+        for name, part in (("average", self.average), ("patience", self.patience)):
+            if part is not None:
+                values[name] = part.state()
+        return values
 
     def restore(self, values: dict[str, Any]) -> None:
         """Continue from what `state` gave."""
@@ -302,6 +343,12 @@ class Trainer:
             saved["position"],
         )
         self.progress.losses.extend(saved["losses"])
+        if self.average is not None and "average" in values:
+            self.average.restore(values["average"])
+        elif self.average is not None:
+            self.average.begin()
+        if self.patience is not None and "patience" in values:
+            self.patience.restore(values["patience"])
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

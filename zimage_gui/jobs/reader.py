@@ -25,6 +25,7 @@ from zimage_gui.events import (
     Sample,
     Stage,
     Step,
+    Validation,
     Warning,
 )
 from zimage_gui.jobs.console import CONSOLE_FILE, tail
@@ -95,6 +96,7 @@ class RunView:
     step: Step | None = None
     stage: Stage | None = None
     progress: Progress | None = None
+    validations: list[Validation] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -110,6 +112,7 @@ class RunView:
         return replace(
             self,
             curves=self.curves.copy(),
+            validations=self.validations.copy(),
             samples=self.samples.copy(),
             checkpoints=self.checkpoints.copy(),
             warnings=self.warnings.copy(),
@@ -178,6 +181,8 @@ def _absorb(view: RunView, event: Event) -> None:
             view.curves.add(event)
             if event.vram_gb is not None:
                 view.peak_vram_gb = max(event.vram_gb, view.peak_vram_gb or 0.0)
+        case Validation():  # one of a resumed run takes the place of those from its step on
+            view.validations = [one for one in view.validations if one.step < event.step] + [event]
         case Stage():
             view.stage, view.progress = event, None
         case Progress():

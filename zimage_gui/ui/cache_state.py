@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from zimage_gui.config.cache import CacheLatentsConfig
+from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
+from zimage_gui.config.variant_parts import CAPTION_VARIANTS
 from zimage_gui.engine.cache_files import (
     CacheItem,
     Kind,
@@ -20,6 +21,8 @@ from zimage_gui.engine.cache_files import (
     judge_latent,
     judge_text,
     model_identity,
+    with_captions,
+    with_flips,
 )
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check_or_raise, sources_of
@@ -39,30 +42,35 @@ TONES = {
 
 @dataclass(frozen=True)
 class CacheState:
-    """Both caches of one dataset: a verdict per picture and kind."""
+    """Both caches of one dataset: its files and a verdict for each."""
 
     report: ScanReport
-    items: list[CacheItem]
+    items: dict[Kind, list[CacheItem]]
     verdicts: dict[Kind, list[Verdict]]
 
     def to_do(self, kind: Kind) -> int:
         return sum(not verdict.state.usable for verdict in self.verdicts[kind])
 
 
-def look(config: CacheLatentsConfig) -> CacheState:
+def look(config: CacheLatentsConfig, captions: CacheTextConfig | None = None) -> CacheState:
     """Judge every cache file; reads and hashes the pictures, so it takes about as long as copying them.
 
     The text encoder is not compared here (its identity includes the tokenizer, which only the command knows).
-    Raises UserError for a dataset that is not there.
+    captions: whose options say which captions a plain folder's pictures have. Raises UserError for a dataset
+    that is not there.
     """
     sources = sources_of(config)
+    if captions is not None and config.dataset_config is None:
+        chosen = {name: getattr(captions, name) for name in CAPTION_VARIANTS}
+        sources = tuple(replace(source, **chosen) for source in sources)
     check_or_raise(sources)
     report = scan(sources)
-    items = cache_items(report.pictures)
+    plain = cache_items(report.pictures)
+    items = {Kind.LATENT: with_flips(plain), Kind.TEXT: with_captions(plain)}
     latent, text = Maker(_vae_identity(config)), Maker(None)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        latents = list(pool.map(lambda item: judge_latent(item, latent), items))
-        texts = list(pool.map(lambda item: judge_text(item, text), items))
+        latents = list(pool.map(lambda item: judge_latent(item, latent), items[Kind.LATENT]))
+        texts = list(pool.map(lambda item: judge_text(item, text), items[Kind.TEXT]))
     return CacheState(report, items, {Kind.LATENT: latents, Kind.TEXT: texts})
 
 
@@ -97,7 +105,7 @@ def _card(title: str, state: CacheState, kind: Kind) -> str:
     )
     reasons = [
         f"{item.picture.path.name}: {verdict.reason or verdict.state.value}"
-        for item, verdict in zip(state.items, verdicts, strict=True)
+        for item, verdict in zip(state.items[kind], verdicts, strict=True)
         if verdict.state in (State.STALE, State.CORRUPT)
     ]
     shown = "".join(f"<li>{escape(reason)}</li>" for reason in reasons[:NAMED])

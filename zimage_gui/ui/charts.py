@@ -24,7 +24,7 @@ class Line:
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
-    style: str  # CSS class: raw, smooth or rate
+    style: str  # CSS class: raw, smooth, rate or held
 
 
 def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:

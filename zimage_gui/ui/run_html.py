@@ -140,6 +140,8 @@ def _numbers(view: RunView, state: RunState) -> str:
             ("Learning rate", number(step.lr)),
             ("Speed", pace(step.seconds)),
         ]
+        if view.validations:
+            pairs.insert(3, ("Held-out loss", number(view.validations[-1].loss)))
         if step.vram_gb is not None:
             pairs.append(("VRAM (peak)", f"{step.vram_gb:.1f} GB ({view.peak_vram_gb or step.vram_gb:.1f})"))
         elif step.ram_gb is not None:
@@ -252,12 +254,15 @@ def _result_row(path: Path, state: RunState) -> str:
 
 
 def curves(view: RunView) -> str:
-    """Loss (raw and smoothed) and learning rate over the steps."""
+    """Loss (raw, smoothed, of held-out pictures) and learning rate over the steps."""
     thinned = view.curves.thinned(CURVE_POINTS)
     loss = [
         Line("each step", thinned.steps, thinned.loss, "raw"),
         Line("smoothed", thinned.steps, thinned.loss_average, "smooth"),
     ]
+    if held_out := view.validations:
+        steps, losses = [one.step for one in held_out], [one.loss for one in held_out]
+        loss.append(Line("held-out pictures", steps, losses, "held"))
     rate = [Line("learning rate", thinned.steps, thinned.lr, "rate")]
     waiting = "Appears with the first step."
     return (

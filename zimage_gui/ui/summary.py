@@ -49,6 +49,8 @@ def model_rows(files: ModelFiles) -> tuple[list[tuple[str, str, bool]], list[Pro
 
 def quick_problems(config: TrainingConfig) -> list[Problem]:
     """Wrong paths, wrong files and an unusable dataset; milliseconds, because only headers are read."""
+    if config.show_timesteps is not None:  # nothing is read
+        return []
     needed = ("transformer", "vae", "text_encoder") if config.model_dir is not None else ("transformer",)
     files, problems = find_models(config, *needed)
     problems += model_rows(files)[1]
@@ -101,7 +103,8 @@ def updates_per_epoch(config: TrainingConfig, report: ScanReport) -> int:
         for picture in report.pictures:
             if picture.source == source:
                 counts[picture.bucket] = counts.get(picture.bucket, 0) + source.num_repeats
-        batches += sum(math.ceil(count / size) for count in counts.values())
+        trained = 1 - config.validation_split
+        batches += sum(math.ceil(count * trained / size) for count in counts.values())
     return max(1, math.ceil(batches / config.gradient_accumulation_steps))
 
 

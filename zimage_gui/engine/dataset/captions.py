@@ -1,5 +1,7 @@
-"""Reading of caption files. Knows text files; must not know pictures, tokens or training."""
+"""Reading of caption files, and the captions that one of them stands for. Knows text; must not know pictures,
+tokens or training."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,33 @@ def decode_caption(data: bytes) -> Caption:
         return Caption(problem="holds zero bytes, so it is no text file")
     # Line ends as in a file opened as text, which is how musubi-tuner reads captions.
     return Caption(text.replace("\r\n", "\n").replace("\r", "\n").strip())
+
+
+def caption_variants(
+    text: str, *, prefix: str = "", lines: bool = False, orders: int = 0, keep: int = 0
+) -> tuple[str, ...]:
+    """The captions that a caption file's text stands for, without doubles, the plainest first.
+
+    prefix: put before each that does not begin with it; lines: each line is a caption; orders: so many
+    shuffled orders of the parts between commas follow, of which the first `keep` stay. A pure function: the
+    same text has the same orders in every run.
+    """
+    texts = [line.strip() for line in text.split("\n") if line.strip()] if lines else [text]
+    texts = texts or [""]
+    shuffled = [_order(one, keep, number) for number in range(orders) for one in texts]
+    prefix = prefix.strip()
+    found = (one if one.startswith(prefix) else f"{prefix} {one}".rstrip() for one in (*texts, *shuffled))
+    return tuple(dict.fromkeys(found))
+
+
+def _order(text: str, keep: int, number: int) -> str:
+    tags = [tag.strip() for tag in text.split(",") if tag.strip()]
+
+    def rank(place: int) -> bytes:
+        return hashlib.blake2b(f"{number}/{place}/{text}".encode("utf-8", "surrogatepass")).digest()
+
+    moved = sorted(range(min(keep, len(tags)), len(tags)), key=rank)
+    return ", ".join([*tags[:keep], *(tags[place] for place in moved)])
 
 
 def _foreign_encoding(data: bytes, position: int) -> str:

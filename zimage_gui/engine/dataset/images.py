@@ -102,6 +102,26 @@ def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:
     return info, pixels
 
 
+def read_alpha(path: Path) -> Pixels | None:
+    """How opaque each pixel of the upright picture is, (height, width) uint8; None when all are. Raises
+    PictureProblem.
+    """
+    try:
+        _check_sums(path)
+        with _open(path) as image:
+            _scale_colour_key(image)
+            info = _info(image)
+            if not info.transparent or image.mode.startswith("I"):
+                return None
+            image.load()
+            upright = ImageOps.exif_transpose(image) if info.orientation != 1 else image
+            return np.array(upright.convert("RGBA").getchannel("A"), dtype=np.uint8)
+    except PictureProblem:
+        raise
+    except Exception as error:
+        raise PictureProblem(_sentence(error, path)) from error
+
+
 def _check_sums(path: Path) -> None:
     """PNG keeps a checksum of every chunk, which Pillow compares only when asked: without it a damaged file
     decodes to a picture whose lower part is black.

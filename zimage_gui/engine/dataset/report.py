@@ -6,12 +6,13 @@ Knows scans and the dataset file's keys. Must not know caches or torch.
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from zimage_gui.config.dataset import DatasetConfig
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.scan import Picture, ScanReport, scan, shown_name
-from zimage_gui.engine.dataset.sources import Source, check_or_raise, sources_of
+from zimage_gui.engine.dataset.sources import VARIANTS, Source, check_or_raise, sources_of
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.errors import Interrupted, Problem, UserError
 from zimage_gui.events import Note, Run, Stage, Warning
@@ -118,6 +119,8 @@ def _row(picture: Picture) -> tuple[str, ...]:
     )
     scale = f"{fit.scale:.2f}{' enlarged' if fit.upscaled else ''}"
     caption = " ".join(picture.caption.split())
+    if others := len(picture.captions) - 1:
+        caption = f"{caption} (and {others} more)"
     shown = caption if len(caption) <= _CAPTION_SHOWN else caption[: _CAPTION_SHOWN - 1] + "…"
     notes = f" [{', '.join(picture.notes)}]" if picture.notes else ""
     size, bucket = (f"{width}x{height}" for width, height in (picture.original, picture.bucket))
@@ -158,6 +161,9 @@ def dataset_toml(sources: tuple[Source, ...], folder: Path) -> str:
         table.add("caption_extension", source.caption_extension)
         table.add("batch_size", source.batch_size)
         table.add("num_repeats", source.num_repeats)
+        for field in fields(Source):
+            if field.name in VARIANTS and (value := getattr(source, field.name)) != field.default:
+                table.add(field.name, _short(value, folder) if isinstance(value, Path) else value)
         tables.append(table)
     document.add("datasets", tables)
     return tomlkit.dumps(document)

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zimage_gui.engine.dataset.buckets import Fit, Size, choose_bucket, fit
-from zimage_gui.engine.dataset.captions import Caption, read_caption
+from zimage_gui.engine.dataset.captions import Caption, caption_variants, read_caption
 from zimage_gui.engine.dataset.discover import Listed, list_folder, list_jsonl
 from zimage_gui.engine.dataset.images import PictureProblem, read_info, read_pixels
 from zimage_gui.engine.dataset.sources import Source
+
+MOST_CAPTIONS = 1000
+"""Of one picture. Each is a file of some hundred kilobytes with the real text encoder."""
 
 Told = Callable[[int, int], None]
 """Called with (done, total) after each picture."""
@@ -32,6 +35,13 @@ class Picture:
     caption: str
     caption_path: Path | None
     notes: tuple[str, ...] = ()
+    other_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Every caption it may be trained with: the plain one first, the empty one of dropout last."""
+        dropped = ("",) if self.source.caption_dropout_rate else ()
+        return tuple(dict.fromkeys((self.caption, *self.other_captions, *dropped)))
 
     @property
     def original(self) -> Size:
@@ -162,7 +172,19 @@ def _look(source: Source, listed: Listed, decode: bool) -> Picture | Refused:
     if caption.problem is not None:
         reason = f"its caption {shown_name(listed.caption_path or listed.path)} {caption.problem}"
         return Refused(listed.path, "caption", reason)
-    return Picture(listed.path, source, chosen, caption.text, listed.caption_path, info.notes)
+    lines = caption.text.count("\n") + 1 if source.caption_lines else 1
+    orders = source.shuffle_variants if source.shuffle_caption else 0
+    if (possible := lines * (1 + orders)) > MOST_CAPTIONS:
+        reason = f"has {lines} captions, with their orders {possible}; at most {MOST_CAPTIONS} can be kept"
+        return Refused(listed.path, "caption", reason)
+    plain, *others = caption_variants(
+        caption.text,
+        prefix=source.caption_prefix,
+        lines=source.caption_lines,
+        orders=orders,
+        keep=source.keep_tokens,
+    )
+    return Picture(listed.path, source, chosen, plain, listed.caption_path, info.notes, tuple(others))
 
 
 def _caption(listed: Listed) -> Caption | None:

@@ -4,11 +4,12 @@ Knows the dataset schema and paths. Must not open pictures. The lookup order of 
 musubi-tuner: the entry itself, then `[general]`, then the option of the same name, then the default.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from zimage_gui.config.dataset import DatasetEntry, DatasetFile, GeneralTable, load_dataset
+from zimage_gui.config.variant_parts import CAPTION_VARIANTS, PIXEL_VARIANTS
 from zimage_gui.engine.dataset.buckets import STEP, Size
 from zimage_gui.engine.dataset.discover import holds_picture
 from zimage_gui.errors import Problem, UserError
@@ -17,6 +18,8 @@ DEFAULT_RESOLUTION: Size = (960, 544)
 """The first seed's default for a TOML without `resolution`."""
 
 DEFAULT_CAPTION_EXTENSION = ".txt"
+
+VARIANTS = (*CAPTION_VARIANTS, *PIXEL_VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,15 @@ class Source:
     caption_extension: str = DEFAULT_CAPTION_EXTENSION
     batch_size: int = 1
     num_repeats: int = 1
+    caption_prefix: str = ""
+    caption_dropout_rate: float = 0.0
+    caption_lines: bool = False
+    shuffle_caption: bool = False
+    keep_tokens: int = 0
+    shuffle_variants: int = 4
+    flip_aug: bool = False
+    alpha_mask: bool = False
+    mask_directory: Path | None = None
     notes: tuple[str, ...] = ()
     option: str = "image_directory"
 
@@ -57,9 +69,10 @@ def folder_source(
     enable_bucket: bool = True,
     caption_extension: str = DEFAULT_CAPTION_EXTENSION,
     cache_directory: Path | None = None,
+    **variants: Any,
 ) -> Source:
     """A plain folder of pictures with same-stem caption files; its caches lie in the same folder by
-    default.
+    default. variants: options of `config.variant_parts`.
     """
     folder = folder.absolute()
     return Source(
@@ -74,6 +87,7 @@ def folder_source(
         batch_size=batch_size,
         num_repeats=num_repeats,
         option="dataset",
+        **variants,
     )
 
 
@@ -95,6 +109,7 @@ def _entry_source(entry: DatasetEntry, general: GeneralTable, number: int) -> So
     assert named is not None  # DatasetEntry.problems has seen to it
     home = entry.image_directory or named.parent
     enable_bucket = bool(value("enable_bucket", False))
+    defaults = {field.name: field.default for field in fields(Source) if field.name in VARIANTS}
     return Source(
         name=f"{number}: {named.name}",
         image_directory=entry.image_directory,
@@ -106,6 +121,7 @@ def _entry_source(entry: DatasetEntry, general: GeneralTable, number: int) -> So
         caption_extension=with_dot(value("caption_extension", DEFAULT_CAPTION_EXTENSION)),
         batch_size=value("batch_size", 1),
         num_repeats=value("num_repeats", 1),
+        **{name: value(name, default) for name, default in defaults.items()},
     )
 
 
@@ -118,6 +134,7 @@ def check(sources: tuple[Source, ...]) -> list[Problem]:
     problems = []
     for source in sources:
         problems += _check_paths(source)
+        problems += _check_variants(source)
         if not source.enable_bucket and any(side % STEP for side in source.resolution):
             problems.append(_odd_resolution(source))
         if min(source.resolution) < STEP:
@@ -185,6 +202,27 @@ def _check_paths(source: Source) -> list[Problem]:
     return problems
 
 
+def _check_variants(source: Source) -> list[Problem]:
+    problems = []
+    if not source.shuffle_caption:
+        given = {"keep_tokens": 0, "shuffle_variants": 4}
+        problems = [
+            Problem(name, str(getattr(source, name)), "needs shuffle_caption", "Set it, or leave this out")
+            for name, default in given.items()
+            if getattr(source, name) != default
+        ]
+    if (masks := source.mask_directory) is not None:
+        if source.alpha_mask:
+            rule = "excludes alpha_mask: a picture has one mask"
+            problems.append(Problem("mask_directory", str(masks), rule, "Leave one of the two out"))
+        if not masks.is_dir():
+            problems.append(Problem("mask_directory", str(masks), "is not a folder", "Check the path"))
+        elif source.image_directory is not None and masks.samefile(source.image_directory):
+            rule = "is the folder of the pictures, which would be their own masks"
+            problems.append(Problem("mask_directory", str(masks), rule, "Keep the masks in another folder"))
+    return problems
+
+
 class PictureOptions(Protocol):
     """Options that name pictures; `config.common.PictureFolder` is one."""
 
@@ -204,6 +242,40 @@ class PictureOptions(Protocol):
     def caption_extension(self) -> str: ...
     @property
     def cache_directory(self) -> Path | None: ...
+
+
+class ValidationOptions(PictureOptions, Protocol):
+    """Options of a training; `config.training.TrainingConfig` is one."""
+
+    @property
+    def validation_dataset(self) -> Path | None: ...
+
+
+def validation_sources(config: ValidationOptions) -> tuple[Source, ...]:
+    """The entries of `validation_dataset`. A plain folder is taken like the first entry that is trained, each
+    picture in its plain way. Raises UserError for a folder that is trained too.
+    """
+    path, trained = config.validation_dataset, sources_of(config)
+    if path is None:
+        return ()
+    if path.suffix.lower() in (".toml", ".json"):
+        found = file_sources(load_dataset(path, "validation_dataset"))
+    else:
+        folder = path.absolute()
+        plain: dict[str, Any] = {f.name: f.default for f in fields(Source) if f.name in VARIANTS}
+        plain |= {"caption_prefix": trained[0].caption_prefix, "num_repeats": 1, "notes": ()}
+        plain |= {"name": folder.name, "option": "validation_dataset"}
+        found = (
+            replace(
+                trained[0], image_directory=folder, image_jsonl_file=None, cache_directory=folder, **plain
+            ),
+        )
+    taken = {source.cache_directory.resolve() for source in trained}
+    if any(source.cache_directory.resolve() in taken for source in found):
+        rule = "is trained too, or has the cache folder of what is trained"
+        remedy = "Choose another folder, or hold out a share with validation_split"
+        raise UserError.one("validation_dataset", path, rule, remedy)
+    return found
 
 
 def sources_of(config: PictureOptions, batch_size: int = 1) -> tuple[Source, ...]:
@@ -226,5 +298,6 @@ def sources_of(config: PictureOptions, batch_size: int = 1) -> tuple[Source, ...
         bucket_no_upscale=config.bucket_no_upscale,
         caption_extension=config.caption_extension,
         cache_directory=config.cache_directory,
+        **{name: getattr(config, name) for name in VARIANTS if hasattr(config, name)},
     )
     return (source,)

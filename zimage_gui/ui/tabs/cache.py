@@ -78,7 +78,7 @@ class CacheTab:
         outputs = [self.form.problems, self.text.problems, self.answer]
         self.check.click(
             guarded(self.form, self._look, {self.answer: ""}),
-            self.form.inputs(),
+            inputs,
             [self.form.problems, self.answer],
             show_progress_on=self.answer,
             **PRIVATE,
@@ -91,7 +91,9 @@ class CacheTab:
         config = self.form.partial(data)
         assert isinstance(config, CacheLatentsConfig)
         raise_if_any(problem for problem in path_problems(config) if problem.option in PICTURES)
-        return {self.answer: as_html(look(config))}
+        captions = self.text.partial(data)
+        assert isinstance(captions, CacheTextConfig)
+        return {self.answer: as_html(look(config, captions))}
 
     def _update(self, data: Mapping[Any, Any]) -> Updates:
         return guarded(self.form, self._submit)(data)

@@ -17,7 +17,7 @@ import gradio as gr
 from zimage_gui.config.dataset import DatasetConfig
 from zimage_gui.config.schema import options_of
 from zimage_gui.engine.dataset.scan import ScanReport, scan
-from zimage_gui.engine.dataset.sources import check_or_raise, sources_of
+from zimage_gui.engine.dataset.sources import VARIANTS, check_or_raise, sources_of
 from zimage_gui.errors import UserError
 from zimage_gui.events import NullRun
 from zimage_gui.ui import dataset_view
@@ -48,6 +48,7 @@ SHARED = (
     "caption_extension",
     "cache_directory",
     "batch_size",
+    *VARIANTS,
 )
 
 GRID_SCRIPT = ACT_SCRIPT + script("grid.js")
