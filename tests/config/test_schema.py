@@ -173,7 +173,7 @@ def test_options_that_are_not_options_belong_to_commands_and_say_why():
         ("mixed_precision", "bf8", "no, fp16, bf16"),
         ("lr_warmup_steps", 1.5, "share below 1"),
         ("gradient_checkpointing", "perhaps", "true or false"),
-        ("timestep_sampling", "flux2_shift", "must be one of"),
+        ("timestep_sampling", "flux3_shift", "must be one of"),
         ("base_weights_multiplier", ["a"], "a number"),
     ],
 )

@@ -61,5 +61,12 @@ def _entry(heading: str, text: str, width: int) -> list[str]:
     indent = " " * (_INDENT + _COLUMN)
     first = " " * _INDENT + heading
     if len(first) + 2 > len(indent):
-        return [first, *textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)]
+        # Many choices do not fit one line: they are broken behind a comma.
+        deeper = " " * (_INDENT + 4)
+        heads = (
+            [first]
+            if len(first) <= width
+            else textwrap.wrap(first.replace(",", ", "), width, subsequent_indent=deeper)
+        )
+        return [*heads, *textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)]
     return textwrap.wrap(text, width, initial_indent=f"{first:{len(indent)}}", subsequent_indent=indent)
