@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, ValidationInfo, field_validator
 
 from zimage_gui.config.schema import Option, Options, option, options_of, show
 from zimage_gui.errors import Problem
@@ -82,8 +82,15 @@ class GridOptions(Options):
         advanced=True,
     )
 
+    @field_validator("grid_x", "grid_y", "grid_z")
+    @classmethod
+    def _axis(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            axis_of(cls, str(info.field_name), value)
+        return value
+
     def axes(self) -> tuple[Axis, ...]:
-        """x, y and z of the grid as far as they are used; empty without one. Raises ValueError."""
+        """x, y and z of the grid as far as they are used; empty without one."""
         return tuple(
             replace(axis_of(type(self), name, text), direction=direction)
             for direction, (name, text) in enumerate(self._axis_texts())
@@ -103,14 +110,7 @@ class GridOptions(Options):
     def _grid_problems(self, alone: Mapping[str, bool]) -> list[Problem]:
         """What is wrong with the axes. `alone`: options that no grid goes with -> whether they are given."""
         found: list[Problem] = []
-        axes: list[Axis] = []
-        for name, text in self._axis_texts():
-            if text is None:
-                continue
-            try:
-                axes.append(axis_of(type(self), name, text))
-            except ValueError as error:
-                found.append(Problem(name, text, str(error), "An example: lora_multiplier=0,0.5,1"))
+        axes = self.axes()
         names = [axis.name for axis in axes]
         if self.compare_lora and self.grid_x and self.grid_y and self.grid_z:
             rule = "needs an axis of its own, and all three are used"

@@ -101,8 +101,6 @@ def models_of(config: GenerateConfig, named: dict[str, Any]) -> GenerateConfig:
 
 def grid_problems(config: GenerateConfig) -> list[Problem]:
     """What is wrong with the models, LoRAs and prompts that only the axes name."""
-    if config.problems():
-        return []  # said already, and the axes may not be readable
     axes = config.axes()
     own = [axis for axis in axes if axis.name in _MODEL_AXES]
     variants = [models_of(config, named) for _, named in _places(own)] if own else []
