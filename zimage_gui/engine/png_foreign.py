@@ -156,7 +156,7 @@ def _comfy_text(graph: Graph, link: object, depth: int = 6) -> str | None:
         return None
     node = graph.get(str(link[0]))
     inputs = node.get("inputs") if isinstance(node, dict) else None
-    for key in ("text", "conditioning", "string", "value", "prompt"):
+    for key in ("text", "conditioning", "conditioning_1", "string", "value", "prompt"):
         if isinstance(inputs, dict) and (text := _comfy_text(graph, inputs.get(key), depth - 1)) is not None:
             return text
     return None
