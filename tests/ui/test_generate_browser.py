@@ -131,6 +131,12 @@ def test_with_and_without_lora_lie_under_the_slider(tab, window, lora):
     shown = tab.page.locator("#generate-slider img")
     assert shown.count() >= 2
     assert len({shown.nth(index).get_attribute("src") for index in range(2)}) == 2
+    tab.press("#generate-note [data-action=close]")
+    tab.page.wait_for_selector("#generate-slider img", state="detached")
+    for number in (1, 2):
+        tab.page.locator("#generate-gallery [data-action=wipe]").nth(number).click()
+        tab.see("#generate-note", "Now press Wipe" if number == 1 else "Close the slider")
+    tab.see("#generate-slider img")
 
 
 def test_the_gallery_searches_marks_and_deletes(tab, window):

@@ -18,7 +18,7 @@ from zimage_gui.events import Sample
 from zimage_gui.jobs.folder import CONFIG_FILE
 from zimage_gui.jobs.resident import COMMAND, pending
 from zimage_gui.jobs.state import RunState
-from zimage_gui.ui.actions import Action, action_of, on_act, plain_html, script
+from zimage_gui.ui.actions import Action, action_of, active_html, on_act, script
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.gallery import BAR, gallery_look
 from zimage_gui.ui.history import History
@@ -49,8 +49,8 @@ class Results:
             visible=False, interactive=False, type="filepath", height=_SLIDER_HEIGHT,
             elem_id=f"{name}-slider", label="Drag the line to compare",
         )  # fmt: skip
+        self.note = active_html(elem_id=f"{name}-note")
         self.sheet = live.part(name, "sheet", lambda run: self._sheet_look())
-        self.note = plain_html(elem_id=f"{name}-note")
         with gr.Column(elem_id=f"{name}-gallery"):
             gr.HTML(BAR, js_on_load=script("gallery.js"), apply_default_css=False, elem_id="gallery-bar")
             self.list = live.part(
@@ -59,7 +59,7 @@ class Results:
         self.first = gr.State("")
         self.blocks = [self.waiting, self.pair, self.sheet, self.list]
         outputs = [self.slider, self.note, self.first]
-        on_act([self.pair, self.list], self._act, self.first, outputs)
+        on_act([self.pair, self.list, self.note], self._act, self.first, outputs)
 
     # ---- presses ----------------------------------------------------------------------------------------
 
@@ -80,7 +80,9 @@ class Results:
         elif action.name == "wipe":
             return self._wipe(first, place)
         elif action.name == "pair":
-            return self._show(*(action.get(key) for key in ("without", "place")))
+            return self._show(action.get("without"), place, "Without LoRA  |  with LoRA")
+        elif action.name == "close":
+            return {self.slider: gr.update(value=None, visible=False), self.note: "", self.first: ""}
         return {self.note: gr.update()}
 
     def _wipe(self, first: str, place: str) -> Updates:
@@ -90,14 +92,17 @@ class Results:
             return {self.first: place, self.note: notice(words)}
         return {**self._show(first, place), self.first: ""}
 
-    def _show(self, left: str, right: str) -> Updates:
+    def _show(self, left: str, right: str, label: str = "") -> Updates:
         made = [self.history.at(place) for place in (left, right)]
         shown = [self.desk.pictures.published(one.path) for one in made if one is not None]
         if len(shown) < 2 or None in shown:
             return {self.note: notice("One of the two pictures is gone.", "warn")}
-        label = f"{Path(left).name}  |  {Path(right).name}"
-        value = (str(shown[0]), str(shown[1]))
-        return {self.slider: gr.update(value=value, visible=True, label=label), self.note: ""}
+        update = gr.update(
+            value=(str(shown[0]), str(shown[1])),
+            visible=True,
+            label=label or f"{Path(left).name}  |  {Path(right).name}",
+        )
+        return {self.slider: update, self.note: button("Close the slider", "close")}
 
     # ---- parts ------------------------------------------------------------------------------------------
 
