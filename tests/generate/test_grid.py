@@ -100,6 +100,9 @@ def test_an_axis_wins_over_a_line_and_each_prompt_gets_its_sheet(options):
     assert [sheet.title for sheet in found.sheets] == ["one", "one", "two", "two"]
     assert {cell.request.steps for cell in found.cells} == {1, 2}
     assert [sheet.seed for sheet in found.sheets][:2] == [5, 6]
+    for axis, title in {"seed=1,2": "{a|a} cat", "infer_steps=1,2": "a cat", "prompt=x|y": ""}.items():
+        (sheet,) = grid_of(options(grid_x=axis), [parse_line("{a|a} cat")]).sheets
+        assert sheet.title == title
     assert all(cell.request.seed == found.sheets[cell.sheet].seed for cell in found.cells)
     assert {cell.place for cell in found.cells} == {(0, 0, 0), (0, 1, 0)}
 

@@ -45,7 +45,7 @@ class Cell:
 @dataclass(frozen=True)
 class Sheet:
     """The pictures of one prompt and one place in the count: words of columns, rows and blocks (none where
-    there is one), prompt and seed of the first."""
+    there is one), the prompt they share, and the seed of the first."""
 
     title: str
     words: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
@@ -77,10 +77,18 @@ def grid_of(config: GenerateConfig, lines: Sequence[PromptLine]) -> Grid:
             requests = requests_of(own, [_line(seeded, named)])
             for number, request in enumerate(requests):
                 if first + number == len(sheets):
-                    sheets.append(Sheet(request.prompt, heads, request.seed))
+                    title = _title({axis.name for axis in axes}, line, request)
+                    sheets.append(Sheet(title, heads, request.seed))
                 label = tuple(axis.words[place[axis.direction]] for axis in axes)
                 cells.append(Cell(first + number, place, own, request, label))
     return Grid(axes, tuple(sheets), tuple(_in_order(cells)))
+
+
+def _title(varied: set[str], line: PromptLine, request: PictureRequest) -> str:
+    """The prompt of all cells: as it was written where each seed makes its own choices in it."""
+    if "prompt" in varied:
+        return ""
+    return line.prompt if "seed" in varied else request.prompt
 
 
 def models_of(config: GenerateConfig, named: dict[str, Any]) -> GenerateConfig:
