@@ -27,6 +27,8 @@ _patterns = st.lists(st.sampled_from([r".*attention.*", r"layers\.[0-9]+\..*", "
     tuple
 )
 
+_axes = st.sampled_from([None, "seed=1,2", "lora=off,on", "prompt=a 'b'|漢 c", r"dit=C:\a b.safetensors|b"])
+
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
     "output_name": _names.filter(lambda name: name.lower() not in ("con", "prn", "aux", "nul")),
@@ -42,6 +44,9 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "optimizer_args": _pairs.map(tuple),
     "lr_scheduler_args": _pairs.map(tuple),
     "network_args": st.just(()),  # becomes other options
+    "grid_x": _axes,
+    "grid_y": _axes,
+    "grid_z": _axes,
     "include_patterns": _patterns,
     "exclude_patterns": _patterns,
     "prune": _patterns,

@@ -282,7 +282,7 @@ def test_cpu_noise_is_the_noise_of_the_cpu_generator(options):
 
 
 def test_a_long_prompt_file_is_encoded_in_groups(options, run, tmp_path, monkeypatch):
-    from zimage_gui.engine import generate as module
+    from zimage_gui.engine import generate_job as module
 
     monkeypatch.setattr(module, "_AT_ONCE", 2)
     path = tmp_path / "p.txt"

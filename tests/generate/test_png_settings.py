@@ -45,6 +45,7 @@ def test_our_a1111_text_says_the_same(tmp_path):
     found = read_settings(_picture(tmp_path, {"parameters": a1111_text(SETTINGS)}))
     same = ("prompt", "negative_prompt", "image_size", "infer_steps", "guidance_scale", "flow_shift", "seed")
     assert {name: found[name] for name in same} == {name: SETTINGS[name] for name in same}
+    assert (found["lora_weight"], found["lora_multiplier"]) == (["a b"], [0.5])
 
 
 def test_a_picture_of_a1111_is_read(tmp_path):
@@ -56,6 +57,8 @@ def test_a_picture_of_a1111_is_read(tmp_path):
         "seed": 12,
         "guidance_scale": 6.5,
         "image_size": [768, 496],
+        "lora_weight": ["x"],
+        "lora_multiplier": [0.8],
     }
 
 
@@ -84,7 +87,50 @@ def test_a_comfyui_graph_is_read(tmp_path):
     }  # fmt: skip
 
 
-@given(st.dictionaries(st.sampled_from(["zimage_gui", "parameters", "prompt"]), st.text(max_size=80)))
+def test_numbers_and_loras_that_are_linked_into_a_comfyui_graph_are_read(tmp_path):
+    graph = {
+        "1": {"class_type": "PrimitiveInt", "inputs": {"value": 12}},
+        "2": {"class_type": "LoraLoaderModelOnly", "inputs": {"lora_name": "zit\\猫.safetensors", "strength_model": 0.75, "model": ["9", 0]}},
+        "3": {"class_type": "KSampler", "inputs": {
+            "seed": ["1", 0], "steps": ["1", 0], "cfg": 5, "sampler_name": "res_multistep", "scheduler": "simple",
+            "positive": ["4", 0], "model": ["2", 0]}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": ["5", 0]}},
+        "5": {"class_type": "PrimitiveStringMultiline", "inputs": {"value": "a fox"}},
+    }  # fmt: skip
+    assert read_settings(_picture(tmp_path, {"prompt": json.dumps(graph)})) == {
+        "prompt": "a fox", "infer_steps": 12, "seed": 12, "guidance_scale": 4.0, "sampler": "res_multistep",
+        "scheduler": "simple", "lora_weight": ["猫.safetensors"], "lora_multiplier": [0.75],
+    }  # fmt: skip
+
+
+def test_a_comfyui_workflow_with_a_subgraph_is_read(tmp_path):
+    inner = {
+        "id": "abc",
+        "inputs": [{"name": "text"}, {"name": "steps"}],
+        "nodes": [
+            {"id": 3, "type": "KSampler", "widgets_values": [1, "fixed", 4, 1, "res_multistep", "simple", 1],
+             "inputs": [{"name": "positive", "link": 1}, {"name": "steps", "link": 3}]},
+            {"id": 27, "type": "CLIPTextEncode", "widgets_values": [""], "inputs": [{"name": "text", "link": 2}]},
+            {"id": 11, "type": "ModelSamplingAuraFlow", "widgets_values": [3], "inputs": []},
+            {"id": 12, "type": "LoraLoaderModelOnly", "widgets_values": ["off.safetensors", 1], "mode": 4},
+        ],
+        "links": [
+            {"id": 1, "origin_id": 27, "origin_slot": 0}, {"id": 2, "origin_id": -10, "origin_slot": 0},
+            {"id": 3, "origin_id": -10, "origin_slot": 1},
+        ],
+    }  # fmt: skip
+    outer = {
+        "id": 57, "type": "abc", "widgets_values": ["a fox", 8, 77],
+        "properties": {"proxyWidgets": [["-1", "text"], ["-1", "steps"], ["3", "seed"]]},
+    }  # fmt: skip
+    workflow = {"nodes": [outer], "links": [], "definitions": {"subgraphs": [inner]}}
+    assert read_settings(_picture(tmp_path, {"workflow": json.dumps(workflow)})) == {
+        "prompt": "a fox", "infer_steps": 8, "seed": 77, "guidance_scale": 0.0, "flow_shift": 3.0,
+        "sampler": "res_multistep", "scheduler": "simple",
+    }  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from(["zimage_gui", "parameters", "prompt", "workflow"]), st.text(max_size=80)))
 def test_any_text_in_a_picture_is_harmless(tmp_path_factory, texts):
     picture = _picture(tmp_path_factory.mktemp("p"), texts)
     assert isinstance(read_settings(picture), dict)
@@ -98,10 +144,11 @@ def test_any_text_in_a_picture_is_harmless(tmp_path_factory, texts):
         "null",
         "[" * 20_000,
         '{"3": {"inputs": {"positive": ["3", 0]}, "class_type": "KSampler"}}',
+        '{"nodes": [{"type": "KSampler", "id": 1, "widgets_values": {}, "inputs": [3]}], "links": [[1], 2]}',
     ],
 )
 def test_values_of_another_type_are_left_out(tmp_path, text):
-    assert read_settings(_picture(tmp_path, {"zimage_gui": text, "prompt": text})) == {}
+    assert read_settings(_picture(tmp_path, {"zimage_gui": text, "prompt": text, "workflow": text})) == {}
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from zimage_gui.config.common import (
     regular_expressions,
 )
 from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
+from zimage_gui.config.grid_parts import GridOptions
 from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
 from zimage_gui.config.schema import option, show
 from zimage_gui.errors import Problem
@@ -28,6 +29,7 @@ class GenerateConfig(
     Swapping,
     TextEncoderMemory,
     DecodeOptions,
+    GridOptions,
     StartOptions,
     SamplerOptions,
     ModelPaths,
@@ -304,9 +306,11 @@ class GenerateConfig(
 
     def problems(self) -> list[Problem]:
         if self.save_merged_model is not None:
-            return [*self._model_problems("dit"), *self._lora_problems()]
+            alone = {"save_merged_model": True}
+            return [*self._model_problems("dit"), *self._lora_problems(), *self._grid_problems(alone)]
         if self.latent_path:
-            return [*self._model_problems("vae"), *self._output_problems()]
+            alone = {"latent_path": True}
+            return [*self._model_problems("vae"), *self._output_problems(), *self._grid_problems(alone)]
         found = self._model_problems("dit", "vae", "text_encoder")
         found += self._prompt_problems()
         found += self._lora_problems()
@@ -316,7 +320,15 @@ class GenerateConfig(
             found.append(
                 Problem(edge, show(getattr(self, edge)), "excludes image_size", "Leave out one of the two")
             )
-        return [*found, *self._output_problems()]
+        return [*found, *self._output_problems(), *self._grid_problems(self._alone())]
+
+    def _alone(self) -> dict[str, bool]:
+        """Options that no grid goes with."""
+        return {
+            "output": self.output is not None,
+            f"output_type {self.output_type}": self.output_type != "images",
+            "interactive": self.interactive,
+        }
 
     def _prompt_problems(self) -> list[Problem]:
         given = {

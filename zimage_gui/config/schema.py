@@ -30,6 +30,7 @@ SECTIONS: dict[str, str] = {
     "picture": "Picture",
     "begin": "Begin from a picture",
     "lora": "LoRA",
+    "grid": "Grid and comparison",
     "network": "LoRA in detail",
     "length": "Length",
     "optimizer": "Optimizer and learning rate",

@@ -23,6 +23,7 @@ from zimage_gui.engine.preflight import swap_problems
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
 from zimage_gui.engine.sampler import Sampling, sampling_of
 from zimage_gui.engine.start_picture import start_problems
+from zimage_gui.engine.wildcards import Wildcards
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.lora_files import fit_problems, linear_shapes, read_lora
@@ -69,16 +70,20 @@ def problems_of(
         if wanted.dit is not None and not any(problem.option == "dit" for problem in problems):
             problems += swap_problems(config, transformer_config_of(wanted.dit).n_layers)
     problems += latent_problems(config.latent_path)
-    return problems + ([] if loras_are_on else _lora_problems(config, files.dit))
+    return problems + ([] if loras_are_on else lora_problems(config, files.dit))
 
 
 def _requests_and_problems(config: GenerateConfig) -> tuple[list[PictureRequest], list[Problem]]:
     """The pictures, and what is wrong with the prompts and with the files they begin from."""
     try:
-        requests = requests_of(config, prompts_of(config))
+        lines = prompts_of(config)
+        requests = requests_of(config, lines)
     except UserError as error:
         return [], list(error.problems)
-    return requests, problems_of_starts(requests)
+    wildcards = Wildcards(config.wildcards_dir)
+    texts = {text for line in lines for text in (line.prompt, line.negative_prompt or config.negative_prompt)}
+    wrong = [problem for text in sorted(texts) for problem in wildcards.problems(text)]
+    return requests, [*wrong, *problems_of_starts(requests)]
 
 
 def problems_of_starts(requests: Sequence[PictureRequest]) -> list[Problem]:
@@ -108,7 +113,7 @@ def merging(config: GenerateConfig) -> MergeConfig:
     )
 
 
-def _lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
+def lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
     """Reads the LoRAs and compares them with the transformer's sizes, which cost a header."""
     problems: list[Problem] = []
     shapes = None
@@ -145,13 +150,18 @@ def prompts_of(config: GenerateConfig) -> list[PromptLine]:
 
 def requests_of(config: GenerateConfig, lines: Sequence[PromptLine]) -> list[PictureRequest]:
     """One request per picture: what a line leaves open comes from the options. Without any seed each line
-    gets a random one of 32 bits; further pictures of a line take the next seeds."""
+    gets a random one of 32 bits; further pictures of a line take the next seeds, and each makes the choices
+    of its prompt by its own."""
     requests = []
+    wildcards = Wildcards(config.wildcards_dir)
     for line in lines:
         given = line.seed if line.seed is not None else config.seed
         seed = secrets.randbits(32) if given is None else given
         first = _request(config, line, seed)
-        requests += [replace(first, seed=(seed + index) % 2**63) for index in range(config.batch_count)]
+        for index in range(config.batch_count):
+            own = (seed + index) % 2**63
+            prompts = [wildcards.resolved(text, own) for text in (first.prompt, first.negative_prompt)]
+            requests.append(replace(first, seed=own, prompt=prompts[0], negative_prompt=prompts[1]))
     return requests
 
 

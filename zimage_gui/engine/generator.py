@@ -7,7 +7,7 @@ write, runs, or where requests come from.
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -75,6 +75,12 @@ class ModelKey:
         stamps = _stamps(path for path in places if path)
         return cls(files, tokenizer, str(device), precision, stamps, memory)
 
+    def but_for_transformer(self) -> "ModelKey":
+        """The same without the transformer's files."""
+        dit = self.files.dit
+        stamps = (one for one in self.stamps if dit is None or dit not in (Path(one[0]), Path(one[0]).parent))
+        return replace(self, files=replace(self.files, dit=None), stamps=tuple(stamps))
+
 
 @dataclass(frozen=True)
 class LoraChoice:
@@ -126,9 +132,7 @@ class Generator:
     def __init__(self, key: ModelKey, attention: str = "torch", on_load: OnLoad = _silent) -> None:
         self.key = key
         self.device = torch.device(key.device)
-        dit = key.files.dit
-        weights = _size(dit, "transformer", torch.uint8, "none") if dit is not None else 0
-        self.dtype = number_format(self.device, key.precision, weights)
+        self.dtype = self._format(key)
         self.attention = attention
         self.cfg_batch = False
         self.text_encoder_cpu = False
@@ -191,12 +195,12 @@ class Generator:
                 for choice in choices
             ]
         )
-        self._loras = _stamped(choices)
+        self._loras = lora_stamps(choices)
         return self._counts
 
     def has_loras(self, choices: Sequence[LoraChoice]) -> bool:
         """Whether exactly these LoRAs are on, from files that have not changed since."""
-        return self._loras == _stamped(choices)
+        return self._loras == lora_stamps(choices)
 
     def latents(self, request: PictureRequest, on_step: OnStep | None = None) -> Tensor:
         """Samples one picture: fp32 latents (1, 16, H/8, W/8) in model space, on the device."""
@@ -283,6 +287,25 @@ class Generator:
         self._features.clear()
         _collect()
 
+    def take(self, key: ModelKey) -> bool:
+        """Goes over to other models when only the transformer differs, and keeps all else; False when more
+        does."""
+        if key == self.key:
+            return True
+        dtype = self._format(key)
+        if dtype != self.dtype or key.but_for_transformer() != self.key.but_for_transformer():
+            return False
+        self.key = key
+        self._transformer = self._stack = self._swap = None
+        self._loras, self._counts = (), []
+        _collect()
+        return True
+
+    def _format(self, key: ModelKey) -> torch.dtype:
+        dit = key.files.dit
+        weights = _size(dit, "transformer", torch.uint8, "none") if dit is not None else 0
+        return number_format(self.device, key.precision, weights)
+
     def _told(self, part: str) -> Callable[[int, int], None]:
         return lambda done, total: self.on_load(part, done, total)
 
@@ -355,9 +378,10 @@ def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
     return tuple(found)
 
 
-def _stamped(
+def lora_stamps(
     choices: Sequence[LoraChoice],
 ) -> tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...]:
+    """The LoRAs with the times and sizes of their files, which notice a replaced one."""
     return tuple((choice, _stamps([choice.path])) for choice in choices)
 
 

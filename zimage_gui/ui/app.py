@@ -33,6 +33,7 @@ def build_app(desk: Desk) -> Page:
     """The whole page over one desk."""
     import gradio as gr
 
+    from zimage_gui.ui.api import Api
     from zimage_gui.ui.browser import folder_browser
     from zimage_gui.ui.frame import Frame
     from zimage_gui.ui.live import Live
@@ -62,6 +63,7 @@ def build_app(desk: Desk) -> Page:
                     tab.build(page)
         folder_browser(desk)
         live.build()
+        Api(desk).build()
         training: list[Form] = [cache.form, cache.text, lora.form, finetune.form]
         dataset.wire_targets([cache.form, lora.form, finetune.form])
         models.wire_targets([*training, generate.form])

@@ -1,7 +1,7 @@
 // Asks the server which of the visible live parts have changed and replaces those. The next question is asked only
 // after the last answer; a hidden page asks rarely.
 const EVERY = 1500, HIDDEN = 10000;
-const chosen = {};
+const chosen = {}, pressed = new Set();
 let timer = null, asking = false, again = false, misses = 0;
 
 const follow = (log) => { log.scrollTop = log.scrollHeight; };
@@ -17,6 +17,12 @@ const show = (place, html, mark) => {
   }
   const fresh = place.querySelector('.zg-log[data-follow]');
   if (fresh) { if (stay === null) follow(fresh); else fresh.scrollTop = stay; }
+  // A button that presses itself, once for each text: an answer that needs gradio's own components.
+  for (const one of place.querySelectorAll('[data-once]')) {
+    if (pressed.has(one.dataset.once)) continue;
+    pressed.add(one.dataset.once);
+    one.click();
+  }
 };
 
 const poll = async () => {
@@ -45,6 +51,7 @@ const poll = async () => {
 };
 
 window.zgPoll = poll;
+window.zgChoose = (group, value) => { chosen[group] = value; poll(); };
 document.addEventListener('visibilitychange', () => { if (!document.hidden) poll(); });
 document.addEventListener('click', (event) => {
   if (event.target.closest('[role="tab"], .label-wrap')) setTimeout(poll, 60);

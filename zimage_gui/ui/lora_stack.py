@@ -118,8 +118,10 @@ def known_loras(desk: Desk) -> list[tuple[str, str]]:
 
 
 def by_name(desk: Desk, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths of LoRAs that a picture names, and the names that are not known here."""
+    """Paths of LoRAs that a picture names, with their ending or, as A1111 does, without; and the names that
+    are not known here."""
     known = {Path(path).name: path for _, path in reversed(known_loras(desk))}
+    known |= {Path(path).stem: path for path in known.values()}
     paths: list[str] = []
     missing: list[str] = []
     for name in names:

@@ -56,6 +56,13 @@ class PictureCache:
                 return None
         return target
 
+    def forget(self, picture: Path) -> None:
+        """Remove what was made of a picture, so that deleting it frees its room."""
+        for kind, suffix in ((f"{THUMB_EDGE}", ".webp"), ("full", picture.suffix.lower())):
+            target = self._target(picture, kind, suffix)
+            if target is not None:
+                target.unlink(missing_ok=True)
+
     def sweep(self) -> None:
         """Remove the oldest files over the limit; called once at the window's start."""
         files = sorted(

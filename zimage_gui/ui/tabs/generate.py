@@ -1,4 +1,4 @@
-"""The Generate tab: prompt, size, seed and LoRAs on the left; progress and the gallery on the right.
+"""The Generate tab: prompt, size, seed, LoRAs and grids on the left; progress and results on the right.
 
 Knows gradio, the form and the resident worker (through the desk). The model stays loaded in that worker, so
 the second picture does not load it again. A dropped picture gives its settings back.
@@ -7,6 +7,7 @@ the second picture does not load it again. A dropped picture gives its settings 
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,41 @@ from typing import Any
 import gradio as gr
 
 from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.config.schema import Options
 from zimage_gui.engine.png_settings import read_settings
+from zimage_gui.engine.wildcards import escaped
 from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act, plain_html
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Updates, guarded, merged
-from zimage_gui.ui.gallery import gallery, recent_pictures
+from zimage_gui.ui.history import SAMPLES
 from zimage_gui.ui.html import button, escape, notice
-from zimage_gui.ui.live import Live, Look
-from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, by_name
+from zimage_gui.ui.live import Live
+from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, by_name, known_loras
 from zimage_gui.ui.making import ask_to_skip, making_look
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
 from zimage_gui.ui.preset_bar import PresetBar
 from zimage_gui.ui.presets import Presets
+from zimage_gui.ui.results import Results
 from zimage_gui.ui.values import Raw, from_values
 
 SHAPES = {"1:1": 1.0, "4:3": 4 / 3, "3:4": 3 / 4, "3:2": 3 / 2, "2:3": 2 / 3, "16:9": 16 / 9, "9:16": 9 / 16}
+
+AXES = {
+    "LoRA strength": "lora_multiplier=0, 0.5, 1",
+    "LoRA file": "lora_weight={loras}",
+    "Model": "dit={dit}",
+    "Seed": "seed=1..4",
+    "Steps": "infer_steps=4..12:4",
+    "Guidance": "guidance_scale=0, 2, 4",
+    "Shift": "flow_shift=1, 3, 6",
+    "Sampler": "sampler=euler, heun, dpmpp_2m, res_multistep",
+    "Scheduler": "scheduler=reference, simple, beta",
+    "Prompt": "prompt={prompt}| another",
+}
+"""What a chip writes into the first empty axis, to be changed as one likes."""
+GRID = ("grid_x", "grid_y", "grid_z")
+MOST_LORAS = 6
 
 
 class GenerateTab:
@@ -46,6 +66,7 @@ class GenerateTab:
         )
         self.bar = PresetBar(self.form, Presets(desk.presets_dir, GenerateConfig))
         self.panel = JobPanel(desk, ("generate",), (), "Write a prompt and press Generate.")
+        self.results = Results(desk)
 
     def build(self, page: Page) -> None:
         with gr.Row(equal_height=False):
@@ -54,17 +75,20 @@ class GenerateTab:
                 self.form.finish()
                 with gr.Accordion("LoRAs", open=True, elem_classes=["zg-section"]):
                     self.form.build_rows(self.desk)
+                self._grid()
                 self.form.build(open_sections=("models",))
                 self.bar.build()
             with gr.Column(scale=6, min_width=480, elem_classes=["zg-watch"]):
                 with gr.Row(elem_classes=["zg-actions"]):
                     self.start = gr.Button("Generate", variant="primary", elem_id="generate-start", scale=2)
+                    self.compare = gr.Button("With and without LoRA", elem_id="generate-compare", scale=1)
                     self.beside = gr.Checkbox(
                         label="even while a training runs", container=False, interactive=True, min_width=120
                     )
                 self.answer = plain_html(elem_id="generate-answer")
                 self.making = self.live.part(self.name, "making", lambda run: making_look(self.desk))
-                self.gallery = self.live.part(self.name, "gallery", lambda run: self._gallery())
+                self.panel.build(self.live, self.name)
+                self.results.build(self.live, self.name)
                 with gr.Accordion("Read settings back from a picture", open=False):
                     self.drop = gr.File(
                         label="Drop a PNG from here, ComfyUI or A1111",
@@ -73,7 +97,6 @@ class GenerateTab:
                         height=130,
                         elem_id="generate-drop",
                     )
-                self.panel.build(self.live, self.name)
         self._wire(page)
 
     def _prompt(self) -> None:
@@ -90,6 +113,16 @@ class GenerateTab:
             self.reuse = gr.Button("Reuse last seed", size="sm", min_width=110, elem_id="generate-reuse")
         self.convention = plain_html(guidance_words("0"), elem_id="generate-guidance")
 
+    def _grid(self) -> None:
+        with gr.Accordion("Grid and comparison", open=False, elem_id=f"{self.name}-grid"):
+            with gr.Row(elem_classes=["zg-fields"]):
+                for name in GRID[:2]:
+                    self.form.field(name, elem_classes=["zg-field", "zg-wide"])
+                self.form.field(GRID[2])
+                self.form.field("compare_lora")
+            chips = "".join(button(words, "axis", axis=words) for words in AXES)
+            self.axes = active_html(f'<div class="zg-chips">{chips}</div>', elem_id="generate-axes")
+
     def _wire(self, page: Page) -> None:
         form = self.form
         form.wire(page)
@@ -99,28 +132,34 @@ class GenerateTab:
         inputs = {*form.inputs(), self.beside}
         self.start.click(generate, inputs, [form.problems, self.answer], **QUIET)
         form.fields["prompt"].submit(generate, inputs, [form.problems, self.answer], **QUIET)
+        compare = guarded(form, self._compare)
+        self.compare.click(compare, inputs, [form.problems, self.answer], **QUIET)
         self.random.click(
             guarded(form, lambda data: self._keep({"seed": ""})), form.inputs(), outputs, **QUIET
         )
         self.reuse.click(guarded(form, self._reuse), form.inputs(), outputs, **QUIET)
         self.drop.upload(guarded(form, self._read_back), {self.drop}, outputs, **QUIET)
-        on_act([self.panel.status, self.making, self.gallery, self.shapes], self._act, form.inputs(), outputs)
+        acting = [self.panel.status, self.making, self.shapes, self.axes, *self.results.blocks]
+        on_act(acting, self._act, form.inputs(), outputs)
         guidance = form.fields["guidance_scale"]
         guidance.change(guidance_words, guidance, self.convention, **QUIET)
 
-    def _gallery(self) -> Look:
-        states = self.desk.of_command("generate")
-        newest = [
-            (state.folder.name, len(self.desk.readers.of(state.folder).poll().samples))
-            for state in states[:3]
-        ]
-        return Look(newest, lambda: gallery(recent_pictures(self.desk), self.desk.pictures))
-
     # ---- handlers ---------------------------------------------------------------------------------------
 
-    def _generate(self, data: Mapping[Any, Any]) -> Updates:
-        config = self.form.read(data, runs_dir=self.desk.runs_dir)
-        folder = self.desk.generate(config, beside_training=bool(data[self.beside]))
+    def _generate(self, data: Mapping[Any, Any], **fixed: Any) -> Updates:
+        config = self.form.read(data, runs_dir=self.desk.runs_dir, **fixed)
+        return self._submit(config, beside_training=bool(data[self.beside]))
+
+    def _compare(self, data: Mapping[Any, Any]) -> Updates:
+        """The same pictures without the LoRAs and with them, whatever grid is in the form."""
+        return self._generate(data, compare_lora=True, **dict.fromkeys(GRID, ""))
+
+    def _submit(self, config: Options, *, beside_training: bool) -> Updates:
+        assert isinstance(config, GenerateConfig)
+        if config.axes() and config.seed is None:
+            # Said here, so that a grid that is stopped can go on.
+            config = config.with_(seed=secrets.randbits(32))
+        folder = self.desk.generate(config, beside_training=beside_training)
         return {self.answer: f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'}
 
     def _keep(self, contents: dict[str, Raw], words: str = "", tone: str = "good") -> Updates:
@@ -128,12 +167,11 @@ class GenerateTab:
         return {**self.form.put(contents), self.answer: notice(words, tone) if words else ""}
 
     def _reuse(self, data: Mapping[Any, Any]) -> Updates:
-        pictures = recent_pictures(self.desk, 1)
-        return (
-            self._keep({"seed": str(pictures[0].seed)})
-            if pictures
-            else self._keep({}, "No picture has been made yet.", "plain")
-        )
+        for made in self.results.history.pictures():
+            seed = self.results.history.settings(made).get("seed")
+            if seed is not None:
+                return self._keep({"seed": str(seed)})
+        return self._keep({}, "No picture has been made yet.", "plain")
 
     def _read_back(self, data: Mapping[Any, Any]) -> Updates:
         return self.settings_of(Path(data[self.drop]))
@@ -146,7 +184,11 @@ class GenerateTab:
         begun = [str(found.pop(name)) for name in ("image_path", "mask_path") if name in found]
         names = [str(name) for name in found.pop(FILES, ())]
         strengths = [str(value) for value in found.pop(STRENGTHS, ())]
-        contents = from_values(GenerateConfig, found)
+        for name in ("prompt", "negative_prompt"):
+            if isinstance(text := found.get(name), str):
+                found[name] = escaped(text)  # its choices were made; what is left is meant as it stands
+        contents = dict.fromkeys(GRID, "") | from_values(GenerateConfig, found)
+        contents["compare_lora"] = found.get("compare_lora") is True
         paths, missing = by_name(self.desk, names)
         contents |= (
             {FILES: "\n".join(paths), STRENGTHS: "\n".join(strengths)}
@@ -181,14 +223,38 @@ class GenerateTab:
         if action.name == "settings":
             file = (self.desk.folder_of(action.get("run")) or Path()) / "config.toml"
             return self._keep(self.bar.presets.read(file), "Settings taken over.") if file.is_file() else {}
-        picture = next(
-            (one for one in recent_pictures(self.desk) if str(one.path) == action.get("place")), None
+        if action.name == "axis":
+            return self._add_axis(self.form.raw(data), action.get("axis"))
+        if action.name == "goon":
+            return self._go_on(self.desk.folder_of(action.get("run")))
+        made = self.results.history.at(action.get("place"))
+        if made is not None and action.name == "seed":
+            return self._keep({"seed": str(self.results.history.settings(made).get("seed", ""))})
+        if made is not None and action.name == "picture":
+            return self.settings_of(made.path)
+        return {self.answer: gr.update()}
+
+    def _add_axis(self, contents: Mapping[str, Raw], words: str) -> Updates:
+        """Writes an example into the first empty axis."""
+        empty = next((name for name in GRID if not str(contents.get(name) or "").strip()), None)
+        if empty is None or words not in AXES:
+            return self._keep({}, "All three axes are used: empty one of them first.", "plain")
+        loras = [path for _, path in known_loras(self.desk)][:MOST_LORAS]
+        text = AXES[words].format(
+            loras="|".join(loras) or str(contents.get(FILES) or "").replace("\n", "|"),
+            dit=f"{contents.get('dit') or ''}|",
+            prompt=contents.get("prompt") or "",
         )
-        if picture is None:
-            return {self.answer: gr.update()}
-        if action.name == "seed":
-            return self._keep({"seed": str(picture.seed)})
-        return self.settings_of(picture.path) if action.name == "picture" else {self.answer: gr.update()}
+        return self._keep({empty: text})
+
+    def _go_on(self, folder: Path | None) -> Updates:
+        """The same request again into the same folder: what is there is not made again."""
+        if folder is None or not (folder / "config.toml").is_file():
+            return self._keep({}, "That run is gone.", "warn")
+        contents = self.bar.presets.read(folder / "config.toml")
+        contents["save_path"] = contents.get("save_path") or str(folder / SAMPLES)
+        config = self.form.config_of(contents, runs_dir=self.desk.runs_dir)
+        return self._submit(config, beside_training=False)
 
     def take_lora(self, path: Path) -> Updates:
         """Put one LoRA into the first row; the other tabs call this."""
