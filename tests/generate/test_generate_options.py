@@ -267,3 +267,15 @@ def test_the_options_reach_the_models(options, run):
     )
     resident.run(options(), run)
     assert generator.vae.decoder.conv_in.weight.dtype is torch.float32
+
+
+def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_refused(options, run, tmp_path) -> None:
+    pictures = []
+    for name, compiled in (("plain", False), ("compiled", True)):
+        config = options(compile=compiled, compile_backend="eager", output=tmp_path / f"{name}.png", compile_fullgraph=True)
+        (path,) = generate(config, run)
+        pictures.append(np.asarray(Image.open(path)).astype(int))
+    assert "compiled at the first step" in _texts(run, "note")
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    (problem,) = check(options(compile=True, compile_backend="nonsense"))
+    assert problem.option == "compile_backend"

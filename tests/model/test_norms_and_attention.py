@@ -50,14 +50,14 @@ def default_backend() -> Iterator[None]:
     use_backend("torch")
 
 
-@pytest.mark.parametrize("name", ["flash", "xformers", "sage"])
+@pytest.mark.parametrize("name", ["flash", "flash3", "xformers", "sage"])
 def test_a_missing_library_is_named_with_the_way_out(name: str, default_backend: None) -> None:
     with pytest.raises(UserError, match=r"attn_mode.*pip install .*attn_mode torch"):
         use_backend(name)
 
 
 def test_an_unknown_backend_is_refused(default_backend: None) -> None:
-    with pytest.raises(UserError, match="must be one of torch, flash, xformers, sage"):
+    with pytest.raises(UserError, match="must be one of torch, flash, flash3, xformers, sage"):
         use_backend("magic")
 
 
@@ -75,6 +75,7 @@ def test_libraries_get_their_own_layout_and_sage_refuses_to_train(
 
     packages = {
         "flash_attn": types.SimpleNamespace(flash_attn_func=by_token),
+        "flash_attn_interface": types.SimpleNamespace(flash_attn_func=lambda *qkv: (by_token(*qkv), None)),
         "xformers.ops": types.SimpleNamespace(memory_efficient_attention=by_token),
         "sageattention": types.SimpleNamespace(sageattn=by_token),
     }
@@ -84,12 +85,12 @@ def test_libraries_get_their_own_layout_and_sage_refuses_to_train(
     q, k, v = (torch.randn(2, 5, 3, 8).bfloat16() for _ in range(3))
     use_backend("sdpa")
     wanted = attention(q, k, v)
-    for name in ("flash", "xformers", "sage"):
+    for name in ("flash", "flash3", "xformers", "sage"):
         use_backend(name)
         assert torch.allclose(attention(q, k, v), wanted, atol=2e-2)
     with pytest.raises(UserError, match="only generate"):
         attention(q.requires_grad_(), k, v)
-    for name in ("flash", "sage"):
+    for name in ("flash", "flash3", "sage"):
         use_backend(name)
         with pytest.raises(UserError, match="computes in bf16 or fp16 only"):
             attention(q.float(), k.float(), v.float())

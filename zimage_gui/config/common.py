@@ -17,7 +17,7 @@ from zimage_gui.errors import Problem
 Precision = Literal["no", "fp16", "bf16"]
 _PRECISIONS = {"fp32": "no", "float32": "no", "float": "no", "bfloat16": "bf16", "float16": "fp16"}
 
-AttentionMode = Literal["torch", "flash", "xformers", "sage"]
+AttentionMode = Literal["torch", "flash", "flash3", "xformers", "sage"]
 ATTENTION_VALUES = {
     "sdpa": "torch",
     "flash_attn": "flash",
@@ -28,6 +28,7 @@ ATTENTION_VALUES = {
 ATTENTION_SWITCHES = {
     "sdpa": "torch",
     "flash_attn": "flash",
+    "flash3": "flash3",
     "xformers": "xformers",
     "sage_attn": "sage",
 }

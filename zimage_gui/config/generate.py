@@ -16,6 +16,7 @@ from zimage_gui.config.common import (
     precision_option,
     regular_expressions,
 )
+from zimage_gui.config.compile_parts import Compiling, Kernels
 from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
 from zimage_gui.config.grid_parts import GridOptions
 from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
@@ -25,6 +26,8 @@ from zimage_gui.errors import Problem
 
 class GenerateConfig(
     RunOptions,
+    Kernels,
+    Compiling,
     GenerateQuant,
     Swapping,
     TextEncoderMemory,
@@ -256,7 +259,8 @@ class GenerateConfig(
         "Number format of transformer and text encoder: bf16 (recommended), fp16, or no for full fp32.",
     )
     attn_mode: AttentionMode = attention_option(
-        "Attention kernel: torch (built in; also called sdpa), or flash, xformers, sage when installed."
+        "Attention kernel: torch (built in; also called sdpa), or flash, flash3, xformers, sage when "
+        "installed."
     )
 
     @field_validator("image_size")
@@ -320,6 +324,7 @@ class GenerateConfig(
             found.append(
                 Problem(edge, show(getattr(self, edge)), "excludes image_size", "Leave out one of the two")
             )
+        found += self._compile_problems()
         return [*found, *self._output_problems(), *self._grid_problems(self._alone())]
 
     def _alone(self) -> dict[str, bool]:

@@ -87,7 +87,6 @@ _SWAP: _What = (
     "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
-_FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
 _DDP: _What = (
     "training on several GPUs comes in a later version",
     "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
@@ -100,7 +99,6 @@ LATER: tuple[Later, ...] = (
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
-    Later("flash3", "switch", _MODELS, *_FLASH3),
     Later("ddp_timeout", "value", _TRAINING, *_DDP),
     Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),
     Later("ddp_static_graph", "switch", _TRAINING, *_DDP),

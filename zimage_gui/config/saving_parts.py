@@ -180,7 +180,7 @@ class Performance(Options):
         "Number format of the computation: bf16 (recommended), fp16, or no for full fp32.",
     )
     attn_mode: AttentionMode = attention_option(
-        "Attention kernel: torch (built in; also called sdpa), flash or xformers when installed. "
+        "Attention kernel: torch (built in; also called sdpa), flash, flash3 or xformers when installed. "
         "sage cannot train."
     )
     gradient_checkpointing: bool = option(

@@ -3,7 +3,7 @@
 Knows options, models in memory and the run's events. It must not know prompts, sampling or file names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from zimage_gui.engine.generate_plan import lora_choices, merging, needed_parts,
 from zimage_gui.engine.generator import Generator, Memory, ModelKey
 from zimage_gui.engine.grid import grid_problems
 from zimage_gui.engine.grid_job import GridJob
+from zimage_gui.engine.kernels import compiler_of, set_cuda_switches
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
@@ -91,6 +92,7 @@ def _problems(config: GenerateConfig, holds: bool = False, loras_are_on: bool = 
 
 def _set_up(generator: Generator, config: GenerateConfig, run: Run) -> None:
     """What of the options may differ between two requests without loading anything again."""
+    set_cuda_switches(config)
     generator.attention = config.attn_mode
     generator.cfg_batch = config.cfg_batch
     generator.text_encoder_cpu = config.text_encoder_cpu
@@ -106,7 +108,9 @@ def _key(config: GenerateConfig) -> ModelKey:
     raise_if_any(problems)
     llm: Quant = "fp8" if config.fp8_llm else "none"
     memory = Memory(config.base_quant, llm, config.blocks_to_swap, config.block_swap_ring_size)
-    return ModelKey.of(files, config.tokenizer, pick_device(config.device), config.mixed_precision, memory)
+    device = pick_device(config.device)
+    key = ModelKey.of(files, config.tokenizer, device, config.mixed_precision, memory)
+    return replace(key, compiler=compiler_of(config))
 
 
 def _holds(generator: Generator, config: GenerateConfig) -> bool:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from zimage_gui.engine.decoding import PictureVae, Say, silent
 from zimage_gui.engine.devices import free_memory, number_format
+from zimage_gui.engine.kernels import compile_blocks
 from zimage_gui.engine.model_files import ModelFiles
 from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, denoise
 from zimage_gui.engine.start_picture import mask_tensor, picture_tensor
 from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
+from zimage_gui.model.compiling import Compiler
 from zimage_gui.model.lora_files import AppliedLora, LoraFile, LoraStack, read_lora
 from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.quantise import Quant, bytes_per_number, stored_bytes
@@ -61,6 +63,7 @@ class ModelKey:
     precision: str
     stamps: tuple[tuple[str, int, int], ...] = ()
     memory: Memory = Memory()
+    compiler: Compiler | None = None
 
     @classmethod
     def of(
@@ -266,6 +269,9 @@ class Generator:
             if memory.swapped:
                 blocks = list(self._transformer.layers)
                 self._swap = BlockSwap(blocks, memory.swapped, self.device, memory.ring)
+            if self.key.compiler is not None:
+                compile_blocks(self._transformer, self.key.compiler)
+                self.note("the blocks are compiled at the first step of each size, which takes longer")
         return self._transformer
 
     @property

@@ -6,6 +6,7 @@ project needs a mask, because samples of one batch have equal padded lengths.
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,14 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 _LARGEST_TABLE = 2**25
 """Weights of one layer that may be kept for the backward pass: 64 MiB."""
 
-BACKENDS = ("torch", "flash", "xformers", "sage")
-_PACKAGES = {"flash": "flash_attn", "xformers": "xformers.ops", "sage": "sageattention"}
-_INSTALL = {"flash": "flash-attn", "xformers": "xformers", "sage": "sageattention"}
+BACKENDS = ("torch", "flash", "flash3", "xformers", "sage")
+_PACKAGES = {
+    "flash": "flash_attn",
+    "flash3": "flash_attn_interface",
+    "xformers": "xformers.ops",
+    "sage": "sageattention",
+}
+_INSTALL = {"flash": "flash-attn", "flash3": "flash-attn-3", "xformers": "xformers", "sage": "sageattention"}
 
 
 def _torch_kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
@@ -48,10 +54,11 @@ def _by_products(q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> Tensor:
         return out_BHLD
 
 
-def _flash_kernel(library: Any) -> Kernel:
+def _flash_kernel(library: Any, name: str = "flash") -> Kernel:
     def kernel(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-        _refuse_fp32("flash", q_BLHD)
-        out: Tensor = library.flash_attn_func(q_BLHD, k_BLHD, v_BLHD)
+        _refuse_fp32(name, q_BLHD)
+        found = library.flash_attn_func(q_BLHD, k_BLHD, v_BLHD)
+        out: Tensor = found[0] if isinstance(found, tuple) else found  # older ones add the log-sum-exp
         return out
 
     return kernel
@@ -112,7 +119,12 @@ def use_backend(name: str) -> None:
             f"needs the package {_INSTALL[name]}, which cannot be imported here ({error})",
             f"Install it (pip install {_INSTALL[name]}) or use attn_mode torch",
         ) from error
-    makers = {"flash": _flash_kernel, "xformers": _xformers_kernel, "sage": _sage_kernel}
+    makers: dict[str, Callable[[Any], Kernel]] = {
+        "flash": _flash_kernel,
+        "flash3": partial(_flash_kernel, name="flash3"),
+        "xformers": _xformers_kernel,
+        "sage": _sage_kernel,
+    }
     _kernel = makers[name](library)
 
 
