@@ -70,7 +70,7 @@ class _EagerFile(io.FileIO):
     """A file whose bytes the system begins to carry to the disk as they come, not first when some gigabytes
     wait: the final fsync of a large file then has little left to do."""
 
-    _STEP = 32 << 20
+    _STEP = 128 << 20
     _started = _written = 0
 
     def write(self, data: Any, /) -> int:

@@ -1,8 +1,8 @@
 """Our tensors out of a checkpoint in row chunks, so that no model is ever in memory.
 
-Knows reading, turning, casting and undoing fp8. Must not know layouts, options or files to write. Chunks are
-valid until the next one is asked for. Only what must be turned (burn keeps matrices transposed) is held as a
-whole, one matrix at a time.
+Knows reading, turning, casting and undoing fp8. Must not know layouts, options or files to write. A chunk is
+never written to again: it may still wait for the disk when the next one is made. Only what must be turned
+(burn keeps matrices transposed) is held as a whole, one matrix at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def turned(chunks: Iterable[Tensor], rows: int, columns: int, scratch: Scratch) 
         _turn_into(whole[:, done : done + len(chunk)], chunk.contiguous())
         done += len(chunk)
     if whole is not None:
-        yield from pieces(whole)
+        # Copies: the next matrix takes this one's memory.
+        yield from (piece.clone() for piece in pieces(whole))
 
 
 def _turn_into(target: Tensor, matrix: Tensor) -> None:
