@@ -26,7 +26,7 @@ def writing_behind(file: BinaryIO) -> Iterator[Put]:
 
     Every chunk is read back and compared with the bytes it was made of: they must not change before the
     block ends. Then all is written, or, when the block or the writing fails, what still waits is thrown away.
-    Raises the OSError of the disk, at a later chunk or at the end, and one when a chunk reads back differently.
+    Raises the OSError of the disk, at a later chunk or at the end; another if a chunk reads back differently.
     """
     thread = _Thread(file)
     thread.start()

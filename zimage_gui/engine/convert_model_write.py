@@ -21,7 +21,7 @@ from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.errors import Interrupted
 from zimage_gui.events import Run, Stage
 from zimage_gui.files import atomic_write, sweep_temp_files
-from zimage_gui.model.streaming import TensorReader
+from zimage_gui.model.streaming import TensorReader, keep_memory
 from zimage_gui.model.tensor_files import write_raw
 
 _MB = 1_000_000
@@ -54,6 +54,7 @@ def write_plan(plan: Plan, run: Run, changes: Changes | None = None) -> list[Pat
     """
     sweep_temp_files(plan.output.parent)
     told = Told(run, plan.output.name, plan.bytes)
+    keep_memory()
     with (
         _one_thread(),
         whole(plan.output, plan.folder) as temp,
