@@ -157,8 +157,8 @@ def test_missing_room_is_found_before_anything_is_written(tmp_path):
 
 
 def test_the_room_counted_is_that_of_the_result(tmp_path):
-    assert output_problems(tmp_path / "o", [], False, 10**9, free=2 * 10**9) == []
-    (problem,) = output_problems(tmp_path / "o", [], False, 10**9, free=10**9)
+    assert output_problems(tmp_path / "o", [], False, 10**9, folder=True, free=2 * 10**9) == []
+    (problem,) = output_problems(tmp_path / "o", [], False, 10**9, folder=True, free=10**9)
     assert "needs 1.07 GB" in problem.sentence()
 
 

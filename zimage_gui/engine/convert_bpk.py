@@ -45,6 +45,7 @@ class BpkPlan:
     entries: tuple[BpkEntry, ...]
     bytes: int
     notes: tuple[str, ...] = field(default=())
+    folder: bool = False
 
 
 def plan_bpk(config: ConvertConfig, path: Path, output: Path, part: str | None) -> BpkPlan:

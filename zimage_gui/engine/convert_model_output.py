@@ -22,7 +22,13 @@ _OURS = re.compile(r"config\.json|.+\.safetensors|.+\.safetensors\.index\.json")
 
 
 def output_problems(
-    output: Path, sources: Sequence[Path], overwrite: bool, needed: int, *, free: int | None = None
+    output: Path,
+    sources: Sequence[Path],
+    overwrite: bool,
+    needed: int,
+    *,
+    folder: bool,
+    free: int | None = None,
 ) -> list[Problem]:
     """All that keeps `needed` bytes from being written to `output`. free: bytes, instead of looking."""
     same = [source for source in sources if output.exists() and source.exists() and source.samefile(output)]
@@ -32,7 +38,7 @@ def output_problems(
     if same or inside:
         rule = "is the input itself" if same else "is the folder in which the input lies"
         return [Problem("output", str(output), rule, "Choose another name")]
-    problems = [] if not os.path.lexists(output) else _taken(output, overwrite)
+    problems = [] if not os.path.lexists(output) else _taken(output, overwrite, folder)
     parent = _existing(output.absolute().parent)
     if not os.access(parent, os.W_OK):
         problems.append(
@@ -46,8 +52,16 @@ def output_problems(
     return problems
 
 
-def _taken(output: Path, overwrite: bool) -> list[Problem]:
-    if output.is_dir():
+def _taken(output: Path, overwrite: bool, folder: bool) -> list[Problem]:
+    if folder != output.is_dir():
+        rule = (
+            "is a file, and a folder is to be written"
+            if folder
+            else "is a folder, and a file is to be written"
+        )
+        remedy = "Choose another name; one that ends in .safetensors or .bpk is a file"
+        return [Problem("output", str(output), rule, remedy)]
+    if folder:
         names = sorted(entry.name for entry in output.iterdir())
         foreign = [name for name in names if not _OURS.fullmatch(name) or (output / name).is_dir()]
         if not names:
