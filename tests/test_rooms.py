@@ -11,7 +11,7 @@ import pytest
 import zimage_gui
 
 ROOT = Path(zimage_gui.__file__).parent
-BASE = {"errors", "events", "files", "cbor", "burnpack"}
+BASE = {"errors", "events", "files", "cbor", "burnpack", "behind"}
 LEVELS = {name: 0 for name in BASE} | {"config": 1, "model": 2, "engine": 3, "jobs": 4, "ui": 6}
 """A module may import modules of its own level's room and of lower levels. `demo` stands beside `jobs`,
 `commands`, `terminal` and `cli` beside `ui`."""

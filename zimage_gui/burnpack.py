@@ -8,6 +8,7 @@ burn 0.19 wrote the same magic and version and no padding at all. Only the file'
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import struct
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeGuard, TypeVar
 
+from zimage_gui.behind import writing_behind
 from zimage_gui.cbor import CborError, decode, encode
 from zimage_gui.errors import UserError
 from zimage_gui.files import TensorInfo, atomic_write
@@ -318,13 +320,14 @@ def write_bpk(
     entries: Sequence[BpkEntry],
     metadata: Mapping[str, str],
     scalars: Mapping[str, Scalar] | None = None,
-    check: Callable[[Path], object] | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Path:
-    """Writes an aligned burnpack file atomically, chunk by chunk, its data in the order of `entries`.
+    """Writes an aligned burnpack file atomically, its data in the order of `entries`, and reads it back.
 
-    check: called with the temp file when all is written; what it raises keeps the file from appearing. Equal
-    input gives equal bytes, and those of burn's own writer for the same names, ids and metadata. Raises
-    ValueError for a name twice or an entry whose chunks are not as long as its shape and dtype say.
+    on_bytes: called with the length of every chunk; what it raises keeps the file from appearing. Equal input
+    gives equal bytes, and those of burn's own writer for the same names, ids and metadata. Raises OSError for
+    a file that reads back differently, and ValueError for a name twice or an entry whose chunks are not as
+    long as its shape and dtype say.
     """
     table, offsets = _table(entries, metadata, scalars or {})
     data = _aligned(_HEAD.size + len(table))
@@ -332,18 +335,24 @@ def write_bpk(
     def write(file: BinaryIO) -> None:
         file.write(_HEAD.pack(MAGIC, VERSION, len(table)) + table)
         file.write(bytes(data - _HEAD.size - len(table)))
-        written = 0
-        for entry, (start, end) in zip(entries, offsets, strict=True):
-            file.write(bytes(start - written))
-            written = start
-            for chunk in entry.chunks() if callable(entry.chunks) else entry.chunks:
-                written += memoryview(chunk).nbytes
-                file.write(chunk)
-            if written != end:
-                raise ValueError(f"{entry.name} has {written - start} bytes instead of {end - start}")
-        if check is not None:
-            file.flush()
-            check(Path(file.name))
+        with writing_behind(file) as put:
+            written = 0
+            for entry, (start, end) in zip(entries, offsets, strict=True):
+                put(bytes(start - written))
+                written = start
+                for chunk in entry.chunks() if callable(entry.chunks) else entry.chunks:
+                    size = memoryview(chunk).nbytes
+                    written += size
+                    put(chunk)
+                    on_bytes(size)
+                if written != end:
+                    raise ValueError(f"{entry.name} has {written - start} bytes instead of {end - start}")
+        expected = {
+            entry.name: BpkTensor(entry.dtype, tuple(entry.shape), data + start, data + end, entry.param_id)
+            for entry, (start, end) in zip(entries, offsets, strict=True)
+        }
+        if read_bpk_header(Path(file.name)).tensors != expected:
+            raise OSError(errno.EIO, "the table reads back differently; check the disk")
 
     return atomic_write(path, write)
 

@@ -39,6 +39,8 @@ PROGRAM = "zimage-gui"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
     _speak_utf8()
+    # Else pydantic asks every installed package for a plugin, which takes a fifth of `inspect`.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         with _interrupts(_leave):
@@ -141,18 +143,20 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     """
     from zimage_gui.config.build import Source, gather, joined, read
     from zimage_gui.config.paths import with_look
-    from zimage_gui.config.toml_io import read_text, source
 
     cls = spec.config_class
     sources = [Source(problems=parsed.problems)]
     if parsed.config_file is not None:
+        from zimage_gui.config.toml_io import read_text, source
+
         folder = parsed.config_file.absolute().parent
         sources.append(source(cls, read_text(parsed.config_file), folder, str(parsed.config_file)))
     sources.append(read(cls, parsed.given, None))
     notes = [note for one in sources for note in one.notes]
     try:
         config, problems = gather(cls, sources)
-        if not problems and parsed.run_folder is None:  # else the window has asked
+        # Of a prepared run the window has asked.
+        if not problems and parsed.config_file is not None and parsed.run_folder is None:
             _ask_about_code(config, set(sources[-1].values))
         problems, more = with_look(config, problems)
         notes += more

@@ -6,8 +6,11 @@ One sentence form serves the command line, the TOML reader, the window's fields 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -65,6 +68,17 @@ def raise_if_any(problems: Iterable[Problem]) -> None:
     found = tuple(problems)
     if found:
         raise UserError(found)
+
+
+def tried(look: Callable[[], _T], problems: list[Problem]) -> _T | None:
+    """What `look` gives; None when it raises UserError, whose problems then join `problems`: a person is to
+    hear of all mistakes at once.
+    """
+    try:
+        return look()
+    except UserError as error:
+        problems += (one for one in error.problems if one not in problems)
+        return None
 
 
 class Interrupted(Exception):

@@ -7,6 +7,7 @@ that keeps a byte offset follows it across restarts of either side.
 
 from __future__ import annotations
 
+import functools
 import time as clock
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ _LONGEST_READ = 16 * 1024 * 1024
 
 class _Event(BaseModel):
     # Unknown fields are dropped, not refused: an older window may follow a newer run.
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants", defer_build=True)
 
     v: int = 1
     time: float = Field(default_factory=clock.time, description="seconds since 1970, UTC")
@@ -142,7 +143,10 @@ Event = Annotated[
     Field(discriminator="kind"),
 ]
 
-_adapter: TypeAdapter[Event] = TypeAdapter(Event)
+
+@functools.cache
+def _adapter() -> TypeAdapter[Event]:
+    return TypeAdapter(Event)
 
 
 def to_line(event: Event) -> bytes:
@@ -166,7 +170,7 @@ def _encodable(value: Any) -> Any:
 def from_line(line: bytes) -> Event:
     """Raises ValueError for anything that is not one of our events."""
     try:
-        return _adapter.validate_json(line)
+        return _adapter().validate_json(line)
     except ValidationError as error:
         raise ValueError(str(error)) from error
 

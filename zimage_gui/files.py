@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-import secrets
 import struct
 import sys
 import time
@@ -35,7 +34,7 @@ BITS_OF_DTYPE = {
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors)$")
 _TEMP = re.compile(r"\.(?P<pid>\d+)-(?P<start>[0-9a-f]{8})(?:[0-9a-f]{8})?" + re.escape(TEMP_SUFFIX) + "$")
-_THIS_START = secrets.token_hex(4)
+_THIS_START = os.urandom(4).hex()
 """Tells this process from an earlier one with its number: in a container every run may have the same."""
 _CLOCK_SLACK = 2.0
 """Seconds by which a process's start and a file's time may disagree."""
@@ -70,7 +69,7 @@ class _EagerFile(io.FileIO):
     """A file whose bytes the system begins to carry to the disk as they come, not first when some gigabytes
     wait: the final fsync of a large file then has little left to do."""
 
-    _STEP = 32 << 20
+    _STEP = 128 << 20
     _started = _written = 0
 
     def write(self, data: Any, /) -> int:
@@ -90,7 +89,7 @@ def temp_path(path: Path) -> Path:
     """A fresh name beside `path` that `sweep_temp_files` knows; carries our process id."""
     # 120 characters of the name keep the whole below the 255 bytes of common file systems, in UTF-8 too.
     short = path.name.encode("utf-8", "surrogateescape")[:120].decode("utf-8", "ignore")
-    return path.with_name(f".{short}.{os.getpid()}-{_THIS_START}{secrets.token_hex(4)}{TEMP_SUFFIX}")
+    return path.with_name(f".{short}.{os.getpid()}-{_THIS_START}{os.urandom(4).hex()}{TEMP_SUFFIX}")
 
 
 def replace_file(temp: Path, path: Path) -> None:

@@ -157,7 +157,7 @@ def test_chunks_of_rows_make_the_same_numbers_as_whole_matrices(tmp_path):
         ({"dit": RAW}, "this is a LoRA"),
         ({"dit": MUSUBI / "models" / "vae.safetensors"}, "must be a transformer"),
         ({"include_patterns": ("nothing",)}, "no module is left"),
-        ({"lora_multiplier": (1.0, 2.0)}, "has 2 values for 1 LoRAs"),
+        ({"lora_multiplier": (1.0, 2.0)}, "has 2 values, but lora_weight has 1"),
         ({"lora_multiplier": (1e300,)}, "infinite or undefined numbers"),
         ({"loras": ()}, "lora_weight: is missing"),
         ({"rank": 4}, "belongs to a merge of LoRAs into one"),

@@ -204,10 +204,12 @@ def each_field(cls: type[Config], values: Mapping[str, object]) -> tuple[Config,
 
 
 def joined(problems: Sequence[Problem], more: Sequence[Problem]) -> list[Problem]:
-    """Problems of two looks: what the first has named, by option or by path, the second need not repeat."""
+    """Problems of two looks: what the first has named, by option or by path, the second need not repeat. An
+    option may hold several paths, each with a problem of its own."""
     named = {problem.option for problem in problems}
     values = {problem.value for problem in problems} - {""}
-    return [*problems, *(one for one in more if one.option not in named and one.value not in values)]
+    fresh = (one for one in more if one.value not in values)
+    return [*problems, *(one for one in fresh if one.option not in named or os.path.isabs(one.value))]
 
 
 def _displace(cls: type[Options], values: dict[str, Any], new: Mapping[str, Any]) -> None:

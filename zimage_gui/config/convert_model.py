@@ -16,6 +16,7 @@ from zimage_gui.errors import Problem
 
 Layout = Literal["diffusers", "comfy", "burn"]
 ModelType = Literal["transformer", "autoencoder", "text-encoder"]
+LoraForm = Literal["universal", "native", "comfy", "peft", "rust"]
 Dtype = Literal["keep", "f32", "f16", "bf16", "fp8_comfy", "fp8_blocks"]
 
 _LAYOUTS = {
@@ -167,6 +168,23 @@ class MergeConfig(ModelOutput):
         aliases=("save_merged_model",),
     )
 
+    lora_format: LoraForm | None = option(
+        None,
+        section="output",
+        label="LoRA form",
+        help="Without dit: the names in the merged LoRA. universal: ComfyUI and diffusers; native: "
+        "lora_unet_ names; comfy: these with fused qkv; peft: transformer. names with rank and alpha in the "
+        "header; rust: z-image-train's, with its .lora.json. Empty: universal.",
+        values={
+            "other": "universal",
+            "diffusers": "peft",
+            "default": "native",
+            "musubi": "native",
+            "comfyui": "comfy",
+        },
+        advanced=True,
+        matters="no base model is given",
+    )
     rank: int | None = option(
         None,
         section="lora",
@@ -200,10 +218,10 @@ class MergeConfig(ModelOutput):
             if not getattr(self, name)
         ]
         if len(self.lora_multiplier) > len(self.lora_weight):
-            rule = f"has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRAs"
+            rule = f"has {len(self.lora_multiplier)} values, but lora_weight has {len(self.lora_weight)}"
             remedy = "Give one per file, or fewer"
             found.append(Problem("lora_multiplier", show(self.lora_multiplier), rule, remedy))
-        alone = ("rank", "energy") if self.dit is not None else ("prefix", "layout")
+        alone = ("rank", "energy", "lora_format") if self.dit is not None else ("prefix", "layout")
         rule, remedy = "belongs to a merge into a model", "Give dit, or leave it out"
         if self.dit is not None:
             rule, remedy = "belongs to a merge of LoRAs into one LoRA", "Leave it out"

@@ -357,7 +357,7 @@ class GenerateConfig(
             rule, remedy = "merges LoRAs, and lora_weight is empty", "Give a LoRA, or use the command convert"
             found.append(Problem("save_merged_model", str(self.save_merged_model), rule, remedy))
         if len(self.lora_multiplier) > len(self.lora_weight):
-            rule = f"has {len(self.lora_multiplier)} values for {len(self.lora_weight)} LoRAs"
+            rule = f"has {len(self.lora_multiplier)} values, but lora_weight has {len(self.lora_weight)}"
             remedy = "Give one per file, or fewer"
             found.append(Problem("lora_multiplier", show(self.lora_multiplier), rule, remedy))
         return found

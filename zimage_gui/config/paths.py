@@ -27,12 +27,12 @@ def path_problems(config: Options) -> list[Problem]:
 
 def look(config: Options) -> tuple[list[Problem], list[str]]:
     """What can be found wrong on the disk without pictures or weights, and the dataset file's notes."""
-    from zimage_gui.config.dataset import load_dataset
-
     problems = path_problems(config)
     path = getattr(config, "dataset_config", None)
     if path is None or any(problem.option == "dataset_config" for problem in problems):
         return problems, []
+    from zimage_gui.config.dataset import load_dataset
+
     try:
         return problems, list(load_dataset(path).notes)
     except UserError as error:

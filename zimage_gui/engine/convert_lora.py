@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zimage_gui.config.convert import ConvertLoraConfig
 from zimage_gui.engine.lora_io import change_lines, output_problems, read_input, save
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem, raise_if_any, tried
 from zimage_gui.events import Note, Run
 from zimage_gui.model.lora_fit import fitted
 from zimage_gui.model.lora_forms import Form, form_problems
@@ -24,15 +24,13 @@ _FORMS: dict[str, Form] = {
 def check(config: ConvertLoraConfig) -> list[Problem]:
     """Everything that keeps the file from being converted; reads it, writes nothing."""
     problems = config.problems()
-    if problems or config.input is None or config.output is None:
-        return problems
-    form = form_of(config)
-    problems += output_problems(config.output, [config.input], config.overwrite, form)
-    try:
-        problems += form_problems(read_input(config.input).entries, form, config.diffusers_prefix)
-    except UserError as error:
-        problems += error.problems
-    return problems
+    form, source = form_of(config), config.input
+    if config.output is not None:
+        problems += output_problems(config.output, [source] if source else [], config.overwrite, form)
+    file = tried(lambda: read_input(source), problems) if source is not None else None
+    if file is not None:
+        problems += form_problems(file.entries, form, config.diffusers_prefix)
+    return list(dict.fromkeys(problems))
 
 
 def run(config: ConvertLoraConfig, run: Run) -> list[Path]:

@@ -12,10 +12,10 @@ from zimage_gui.burnpack import is_bpk
 from zimage_gui.config.convert_model import ConvertConfig, ModelOutput
 from zimage_gui.engine.convert_bpk import BpkPlan, plan_bpk, write_bpk_plan
 from zimage_gui.engine.convert_model_output import output_problems
-from zimage_gui.engine.convert_model_plan import Plan, layout_of, make_plan
+from zimage_gui.engine.convert_model_plan import Plan, format_problems, is_folder, layout_of, make_plan
 from zimage_gui.engine.convert_model_source import WORDS, ModelSource, open_model
 from zimage_gui.engine.convert_model_write import write_plan
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.events import Note, Run
 from zimage_gui.model.keymaps import Shape
 from zimage_gui.model.sizes import SizeError
@@ -36,13 +36,11 @@ _LAYOUT_WORDS = {
 def check(config: ConvertConfig) -> list[Problem]:
     """Everything that keeps the model from being converted; reads headers, writes nothing."""
     problems = config.problems()
-    if problems or config.input is None or config.output is None:
-        return problems
-    try:
-        plan_of(config)
-    except UserError as error:
-        return list(error.problems)
-    return []
+    if config.input is not None and config.output is not None:
+        tried(lambda: plan_of(config), problems)
+    elif config.output is not None:
+        problems += early_problems(config, config.output, [])
+    return problems
 
 
 def run(config: ConvertConfig, run: Run) -> list[Path]:
@@ -66,16 +64,32 @@ def run(config: ConvertConfig, run: Run) -> list[Path]:
 def plan_of(config: ConvertConfig) -> Plan | BpkPlan:
     """What `run` would write. Raises UserError for everything that keeps it from that."""
     assert config.input is not None and config.output is not None  # `problems` has seen to it
+    path, output = config.input, config.output
+    problems = early_problems(config, output, [path])
     part = PARTS[config.model_type] if config.model_type else None
-    if is_bpk(config.input) and layout_of(config, config.output) == "burn":
-        plan: Plan | BpkPlan = plan_bpk(config, config.input, config.output, part)
-        files: Sequence[Path] = (config.input,)
+    if is_bpk(path) and output.suffix.lower() == ".bpk" and config.layout in (None, "burn"):
+        plan: Plan | BpkPlan | None = tried(lambda: plan_bpk(config, path, output, part), problems)
+        files: Sequence[Path] = (path,)
     else:
-        source = open_model(config.input, "input", part)
-        plan = checked_plan(source, config, config.output)
-        files = source.checkpoint.files
-    raise_if_any(output_problems(config.output, files, config.overwrite, plan.bytes))
+        source = tried(lambda: open_model(path, "input", part), problems)
+        plan = tried(lambda: checked_plan(source, config, output), problems) if source else None
+        files = source.checkpoint.files if source else ()
+    if plan is not None:
+        found = output_problems(output, files, config.overwrite, plan.bytes, folder=plan.folder)
+        problems += (one for one in found if one not in problems)
+    raise_if_any(problems)
+    assert plan is not None  # else there were problems
     return plan
+
+
+def early_problems(config: ModelOutput, output: Path, sources: Sequence[Path]) -> list[Problem]:
+    """What is wrong with the output whatever the model is: it is named beside what is wrong with that."""
+    problems = format_problems(config, output)
+    layout = tried(lambda: layout_of(config, output), problems)
+    if layout is not None:
+        folder = is_folder(layout, output)
+        problems += output_problems(output, sources, config.overwrite, 0, folder=folder)
+    return problems
 
 
 def checked_plan(source: ModelSource, config: ModelOutput, output: Path) -> Plan:

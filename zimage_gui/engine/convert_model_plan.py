@@ -15,7 +15,7 @@ from typing import Any
 from zimage_gui import __version__
 from zimage_gui.config.convert_model import ModelOutput
 from zimage_gui.engine.convert_model_source import ModelSource, elements, unread_names
-from zimage_gui.errors import UserError
+from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.files import BITS_OF_DTYPE
 from zimage_gui.model.burn_names import burn_records
 from zimage_gui.model.checkpoint import CONFIG_KEY
@@ -116,6 +116,24 @@ def layout_of(config: ModelOutput, output: Path) -> str:
     return layout
 
 
+def is_folder(layout: str, output: Path) -> bool:
+    return layout == "diffusers" and output.suffix.lower() != ".safetensors"
+
+
+def format_problems(config: ModelOutput, output: Path) -> list[Problem]:
+    """What the options ask for and no output of this kind can hold, whatever the model is."""
+    problems: list[Problem] = []
+    layout = tried(lambda: layout_of(config, output), problems)
+    if layout is None:
+        return problems
+    folder = is_folder(layout, output)
+    if config.dtype.startswith("fp8") and (layout == "burn" or folder):
+        where = "a .bpk file" if layout == "burn" else "a diffusers folder"
+        remedy = "Choose f32, f16 or bf16, or write a single .safetensors file"
+        problems.append(Problem("dtype", config.dtype, f"does not go into {where}", remedy))
+    return problems
+
+
 def make_plan(
     source: ModelSource,
     config: ModelOutput,
@@ -129,7 +147,8 @@ def make_plan(
 
     Raises UserError for a number format that the layout cannot hold."""
     layout = layout_of(config, output)
-    folder = layout == "diffusers" and output.suffix.lower() != ".safetensors"
+    folder = is_folder(layout, output)
+    raise_if_any(format_problems(config, output))
     _refuse_formats(source, config, layout, folder)
     prefix = _prefix(source, config, layout, folder)
     copied = config.dtype == "keep" and source.scaled
@@ -149,10 +168,6 @@ def _refuse_formats(source: ModelSource, config: ModelOutput, layout: str, folde
     fp8 = config.dtype.startswith("fp8")
     if fp8 and source.part == "vae":
         raise UserError.one("dtype", config.dtype, "is not made for a VAE", "Choose f32, bf16 or f16")
-    if fp8 and (layout == "burn" or folder):
-        where = "a .bpk file" if layout == "burn" else "a diffusers folder"
-        remedy = "Choose f32, f16 or bf16, or write a single .safetensors file"
-        raise UserError.one("dtype", config.dtype, f"does not go into {where}", remedy)
     if config.dtype == "keep" and source.scaled and (folder or layout != _plain_layout(source)):
         rule = "would keep fp8 numbers, which another layout cannot hold as they are"
         raise UserError.one("dtype", "keep", rule, "Choose bf16 or f32 (exact), or one of the fp8 forms")

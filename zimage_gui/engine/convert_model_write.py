@@ -15,14 +15,14 @@ import torch
 
 from zimage_gui.burnpack import BpkEntry, fresh_param_id, is_bpk, read_bpk_header, write_bpk
 from zimage_gui.engine.convert_model_numbers import Changes, Numbers
-from zimage_gui.engine.convert_model_output import Ledger, whole
+from zimage_gui.engine.convert_model_output import whole
 from zimage_gui.engine.convert_model_plan import OutTensor, Plan, index_of
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.errors import Interrupted
 from zimage_gui.events import Run, Stage
 from zimage_gui.files import atomic_write, sweep_temp_files
-from zimage_gui.model.streaming import TensorReader
-from zimage_gui.model.tensor_files import RawEntry, write_raw
+from zimage_gui.model.streaming import TensorReader, keep_memory
+from zimage_gui.model.tensor_files import write_raw
 
 _MB = 1_000_000
 _WORTH_TELLING = 100 * _MB
@@ -30,12 +30,12 @@ _WORTH_TELLING = 100 * _MB
 
 
 class Told:
-    """Counts bytes, once written and once read back, into the run's progress, and heeds a stop."""
+    """Counts bytes into the run's progress, and heeds a stop."""
 
     def __init__(self, run: Run, name: str, size: int) -> None:
         run.emit(Stage(name="write", text=f"Writing {name} and reading it back"))
         self._run, self._done, self._shown = run, 0, 0
-        self._meter = Meter(run, 2 * size // _MB, "MB") if size >= _WORTH_TELLING else None
+        self._meter = Meter(run, size // _MB, "MB") if size >= _WORTH_TELLING else None
 
     def add(self, count: int) -> None:
         if self._run.stop_requested():
@@ -54,6 +54,7 @@ def write_plan(plan: Plan, run: Run, changes: Changes | None = None) -> list[Pat
     """
     sweep_temp_files(plan.output.parent)
     told = Told(run, plan.output.name, plan.bytes)
+    keep_memory()
     with (
         _one_thread(),
         whole(plan.output, plan.folder) as temp,
@@ -79,25 +80,15 @@ def _one_thread() -> Iterator[None]:
 
 
 def _write_file(path: Path, plan: Plan, tensors: Sequence[OutTensor], numbers: Numbers, told: Told) -> None:
-    """The file is read back while the system still carries it to the disk; both take their time."""
-    ledger = Ledger(told.add)
-    expected = _expected(tensors)
-
-    def check(written: Path) -> None:
-        ledger.verify(written, expected, told.add)
-
-    kept = [
-        RawEntry(entry.name, entry.dtype, entry.shape, ledger.kept(entry.name, entry.chunks))
-        for entry in numbers.entries(tensors)
-    ]
+    entries = numbers.entries(tensors)
     if plan.layout != "burn":
-        write_raw(path, kept, plan.metadata, check)
+        write_raw(path, entries, plan.metadata, told.add)
         return
     ids = _param_ids(plan)
-    entries = [
-        BpkEntry(e.name, e.dtype, e.shape, e.chunks, ids.get(e.name, fresh_param_id(e.name))) for e in kept
+    records = [
+        BpkEntry(e.name, e.dtype, e.shape, e.chunks, ids.get(e.name, fresh_param_id(e.name))) for e in entries
     ]
-    write_bpk(path, entries, plan.metadata, check=check)
+    write_bpk(path, records, plan.metadata, on_bytes=told.add)
 
 
 def _param_ids(plan: Plan) -> dict[str, int]:
@@ -107,11 +98,6 @@ def _param_ids(plan: Plan) -> dict[str, int]:
         return {}
     found = read_bpk_header(file).tensors
     return {name: one.param_id for name, one in found.items() if one.param_id is not None}
-
-
-def _expected(tensors: Sequence[OutTensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in tensors}
-    return found | {t.scale[0]: (t.scale[1], t.scale[2]) for t in tensors if t.scale is not None}
 
 
 def _write_settings(folder: Path, plan: Plan) -> None:

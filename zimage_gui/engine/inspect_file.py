@@ -16,9 +16,6 @@ from pathlib import Path
 from zimage_gui.burnpack import BpkHeader, read_bpk_header
 from zimage_gui.config.convert import InspectConfig
 from zimage_gui.engine.inspect_folders import folder_report
-from zimage_gui.engine.inspect_hash import with_hashes
-from zimage_gui.engine.inspect_lora import anatomy, lora_facts, lora_sentence
-from zimage_gui.engine.inspect_lora_verdicts import lora_verdicts
 from zimage_gui.engine.inspect_models import base_hint, model_verdicts
 from zimage_gui.engine.inspect_report import FileReport
 from zimage_gui.engine.inspect_text import plain, safe_json
@@ -44,6 +41,8 @@ def run(config: InspectConfig, run: Run) -> list[Path]:
     assert config.input is not None  # `check` has seen to it
     report = inspect(config.input)
     if config.hash:
+        from zimage_gui.engine.inspect_hash import with_hashes
+
         report = with_hashes(report, None if config.as_json else run)
     if config.as_json:
         print(safe_json(report.as_dict()))
@@ -144,15 +143,7 @@ def _report(path: Path, checkpoint: Checkpoint) -> FileReport:
         facts=tuple(_model_facts(path, found, package)),
     )
     if found.kind == "lora":
-        parts = anatomy(checkpoint)
-        facts = (*lora_facts(parts), *training_facts(checkpoint.metadata))
-        return replace(
-            report,
-            sentence=lora_sentence(parts),
-            lora=parts.summary,
-            verdicts=lora_verdicts(parts),
-            facts=facts,
-        )
+        return _with_lora(report, checkpoint)
     if package is not None and found.kind == "unknown":
         words = found.sentence.replace(
             "a file this program does not know", "a burnpack file of another model"
@@ -160,6 +151,21 @@ def _report(path: Path, checkpoint: Checkpoint) -> FileReport:
         report = replace(report, sentence=words)
     legacy = package is not None and package.alignment == "legacy"
     return replace(report, verdicts=model_verdicts(found, legacy))
+
+
+def _with_lora(report: FileReport, checkpoint: Checkpoint) -> FileReport:
+    # Of no use for models, whose report is to appear at once.
+    from zimage_gui.engine.inspect_lora import anatomy, lora_facts, lora_sentence
+    from zimage_gui.engine.inspect_lora_verdicts import lora_verdicts
+
+    parts = anatomy(checkpoint)
+    return replace(
+        report,
+        sentence=lora_sentence(parts),
+        lora=parts.summary,
+        verdicts=lora_verdicts(parts),
+        facts=(*lora_facts(parts), *training_facts(checkpoint.metadata)),
+    )
 
 
 def _package(checkpoint: Checkpoint) -> BpkHeader | None:

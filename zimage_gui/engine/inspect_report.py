@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from zimage_gui.engine.inspect_text import columns, padded, plain, shortened, size, table, wrapped
 from zimage_gui.errors import visible
 from zimage_gui.files import TensorInfo
+from zimage_gui.model.fp8_names import fp8_parts
 
 _SHOWN_METADATA = 100
 _SEED_NAME_WIDTH = 80
@@ -84,7 +85,12 @@ class FileReport:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(info.shape) for info in self.tensors.values())
+        """Numbers in all tensors that are weights: the scales of fp8 belong to how these are stored."""
+        try:
+            names: Iterable[str] = fp8_parts(self.tensors).plain
+        except ValueError:
+            names = self.tensors
+        return sum(math.prod(self.tensors[name].shape) for name in names)
 
     def as_dict(self) -> dict[str, Any]:
         """What `--json` prints."""

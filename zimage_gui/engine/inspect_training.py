@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from zimage_gui.config.network_parts import NETWORK_MODULES
-
 _TRIGGER_KEYS = (
     "modelspec.trigger_phrase",
     "trigger_phrase",
@@ -85,11 +83,19 @@ def _producer(metadata: Mapping[str, str]) -> str:
         return f"OneTrainer {metadata.get('ot_revision', '')[:10]}".strip()
     if metadata.get("producer") == "burn":
         return f"burn {metadata.get('version', '')}, the framework of z-image-train".strip()
-    if metadata.get("ss_network_module") in NETWORK_MODULES.values():
+    if _is_module_of_musubi(metadata.get("ss_network_module")):
         return "musubi-tuner or this program"
     if "ss_sd_scripts_commit_hash" in metadata:
         return "sd-scripts"
     return "PEFT (diffusers)" if "lora_adapter_metadata" in metadata else ""
+
+
+def _is_module_of_musubi(name: str | None) -> bool:
+    if name is None:
+        return False
+    from zimage_gui.config.network_parts import NETWORK_MODULES  # slow to import, and asked for rarely
+
+    return name in NETWORK_MODULES.values()
 
 
 def _length(metadata: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zimage_gui.config.lora_tools import EditLoraConfig
 from zimage_gui.engine.lora_io import DTYPES, dora_problems, output_problems, read_input, save, sidecar_of
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.events import Note, Run
 from zimage_gui.files import read_header, sweep_temp_files
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
@@ -27,6 +27,7 @@ from zimage_gui.model.lora_write import write_tensors
 
 # One factor of each kind carries the strength.
 _SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
+_RUST: Form = "rust"
 _MOST_PIXELS = 256
 _LARGEST_PICTURE = 100_000_000
 
@@ -34,20 +35,18 @@ _LARGEST_PICTURE = 100_000_000
 def check(config: EditLoraConfig) -> list[Problem]:
     """Everything that keeps the file from being edited; reads it, writes nothing."""
     problems = config.problems()
-    if problems or config.input is None or config.output is None:
-        return problems
-    try:
-        file = read_input(config.input)
-        sidecar = sidecar_of(config.input, read_header(config.input, "input").tensors)
-        form: Form | None = "rust" if sidecar else None
-        problems += output_problems(config.output, [config.input], config.overwrite, form)
+    source, picture, form = config.input, config.thumbnail, None
+    file = tried(lambda: read_input(source), problems) if source is not None else None
+    if file is not None:
+        sidecar = tried(lambda: sidecar_of(file.path, read_header(file.path, "input").tensors), problems)
+        form = _RUST if sidecar else None
         if config.scale != 1:
             problems += dora_problems(file, "scale")
         problems += _prune_problems(config, file)
-        if config.thumbnail is not None:
-            _thumbnail(config.thumbnail)
-    except UserError as error:
-        problems += error.problems
+    if config.output is not None:
+        problems += output_problems(config.output, [source] if source else [], config.overwrite, form)
+    if picture is not None:
+        tried(lambda: _thumbnail(picture), problems)
     return problems
 
 

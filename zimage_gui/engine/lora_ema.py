@@ -44,10 +44,9 @@ def gamma(sigma_rel: float) -> float:
 def check(config: EmaLoraConfig) -> list[Problem]:
     """Everything that keeps the files from being averaged; reads them, writes nothing."""
     problems = config.problems()
-    if problems or config.output_file is None:
-        return problems
-    for problem in output_problems(config.output_file, config.path, config.overwrite):
-        problems.append(Problem("output_file", problem.value, problem.rule, problem.remedy))
+    if config.output_file is not None:
+        for problem in output_problems(config.output_file, config.path, config.overwrite):
+            problems.append(Problem("output_file", problem.value, problem.rule, problem.remedy))
     first: dict[str, Tensor] = {}
     for path in config.path:
         try:

@@ -6,6 +6,7 @@ Knows which tensors are compared and what a LoRA cannot hold; the maths is in `m
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from zimage_gui.config.lora_tools import ExtractLoraConfig
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.lora_io import DTYPES, output_problems, save
 from zimage_gui.engine.lora_losses import Losses
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.events import Note, Progress, Run, Warning
 from zimage_gui.model.checkpoint import Checkpoint
 from zimage_gui.model.keymaps import Source
@@ -51,17 +52,17 @@ class _Model:
 def check(config: ExtractLoraConfig) -> list[Problem]:
     """Everything that can be found wrong from the headers."""
     problems = config.problems()
-    if problems or config.base is None or config.tuned is None or config.output is None:
-        return problems
-    problems += output_problems(config.output, [], config.overwrite, _form(config))
-    try:
-        pick_device(config.device)
-        sizes = transformer_config_of(config.base, "base")
-        if transformer_config_of(config.tuned, "tuned") != sizes:
-            rule = "is a model of another size than the base"
-            problems.append(Problem("tuned", str(config.tuned), rule, "Give two models of one shape"))
-    except UserError as error:
-        problems += error.problems
+    if config.output is not None:
+        problems += output_problems(config.output, [], config.overwrite, _form(config))
+    tried(lambda: pick_device(config.device), problems)
+    sizes = [
+        tried(partial(transformer_config_of, path, option), problems)
+        for option, path in (("base", config.base), ("tuned", config.tuned))
+        if path is not None
+    ]
+    if None not in sizes and len(sizes) == 2 and sizes[0] != sizes[1]:
+        rule = "is a model of another size than the base"
+        problems.append(Problem("tuned", str(config.tuned), rule, "Give two models of one shape"))
     return problems
 
 

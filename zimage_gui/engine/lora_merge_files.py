@@ -20,6 +20,7 @@ from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Progress, Run
 from zimage_gui.model.lora_entries import Entry, LowRank
 from zimage_gui.model.lora_files import LoraFile
+from zimage_gui.model.lora_forms import Form, form_problems
 from zimage_gui.model.lora_lowrank import of_factors, spectrum
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -27,8 +28,9 @@ _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 def check(config: MergeConfig) -> list[Problem]:
     """Everything that keeps the LoRAs from becoming one; reads them, writes nothing."""
-    assert config.output is not None  # the options' own rules have seen to it
-    problems = output_problems(config.output, config.lora_weight, config.overwrite)
+    problems: list[Problem] = []
+    if config.output is not None:
+        problems += output_problems(config.output, config.lora_weight, config.overwrite, _form(config))
     if config.dtype != "keep" and config.dtype not in _DTYPES:
         rule = "is a number format of models, not of LoRAs"
         problems.append(Problem("dtype", config.dtype, rule, "Use keep, f32, f16 or bf16"))
@@ -69,12 +71,18 @@ def run(config: MergeConfig, run: Run) -> list[Path]:
         entries[path] = _sum(path, parts, size, losses)
         run.emit(Progress(done=len(entries), total=len(paths), unit="modules"))
     metadata = with_sizes(_header(config.output, files, strengths), entries)
-    made, said = save(config.output, entries, "universal", metadata, _DTYPES.get(config.dtype))
+    raise_if_any(form_problems(entries, _form(config)))
+    made, said = save(config.output, entries, _form(config), metadata, _DTYPES.get(config.dtype))
     for line in losses.lines():
         run.emit(Note(text=line))
     how = "exactly, their ranks side by side" if not losses.modules else "by singular values"
-    run.emit(Note(text=f"{len(files)} LoRAs merged {how}: {len(entries)} modules {said}"))
+    what = "1 LoRA" if len(files) == 1 else f"{len(files)} LoRAs"
+    run.emit(Note(text=f"{what} merged {how}: {len(entries)} modules {said}"))
     return made
+
+
+def _form(config: MergeConfig) -> Form:
+    return config.lora_format or "universal"
 
 
 def _sum(path: str, parts: Sequence[tuple[Entry, float]], size: LoraSizeOptions, losses: Losses) -> LowRank:

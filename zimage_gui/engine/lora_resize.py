@@ -16,7 +16,7 @@ from zimage_gui.engine.lora_io import (
     with_sizes,
 )
 from zimage_gui.engine.lora_losses import Losses
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem, raise_if_any, tried
 from zimage_gui.events import Note, Progress, Run
 from zimage_gui.model.lora_entries import Entry
 from zimage_gui.model.lora_forms import form_problems
@@ -26,16 +26,14 @@ from zimage_gui.model.lora_lowrank import spectrum
 def check(config: ResizeLoraConfig) -> list[Problem]:
     """Everything that keeps the file from being resized; reads it, writes nothing."""
     problems = config.problems()
-    if problems or config.input is None or config.output is None:
-        return problems
-    try:
-        file = read_input(config.input)
-        form = form_for(config.lora_format, file)
-        problems += output_problems(config.output, [config.input], config.overwrite, form)
-        problems += dora_problems(file, "input")
-        problems += form_problems(file.entries, form) if not problems else []
-    except UserError as error:
-        problems += error.problems
+    source = config.input
+    file = tried(lambda: read_input(source), problems) if source is not None else None
+    form = form_for(config.lora_format, file) if file is not None else None
+    if config.output is not None:
+        problems += output_problems(config.output, [source] if source else [], config.overwrite, form)
+    if file is not None and form is not None:
+        doras = dora_problems(file, "input")
+        problems += doras or form_problems(file.entries, form)
     return problems
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from zimage_gui.config.lora_tools import VerifyLoraConfig
-from zimage_gui.errors import Problem, UserError, raise_if_any
+from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.events import Note, Run, Warning
 from zimage_gui.files import read_header
 from zimage_gui.model.lora_dialects import parse_key
@@ -25,14 +25,19 @@ _SHOWN = 6
 
 def check(config: VerifyLoraConfig) -> list[Problem]:
     """Whether there is something to verify; what is wrong inside is what the command itself says."""
-    return config.problems()
+    problems = config.problems()
+    if (path := config.input) is not None:
+        tried(lambda: read_lora(path, "input"), problems)
+    if (model := config.dit) is not None:
+        tried(lambda: transformer_config_of(model, "dit"), problems)
+    return problems
 
 
 def run(config: VerifyLoraConfig, run: Run) -> list[Path]:
     """Says what the file is and that all of it lands. Raises UserError when anything in it does not."""
     raise_if_any(check(config))
     assert config.input is not None  # `check` has seen to it
-    sizes = transformer_config_of(config.dit) if config.dit else TransformerConfig()
+    sizes = transformer_config_of(config.dit, "dit") if config.dit else TransformerConfig()
     with torch.device("meta"):
         shapes = linear_shapes(ZImageTransformer(sizes))
     file = read_lora(config.input, "input")

@@ -16,8 +16,8 @@ from zimage_gui.events import Run
 
 def check(config: MergeConfig) -> list[Problem]:
     """Everything that keeps the merge from being done; writes nothing."""
-    found: list[Problem] = config.problems() or _half(config).check(config)
-    return found
+    found: list[Problem] = [*config.problems(), *_half(config).check(config)]
+    return list(dict.fromkeys(found))
 
 
 def run(config: MergeConfig, run: Run) -> list[Path]:

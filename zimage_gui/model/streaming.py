@@ -1,8 +1,8 @@
 """Our tensors out of a checkpoint in row chunks, so that no model is ever in memory.
 
-Knows reading, turning, casting and undoing fp8. Must not know layouts, options or files to write. Chunks are
-valid until the next one is asked for. Only what must be turned (burn keeps matrices transposed) is held as a
-whole, one matrix at a time.
+Knows reading, turning, casting and undoing fp8. Must not know layouts, options or files to write. A chunk is
+never written to again: it may still wait for the disk when the next one is made. Only what must be turned
+(burn keeps matrices transposed) is held as a whole, one matrix at a time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,21 @@ from zimage_gui.model.keymaps import Source
 from zimage_gui.model.tensor_files import DTYPES, read_tensor
 
 CHUNK = 2 << 20
-"""Bytes read at once: large enough for the disk, small enough for the processor's cache and for malloc to use
-the same memory again (above some megabytes it returns them to the system, and fresh pages are dear)."""
-_STRIP = 240
+"""Bytes read at once: large enough for the disk, small enough for the processor's cache."""
+_LEARNT = 31 << 20
+_STRIP = 140
 # torch turns whole, contiguous matrices in fast tiles; these are seen as integers of the same width.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Rows = Iterator[Tensor]
+
+
+def keep_memory() -> None:
+    """Makes the memory of a chunk serve the next. glibc gives memory back to the system as soon as twice the
+    largest block it has seen freed (up to 32 MB) lies unused, and fresh pages cost more than most casts: half
+    of the processor time of a conversion. Elsewhere this changes nothing.
+    """
+    torch.empty(_LEARNT, dtype=torch.uint8)
 
 
 class Scratch:
@@ -59,15 +67,25 @@ def turned(chunks: Iterable[Tensor], rows: int, columns: int, scratch: Scratch) 
         _turn_into(whole[:, done : done + len(chunk)], chunk.contiguous())
         done += len(chunk)
     if whole is not None:
-        yield from pieces(whole)
+        # Copies: the next matrix takes this one's memory.
+        yield from (piece.clone() for piece in pieces(whole))
 
 
 def _turn_into(target: Tensor, matrix: Tensor) -> None:
     integers = _INTEGERS[matrix.dtype.itemsize]
-    source, place = matrix.view(integers), target.view(integers)
+    place = target.view(integers)
+    even = not any(number % 2 for number in (matrix.shape[1], matrix.stride(0), matrix.storage_offset()))
+    pairs = integers == torch.int16 and even
+    source = matrix.view(torch.int32 if pairs else integers)
     for start in range(0, len(source), _STRIP):
-        strip = source[start : start + _STRIP]
-        place[:, start : start + len(strip)].copy_(strip.t().contiguous())
+        strip = source[start : start + _STRIP].t().contiguous()
+        rows = slice(start, start + strip.shape[1])
+        if not pairs:
+            place[:, rows].copy_(strip)
+            continue
+        # Two neighbours are turned as one number of twice the width and then told apart: a quarter faster.
+        place[0::2, rows].copy_(strip)
+        place[1::2, rows].copy_(strip.bitwise_right_shift_(16))
 
 
 def pieces(tensor: Tensor) -> Rows:

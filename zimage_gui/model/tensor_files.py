@@ -6,11 +6,12 @@ instead of a memory map: no file stays locked, and a file replaced while a model
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -18,8 +19,9 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from zimage_gui.behind import writing_behind
 from zimage_gui.errors import UserError
-from zimage_gui.files import BITS_OF_DTYPE, TensorInfo, atomic_write
+from zimage_gui.files import BITS_OF_DTYPE, TensorInfo, atomic_write, read_header
 from zimage_gui.model.keymaps import Source
 
 DTYPES = {
@@ -128,48 +130,54 @@ def write_raw(
     path: Path,
     entries: Sequence[RawEntry],
     metadata: Mapping[str, str] | None = None,
-    check: Callable[[Path], object] | None = None,
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Path:
-    """Writes a safetensors file atomically, its tensors in the order given, chunk by chunk.
+    """Writes a safetensors file atomically, its tensors in the order given, and reads it back.
 
-    check: called with the temp file when all is written; what it raises keeps the file from appearing.
-    Raises ValueError for a name twice or an entry whose chunks are not as long as its shape and dtype say.
+    on_bytes: called with the length of every chunk; what it raises keeps the file from appearing. Raises
+    OSError for a file that reads back differently, and ValueError for a name twice or an entry whose chunks
+    are not as long as its shape and dtype say.
     """
-    head, sizes = _head(entries, metadata)
+    head, infos = _head(entries, metadata)
 
     def write(file: BinaryIO) -> None:
         file.write(head)
-        for entry, size in zip(entries, sizes, strict=True):
-            written = 0
-            for chunk in entry.chunks():
-                written += len(chunk)
-                file.write(chunk)
-            if written != size:
-                raise ValueError(f"{entry.name} has {written} bytes instead of {size}")
-        if check is not None:
-            file.flush()
-            check(Path(file.name))
+        with writing_behind(file) as put:
+            for entry, info in zip(entries, infos.values(), strict=True):
+                written = 0
+                for chunk in entry.chunks():
+                    written += len(chunk)
+                    put(chunk)
+                    on_bytes(len(chunk))
+                if written != info.end - info.start:
+                    raise ValueError(f"{entry.name} has {written} bytes instead of {info.end - info.start}")
+        if read_header(Path(file.name)).tensors != infos:
+            raise OSError(errno.EIO, "the header reads back differently; check the disk")
 
     return atomic_write(path, write)
 
 
-def _head(entries: Sequence[RawEntry], metadata: Mapping[str, str] | None) -> tuple[bytes, list[int]]:
-    """The header and every tensor's bytes."""
+def _head(
+    entries: Sequence[RawEntry], metadata: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, TensorInfo]]:
+    """The header, and where every tensor will lie in the file."""
     table: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    offset, sizes = 0, []
+    places: dict[str, TensorInfo] = {}
+    offset = 0
     for entry in entries:
         if entry.name in table:
             raise ValueError(f"{entry.name} is given twice")
-        sizes.append(math.prod(entry.shape) * BITS_OF_DTYPE[entry.dtype] // 8)
-        table[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": entry.shape,
-            "data_offsets": [offset, offset + sizes[-1]],
-        }
-        offset += sizes[-1]
+        end = offset + math.prod(entry.shape) * BITS_OF_DTYPE[entry.dtype] // 8
+        places[entry.name] = TensorInfo(entry.dtype, tuple(entry.shape), offset, end)
+        table[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [offset, end]}
+        offset = end
     header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header, sizes
+    data = 8 + len(header)
+    infos = {
+        name: replace(info, start=data + info.start, end=data + info.end) for name, info in places.items()
+    }
+    return struct.pack("<Q", len(header)) + header, infos
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -45,7 +45,7 @@ def _lora_suffix(raw: Mapping[str, Raw]) -> str:
 
 
 def _resized(raw: Mapping[str, Raw]) -> str:
-    return f"_rank{raw.get('rank') or ''}.safetensors"
+    return f"_rank{raw['rank']}.safetensors" if raw.get("rank") else "_resized.safetensors"
 
 
 ACTIONS = (

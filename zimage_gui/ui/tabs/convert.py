@@ -35,7 +35,8 @@ from zimage_gui.ui.panel import JobPanel, stop_action
 DROPPED = [".safetensors", ".bpk", ".gguf", ".png", ".toml", ".json"]
 # Options of `merge` that belong to its other half.
 _OTHER_HALF = {
-    "merge-model": ("rank", "energy"), "merge-loras": ("dit", "layout", "prefix", "max_shard_size")
+    "merge-model": ("rank", "energy", "lora_format"),
+    "merge-loras": ("dit", "layout", "prefix", "max_shard_size"),
 }  # fmt: skip
 # Options that change the result's size or place.
 _TELLING = ("dtype", "layout", "target", "reverse", "rank")
