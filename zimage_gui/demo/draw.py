@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFilter
 SIZE = 128
 OVERSAMPLE = 4  # shapes are drawn larger and shrunk, so that edges are smooth
 MARGIN = 4
-RADIUS = (30, 44)
-OFFSET = 12  # pixels from the middle, in each direction
+RADIUS = (34, 44)
+OFFSET = 7  # pixels from the middle, in each direction
 
 Rgb = tuple[int, int, int]
 Point = tuple[float, float]
