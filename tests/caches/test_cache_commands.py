@@ -422,3 +422,17 @@ def test_a_killed_run_leaves_only_whole_files_and_the_next_one_does_the_rest(pro
     made = project.latents()
     assert len(made) == 30 - len(whole) and not set(made) & set(whole)
     assert len(list(project.cache.iterdir())) == 30
+
+
+def test_pictures_are_shown_as_they_are_trained_and_nothing_is_encoded(project):
+    for name in ("a.png", "b.png"):
+        project.picture(name, size=(200, 100), colour="white")
+    project.vae = None
+    assert project.latents(debug_mode="console", console_width=10, console_num_images=1) == []
+    assert project.told.count("\n@@@@@@@@@@") == 3 and "a.png, 160x96" in project.told  # 10 wide, half as high
+    assert project.latents(debug_mode="image") == []
+    shown = sorted((project.watched.folder / "resized").iterdir())
+    for path in shown:
+        with Image.open(path) as image:
+            assert image.size == (160, 96)
+    assert len(shown) == 2

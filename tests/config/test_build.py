@@ -193,7 +193,7 @@ def test_options_that_contradict_each_other_are_refused(changes, word):
     [
         ({"prompt": None}, "prompt: is missing"),
         ({"from_file": "p.txt"}, "excludes prompt"),
-        ({"lora_multiplier": [1, 2]}, "2 values for 0"),
+        ({"lora_multiplier": [1, 2]}, "2 values, but lora_weight has 0"),
         ({"output": "a.png", "save_path": "x"}, "excludes save_path"),
         ({"output": "a.png", "output_type": "latent"}, "does not fit"),
         ({"output": "a.gif"}, "must end in .png"),

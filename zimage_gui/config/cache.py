@@ -5,7 +5,7 @@ This module knows the two cache commands' options; it must not know cache files.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from zimage_gui.config.common import (
     Precision,
@@ -61,6 +61,33 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
         ge=1,
         le=4096,
     )
+    debug_mode: Literal["image", "console", "video"] | None = option(
+        None,
+        section="cache",
+        label="Show only",
+        help="Show the pictures as they are trained, resized and cropped, instead of encoding them: image "
+        "(or video) writes PNG files into the run's folder, console prints characters.",
+        advanced=True,
+    )
+    console_width: int = option(
+        80,
+        section="cache",
+        label="Width in characters",
+        help="Characters in a line of a printed picture.",
+        advanced=True,
+        matters="debug_mode is console",
+        ge=1,
+        le=1000,
+    )
+    console_num_images: int | None = option(
+        None,
+        section="cache",
+        label="Pictures shown",
+        help="Most pictures shown of each dataset; empty: all.",
+        advanced=True,
+        matters="debug_mode is set",
+        ge=1,
+    )
     disable_cudnn_backend: bool = option(
         False,
         section="performance",
@@ -73,7 +100,8 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
     )
 
     def problems(self) -> list[Problem]:
-        return [*self._model_problems("vae"), *self._dataset_problems()]
+        models = [] if self.debug_mode is not None else self._model_problems("vae")
+        return [*models, *self._dataset_problems()]
 
 
 class CacheTextConfig(RunOptions, CacheOptions, TextEncoderMemory, CaptionVariants, TextEncoderPath):

@@ -64,6 +64,7 @@ INERT: tuple[Inert, ...] = (
         "use_pinned_memory_for_block_swap", "switch", _MODELS, "weights that are swapped always wait in it"
     ),
     Inert("block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way"),
+    Inert("console_back", "value", ("cache-latents",), "it had no effect in musubi-tuner either"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
     Inert("mem_eff_save", "switch", ("finetune",), "models are written tensor by tensor, without a copy"),
@@ -79,10 +80,6 @@ INERT: tuple[Inert, ...] = (
 _What = tuple[str, str]
 """What comes later, and the way out until then."""
 
-_SHOW: _What = (
-    "showing resized pictures comes in a later version",
-    "Use the command dataset for sizes and buckets",
-)
 _SWAP: _What = (
     "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
@@ -93,10 +90,6 @@ _DDP: _What = (
 )
 
 LATER: tuple[Later, ...] = (
-    Later("debug_mode", "value", ("cache-latents",), *_SHOW),
-    Later("console_width", "value", ("cache-latents",), *_SHOW, harmless=("80",)),
-    Later("console_back", "value", ("cache-latents",), *_SHOW),
-    Later("console_num_images", "value", ("cache-latents",), *_SHOW),
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("ddp_timeout", "value", _TRAINING, *_DDP),

@@ -43,9 +43,12 @@ from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
 from zimage_gui.engine.dataset.scan import shown_name
+from zimage_gui.engine.dataset.sources import check as check_sources
+from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import autocast, cudnn, pick_device
 from zimage_gui.engine.masks import make_masks
-from zimage_gui.errors import Problem
+from zimage_gui.engine.show_pictures import show_pictures
+from zimage_gui.errors import Problem, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.vae import AutoencoderKL
 from zimage_gui.model.weights import load_vae, model_problems
@@ -59,7 +62,12 @@ def check(config: CacheLatentsConfig) -> list[Problem]:
 
 
 def run(config: CacheLatentsConfig, run: Run) -> list[Path]:
-    """Bring the latent cache of `config`'s dataset up to date; returns the cache folders."""
+    """Bring the latent cache of `config`'s dataset up to date; returns the cache folders. With `debug_mode`
+    the pictures are shown instead."""
+    if config.debug_mode is not None:
+        raise_if_any([*config.problems(), *check_sources(sources_of(config))])
+        sizes = (config.console_width, config.console_num_images, config.num_workers)
+        return show_pictures(sources_of(config), run, config.debug_mode, *sizes)
     with cudnn(enabled=not config.disable_cudnn_backend):
         return _command().run(config, run)
 

@@ -67,7 +67,8 @@ def build_app(desk: Desk) -> Page:
         training: list[Form] = [cache.form, cache.text, lora.form, finetune.form]
         dataset.wire_targets([cache.form, lora.form, finetune.form])
         models.wire_targets([*training, generate.form])
-        lora.wire_generate(generate, tabs)
+        for training_tab in (lora, finetune):
+            training_tab.wire_generate(generate, tabs)
     return page
 
 

@@ -243,9 +243,7 @@ def _told(view: RunView, state: RunState) -> str:
 
 
 def _result_row(path: Path, state: RunState) -> str:
-    use = ""
-    if state.status.command in ("train-lora", "train"):
-        use = button("Use in Generate", "generate", run=state.folder.name, place=str(path))
+    use = button("Use in Generate", "generate", run=state.folder.name, place=str(path))
     copy = button("Copy path", "copy", copy=str(path))
     return (
         f'<tr><td title="{escape(str(path))}">{escape(path.name)}</td><td '

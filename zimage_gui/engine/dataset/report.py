@@ -23,12 +23,12 @@ _NAMED = 5
 """So many pictures are named in one message; the rest are counted."""
 
 TROUBLES = {
-    "missing_caption": "have no caption file and are left out",
-    "caption": "have captions that cannot be read and are left out",
-    "picture": "cannot be used and are left out",
-    "entry": "lines or entries of a dataset file cannot be used",
+    "missing_caption": ("picture", "without a caption file, left out"),
+    "caption": ("caption", "that cannot be read, left out with its picture"),
+    "picture": ("picture", "that cannot be used, left out"),
+    "entry": ("dataset line", "that cannot be used"),
 }
-"""What is wrong with the pictures that a scan refused, by `Refused.kind`."""
+"""What is wrong with what a scan refused, by `Refused.kind`: a countable noun, and the rest."""
 
 
 def check(config: DatasetConfig) -> list[Problem]:
@@ -82,13 +82,13 @@ def tell(report: ScanReport, run: Run) -> None:
     """
     samples = count_of(report.samples_per_epoch, "sample")
     run.emit(Note(text=f"{count_of(len(report.pictures), 'picture')}, {samples} per epoch"))
-    for kind, text in TROUBLES.items():
+    for kind, (noun, text) in TROUBLES.items():
         refused = [entry.sentence() for entry in report.refused if entry.kind == kind]
         if refused:
-            run.emit(Warning(text=f"{len(refused)} {text}: {listing(refused)}"))
+            run.emit(Warning(text=f"{count_of(len(refused), noun)} {text}: {listing(refused)}"))
     empty = [shown_name(picture.path) for picture in report.empty_captions]
     if empty:
-        run.emit(Warning(text=f"{len(empty)} have an empty caption, trained as it is: {listing(empty)}"))
+        run.emit(Warning(text=f"{count_of(len(empty), 'empty caption')}, trained as it is: {listing(empty)}"))
 
 
 def listing(names: Sequence[str]) -> str:

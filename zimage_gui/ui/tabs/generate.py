@@ -258,7 +258,13 @@ class GenerateTab:
 
     def take_lora(self, path: Path) -> Updates:
         """Put one LoRA into the first row; the other tabs call this."""
-        contents: dict[str, Raw] = {FILES: str(path), STRENGTHS: "1"}
+        return self._taken({FILES: str(path), STRENGTHS: "1"})
+
+    def take_model(self, path: Path) -> Updates:
+        """Draw with a finetuned transformer; text encoder and VAE stay those of the form."""
+        return self._taken({"dit": str(path)})
+
+    def _taken(self, contents: dict[str, Raw]) -> Updates:
         self.form.keep(contents)
         return merged(self.form.put(contents))
 

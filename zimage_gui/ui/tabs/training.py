@@ -14,7 +14,7 @@ import gradio as gr
 
 from zimage_gui.config.schema import Options
 from zimage_gui.config.toml_io import dump
-from zimage_gui.config.training import TrainingConfig
+from zimage_gui.config.training import TrainingConfig, TrainLoraConfig
 from zimage_gui.config.trust import foreign_classes
 from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act
@@ -95,14 +95,17 @@ class TrainingTab:
         on_act([self.panel.status, self.answer], self._act, inputs, filled)
 
     def wire_generate(self, generate: GenerateTab, tabs: gr.Tabs) -> None:
-        """`Use in Generate` puts a saved LoRA into the first LoRA row of the other tab and goes there."""
+        """`Use in Generate` puts a saved LoRA into the first LoRA row of the other tab, a finetuned model in
+        the place of its transformer, and goes there."""
+        adapts = issubclass(self.form.config_class, TrainLoraConfig)
+        take = generate.take_lora if adapts else generate.take_model
 
         def use(event: gr.EventData) -> Updates:
             action = action_of(event)
             path = Path(action.get("place"))
             if action.name != "generate" or path.suffix != ".safetensors" or not path.is_file():
                 return {tabs: gr.update()}
-            return {tabs: gr.update(selected=generate.name), **generate.take_lora(path)}
+            return {tabs: gr.update(selected=generate.name), **take(path)}
 
         outputs = [tabs, *generate.form.outputs()]
         self.panel.status.act(use, None, outputs, **QUIET)
