@@ -19,7 +19,7 @@ FRAME = 3  # pixels at the border that are surely ground: shapes keep a margin
 VISIBLE = 40.0  # RGB distance from which a pixel may belong to the shape; white and pink lie 96 apart
 SAME_COLOUR = 90.0  # a colour further than this from every named one has no name
 LEAST_AREA = 0.02  # of the picture; less is a speck
-SAME_SHAPE = 0.85  # least overlap (intersection over union) with the best of the ideal outlines
+SAME_SHAPE = 0.8  # least overlap (intersection over union) with the best of the ideal outlines
 STAR_SOLIDITY = 0.75
 
 Mask = NDArray[np.bool_]
