@@ -25,6 +25,8 @@ from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
 from zimage_gui.engine.kernels import compile_blocks, compiler_of, set_cuda_switches
 from zimage_gui.engine.loader import DatasetIndex, Loader
+from zimage_gui.engine.memory_estimate import recomputed_blocks
+from zimage_gui.engine.memory_watch import MemoryWatch
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
 from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
@@ -76,6 +78,7 @@ def _run(config: Any, run: Run) -> list[Path]:
     config = config.model_copy(update={"seed": _seed(config, resumed)})
     run.emit(Note(text=f"seed {config.seed}"))
     names = _names(config, run, resumed)
+    watch = MemoryWatch(config, run, pick_device(config.device), names.folder)
     index = ensure_caches(config, run)
     device = pick_device(config.device)
     use_backend(config.attn_mode)
@@ -93,7 +96,10 @@ def _run(config: Any, run: Run) -> list[Path]:
     )  # fmt: skip
     with loader:
         feed = LoaderFeed(loader, config.gradient_accumulation_steps)
-        return _train(config, run, names, method, feed, previews, resumed)
+        config = config.model_copy(update=watch.settled())
+        results = _train(config, run, names, method, feed, previews, resumed)
+    watch.compare()
+    return results
 
 
 def _train(
@@ -105,7 +111,7 @@ def _train(
     previews: Previews | None,
     resumed: Resumed | None,
 ) -> list[Path]:
-    settings = _settings(config, feed)
+    settings = _settings(config, feed, len(method.model.layers))
     network = getattr(method, "network", None)
     groups = parameter_groups(config, network, method.parameters())
     optimizer = build_optimizer(config.optimizer_type, config.optimizer_args, config.learning_rate, groups)
@@ -279,7 +285,7 @@ def _swap_blocks(model: ZImageTransformer, config: Any, run: Run, device: torch.
     run.emit(Note(text=text))
 
 
-def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
+def _settings(config: Any, feed: LoaderFeed, layers: int) -> LoopSettings:
     """Length of the run."""
     if config.max_train_epochs is not None:
         epochs = config.max_train_epochs
@@ -294,6 +300,7 @@ def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
         config.max_grad_norm,
         config.gradient_checkpointing,
         config.gradient_checkpointing_cpu_offload,
+        recomputed_blocks(config, layers),
         config.mixed_precision,
         feed.loader.index.samples_per_epoch,
     )

@@ -135,7 +135,7 @@ class TrainingTab:
     def _check(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
         assert isinstance(config, TrainingConfig)
-        return {self.answer: before_training(config)}
+        return {self.answer: before_training(config, self.desk.meter.read())}
 
     def _command(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
