@@ -7,18 +7,26 @@ Knows torch's counters and the estimate. Must not know how training is done.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
+from zimage_gui.config.schema import show
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, free_memory, number_format
+from zimage_gui.engine.memory_advice import changes
 from zimage_gui.engine.memory_estimate import AUTO, GIB, least_recomputed
 from zimage_gui.engine.memory_plan import Plan, free_now, plan, shortages, table
+from zimage_gui.errors import NoMemory
 from zimage_gui.events import Note, Run, Warning
+
+_NO_RAM = "DefaultCPUAllocator"
+"""In torch's words when the system grants no more RAM."""
 
 
 class MemoryWatch:
@@ -66,6 +74,29 @@ class MemoryWatch:
         if self.plan is None and self._config.gradient_checkpointing_fraction == AUTO:
             return {"gradient_checkpointing_fraction": "1"}
         return {} if self.plan is None else self._share
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Inside, memory that runs out ends the run with what to change instead of a traceback."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            on_gpu = isinstance(error, torch.OutOfMemoryError)
+            if not (on_gpu or isinstance(error, MemoryError) or _NO_RAM in str(error)):
+                raise
+            raise self._no_memory("GPU" if on_gpu else "computer") from None
+
+    def _no_memory(self, whose: str) -> NoMemory:
+        plan, free = self.plan, self.free.device
+        found = [] if plan is None or free is None else changes(plan, free)
+        message = f"The {whose}'s memory is full."
+        if plan is not None and free is not None:
+            known = f"about {plan.estimate(**self.settled()).peak / GIB:.2f} GiB"
+            message += f" This run was estimated at {known}, and {free / GIB:.2f} were free when it began."
+        lines = ["Close other programs that use it. Then, in this order, each together with those above it:"]
+        lines += [f"  {change.words}" for change in found]
+        hint = "\n".join(lines if found else [lines[0].partition(" Then")[0]])
+        return NoMemory(message, hint, {change.option: show(change.value) for change in found})
 
     def compare(self) -> None:
         """At the end: the real peak beside the estimate."""

@@ -79,6 +79,16 @@ def _run(config: Any, run: Run) -> list[Path]:
     run.emit(Note(text=f"seed {config.seed}"))
     names = _names(config, run, resumed)
     watch = MemoryWatch(config, run, pick_device(config.device), names.folder)
+    with watch.explaining():
+        results = _work(config, run, names, resumed, watch)
+    watch.compare()
+    return results
+
+
+def _work(
+    config: Any, run: Run, names: OutputNames, resumed: Resumed | None, watch: MemoryWatch
+) -> list[Path]:
+    """Cache what is missing, load, train."""
     index = ensure_caches(config, run)
     device = pick_device(config.device)
     use_backend(config.attn_mode)
@@ -97,9 +107,7 @@ def _run(config: Any, run: Run) -> list[Path]:
     with loader:
         feed = LoaderFeed(loader, config.gradient_accumulation_steps)
         config = config.model_copy(update=watch.settled())
-        results = _train(config, run, names, method, feed, previews, resumed)
-    watch.compare()
-    return results
+        return _train(config, run, names, method, feed, previews, resumed)
 
 
 def _train(
