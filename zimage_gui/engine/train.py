@@ -29,6 +29,7 @@ from zimage_gui.engine.memory_estimate import recomputed_blocks
 from zimage_gui.engine.memory_watch import MemoryWatch
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
+from zimage_gui.engine.model_files import plain_turbo
 from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import rate_warning
@@ -74,6 +75,8 @@ def _run(config: Any, run: Run) -> list[Path]:
     config, _ = preflight.with_models(config)
     if config.huggingface_resume:
         config = config.model_copy(update={"resume": fetch_state(config, run)})
+    if words := plain_turbo(config, config.dit):
+        run.emit(Warning(text=words))
     resumed = load_resumed(config, run) if config.resume is not None else None
     config = config.model_copy(update={"seed": _seed(config, resumed)})
     run.emit(Note(text=f"seed {config.seed}"))

@@ -10,7 +10,7 @@ from zimage_gui.config.training import TrainingConfig
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check, sources_of
 from zimage_gui.engine.memory_plan import free_now, plan, shortages, table, updates_per_epoch
-from zimage_gui.engine.model_files import ModelFiles, find_models
+from zimage_gui.engine.model_files import ModelFiles, find_models, plain_turbo
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.jobs.readings import Readings
 from zimage_gui.model.recognise import recognise
@@ -78,6 +78,8 @@ def before_training(config: TrainingConfig, readings: Readings | None = None) ->
     words = f"{bullet_list(models)}{dataset_words(report)}{length_words(config, report)}"
     paths = {"dit": files.dit, "vae": files.vae, "text_encoder": files.text_encoder}
     memory = memory_words(config.model_copy(update=paths), report, readings)
+    warned = plain_turbo(config, files.dit)
+    memory += notice(warned, "warn") if warned else ""
     return notice(f"<b>Ready to train.</b>{words}{memory}", "good", raw=True)
 
 
