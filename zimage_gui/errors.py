@@ -83,3 +83,11 @@ def tried(look: Callable[[], _T], problems: list[Problem]) -> _T | None:
 
 class Interrupted(Exception):
     """The run was stopped by the user, all saved (exit 130 after Ctrl-C, 0 after a stop file)."""
+
+
+class NoMemory(Exception):
+    """Memory ran out. hint: what to change, in order; settings: the same as options with their values."""
+
+    def __init__(self, message: str, hint: str, settings: dict[str, str]) -> None:
+        super().__init__(message)
+        self.hint, self.settings = hint, settings

@@ -124,12 +124,14 @@ class Warning(_Event):
 
 
 class Failed(_Event):
-    """The run ended by an error. error_kind: "user" or the exception's class; hint: the way out."""
+    """The run ended by an error. error_kind: "user" or the exception's class; hint: the way out; settings:
+    options with values that are worth a try."""
 
     kind: Literal["failed"] = "failed"
     error_kind: str
     message: str
     hint: str = ""
+    settings: dict[str, str] = {}
 
 
 class Finished(_Event):

@@ -1,13 +1,10 @@
 """What a training step keeps for its backward pass: counted, and without effect on any gradient."""
 
-from typing import Any
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from zimage_gui.model import attention
@@ -50,31 +47,6 @@ def block_and_inputs(
     return model.layers[0].train(), x, rope, torch.randn(1, config.time_dim, dtype=dtype)
 
 
-class Made(TorchDispatchMode):
-    """Notes every storage that an operation makes, those inside hand-written functions too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        given = {storage._cdata for storage in _storages((args, kwargs))}  # a view makes nothing
-        for storage in _storages(result):
-            if storage._cdata not in given:
-                self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-                self.peak = max(self.peak, self.alive())
-        return result
-
-    def alive(self) -> int:
-        return sum(size for reference, size in self.storages.values() if not reference.expired())
-
-
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def units(run: RunBlock, dtype: torch.dtype) -> float:
     """Bytes that are alive after a block's forward pass, per token, over those of one activation row.
 
@@ -83,10 +55,10 @@ def units(run: RunBlock, dtype: torch.dtype) -> float:
     input, as in a row of blocks. Not counted: weights, and the rotation table that all blocks share.
     """
     block, x, rope, time = block_and_inputs(dtype)
-    with Made() as made:
+    with LiveBytes() as made:
         out = run(block, x, rope, time)
     assert out.grad_fn is not None
-    return made.alive() / (TOKENS * CONFIG.dim * x.element_size())
+    return made.now() / (TOKENS * CONFIG.dim * x.element_size())
 
 
 def checkpointed(block: nn.Module, x: Tensor, rope: Tensor, time: Tensor | None) -> Tensor:
@@ -108,7 +80,7 @@ def test_a_checkpointed_block_keeps_its_input_alone() -> None:
 def peak_units(blocks: int, run: RunBlock) -> float:
     """The most that is alive at any moment of the forward and backward pass through a row of blocks."""
     block, x, rope, time = block_and_inputs(torch.float32)
-    with Made() as made:
+    with LiveBytes() as made:
         for _ in range(blocks):
             x = run(block, x, rope, time)
         x.sum().backward()

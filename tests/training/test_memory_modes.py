@@ -31,6 +31,14 @@ MODES = {
     "swapped and recomputed": {"blocks_to_swap": 2, "gradient_checkpointing": True},
     "swapped one by one": {"blocks_to_swap": 1, "block_swap_ring_size": 1, "gradient_checkpointing": True},
     "inputs on the CPU": {"gradient_checkpointing": True, "gradient_checkpointing_cpu_offload": True},
+    "half of them computed twice": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_fraction": "0.5",
+    },
+    "as many as there is room for": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_fraction": "auto",
+    },
     "all": {
         "blocks_to_swap": 2,
         "gradient_checkpointing": True,
@@ -55,8 +63,12 @@ def test_a_run_in_less_memory_ends_bit_for_bit_as_without_and_so_does_a_resumed_
     stopped = train(lora_config(project, output_name="part", **options | same), stop_at=2)[1]
     resumed = train(lora_config(project, output_name="part", resume=stopped[-1], **options | same))[1]
     assert equal(plain[-1], resumed[-1])
-    told = any("wait in CPU memory" in event.text for event in reporter.events if isinstance(event, Note))
-    assert told == ("blocks_to_swap" in options)
+    notes = [event.text for event in reporter.events if isinstance(event, Note)]
+    assert any("wait in CPU memory" in text for text in notes) == ("blocks_to_swap" in options)
+    assert any("memory at the fullest" in text and "RAM" in text for text in notes)
+    assert any(text.startswith("memory at the fullest: estimated") and "really" in text for text in notes)
+    told = any("0 of 2 blocks are computed twice" in text for text in notes)
+    assert told == (options.get("gradient_checkpointing_fraction") == "auto")
 
 
 def test_the_inputs_of_all_blocks_but_the_last_go_away_and_come_back(tmp_path: Path) -> None:
@@ -80,6 +92,12 @@ def test_what_cannot_be_is_refused_with_the_way_out(project: Path) -> None:
         finetune_config(project, gradient_checkpointing=False, gradient_checkpointing_cpu_offload=True)
     )
     assert "needs gradient_checkpointing" in problem.sentence()
+    (problem,) = check(
+        lora_config(project, gradient_checkpointing=False, gradient_checkpointing_fraction="auto")
+    )
+    assert "needs gradient_checkpointing" in problem.sentence()
+    with pytest.raises(UserError, match="from 0 to 1, or auto"):
+        build(FinetuneConfig, {"gradient_checkpointing_fraction": "1.5"})
     with pytest.raises(UserError, match="weights are trained, which must come back"):
         build(FinetuneConfig, {"dit": "a", "dataset": "b", "blocks_to_swap": 2})
 

@@ -189,6 +189,15 @@ class Performance(Options):
         label="Gradient checkpointing",
         help="Compute each block twice instead of keeping its values: far less memory, about a third slower.",
     )
+    gradient_checkpointing_fraction: str = option(
+        "1",
+        section="performance",
+        label="Share computed twice",
+        help="Share of the blocks that gradient checkpointing computes twice, 0 to 1; auto: the fewest with "
+        "which the run fits the memory that is free. Changes no number, only time and memory.",
+        advanced=True,
+        matters="gradient_checkpointing is on",
+    )
     gradient_checkpointing_cpu_offload: bool = option(
         False,
         section="performance",
@@ -206,6 +215,21 @@ class Performance(Options):
         ge=0,
         le=256,
     )
+
+
+    @field_validator("gradient_checkpointing_fraction")
+    @classmethod
+    def _share(cls, value: str) -> str:
+        value = value.strip().lower()
+        if value == "auto":
+            return value
+        try:
+            share = float(value)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise ValueError("must be a number from 0 to 1, or auto")
+        return f"{share:g}" if share in (0, 1) else value
 
 
 class FileMetadata(Options):

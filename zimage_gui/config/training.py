@@ -75,10 +75,18 @@ class TrainingConfig(
         ]
 
     def _memory_problems(self) -> list[Problem]:
-        if not self.gradient_checkpointing_cpu_offload or self.gradient_checkpointing:
+        if self.gradient_checkpointing:
             return []
         rule, remedy = "needs gradient_checkpointing", "Switch gradient_checkpointing on, or leave it out"
-        return [Problem("gradient_checkpointing_cpu_offload", "true", rule, remedy)]
+        share = self.gradient_checkpointing_fraction
+        return [
+            Problem(name, show(getattr(self, name)), rule, remedy)
+            for name, given in (
+                ("gradient_checkpointing_cpu_offload", self.gradient_checkpointing_cpu_offload),
+                ("gradient_checkpointing_fraction", share != "1"),
+            )
+            if given
+        ]
 
     def _optimizer_problems(self) -> list[Problem]:
         found = []

@@ -4,10 +4,11 @@ Knows the folder layouts a user may have: Hugging Face, ComfyUI's `models`, the 
 It must not know torch or what is done with the models.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.recognise import recognise
@@ -79,6 +80,22 @@ def find_models(config: NamesModels, *needed: str) -> tuple[ModelFiles, list[Pro
             except UserError as error:
                 problems += error.problems
     return ModelFiles(paths["transformer"], paths["vae"], paths["text_encoder"]), problems
+
+
+def plain_turbo(config: Any, dit: Path | None) -> str:
+    """A warning where Turbo itself is trained without its training adapter; empty otherwise. Only names tell
+    Turbo from the models made of it."""
+    if dit is None or getattr(config, "base_weights", ()):
+        return ""
+    name = " ".join(dit.parts[-3:]).lower()
+    if "turbo" not in name or re.search(r"de[-_ ]?turbo|deturbo|de[-_ ]?distill", name):
+        return ""
+    remedy = "set base_weights to zimage_turbo_training_adapter_v2.safetensors, or train De-Turbo or the base model"
+    if not hasattr(config, "base_weights"):
+        remedy = "train De-Turbo or the base model"
+    return (
+        f"{dit.name} looks like Turbo itself: trained without its adapter it unlearns its few steps; {remedy}"
+    )
 
 
 def find_part(model_dir: Path, part: str) -> Path:

@@ -25,8 +25,11 @@ from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
 from zimage_gui.engine.kernels import compile_blocks, compiler_of, set_cuda_switches
 from zimage_gui.engine.loader import DatasetIndex, Loader
+from zimage_gui.engine.memory_estimate import recomputed_blocks
+from zimage_gui.engine.memory_watch import MemoryWatch
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
+from zimage_gui.engine.model_files import plain_turbo
 from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import rate_warning
@@ -72,10 +75,23 @@ def _run(config: Any, run: Run) -> list[Path]:
     config, _ = preflight.with_models(config)
     if config.huggingface_resume:
         config = config.model_copy(update={"resume": fetch_state(config, run)})
+    if words := plain_turbo(config, config.dit):
+        run.emit(Warning(text=words))
     resumed = load_resumed(config, run) if config.resume is not None else None
     config = config.model_copy(update={"seed": _seed(config, resumed)})
     run.emit(Note(text=f"seed {config.seed}"))
     names = _names(config, run, resumed)
+    watch = MemoryWatch(config, run, pick_device(config.device), names.folder)
+    with watch.explaining():
+        results = _work(config, run, names, resumed, watch)
+    watch.compare()
+    return results
+
+
+def _work(
+    config: Any, run: Run, names: OutputNames, resumed: Resumed | None, watch: MemoryWatch
+) -> list[Path]:
+    """Cache what is missing, load, train."""
     index = ensure_caches(config, run)
     device = pick_device(config.device)
     use_backend(config.attn_mode)
@@ -93,6 +109,7 @@ def _run(config: Any, run: Run) -> list[Path]:
     )  # fmt: skip
     with loader:
         feed = LoaderFeed(loader, config.gradient_accumulation_steps)
+        config = config.model_copy(update=watch.settled())
         return _train(config, run, names, method, feed, previews, resumed)
 
 
@@ -105,7 +122,7 @@ def _train(
     previews: Previews | None,
     resumed: Resumed | None,
 ) -> list[Path]:
-    settings = _settings(config, feed)
+    settings = _settings(config, feed, len(method.model.layers))
     network = getattr(method, "network", None)
     groups = parameter_groups(config, network, method.parameters())
     optimizer = build_optimizer(config.optimizer_type, config.optimizer_args, config.learning_rate, groups)
@@ -279,7 +296,7 @@ def _swap_blocks(model: ZImageTransformer, config: Any, run: Run, device: torch.
     run.emit(Note(text=text))
 
 
-def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
+def _settings(config: Any, feed: LoaderFeed, layers: int) -> LoopSettings:
     """Length of the run."""
     if config.max_train_epochs is not None:
         epochs = config.max_train_epochs
@@ -294,6 +311,7 @@ def _settings(config: Any, feed: LoaderFeed) -> LoopSettings:
         config.max_grad_norm,
         config.gradient_checkpointing,
         config.gradient_checkpointing_cpu_offload,
+        recomputed_blocks(config, layers),
         config.mixed_precision,
         feed.loader.index.samples_per_epoch,
     )

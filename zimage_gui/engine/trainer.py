@@ -48,6 +48,7 @@ class LoopSettings:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     gradient_checkpointing_cpu_offload: bool = False
+    recomputed_blocks: int | None = None
     mixed_precision: str = "no"
     epoch_samples: int | None = None
 
@@ -237,16 +238,19 @@ class Trainer:
     @property
     def run_block(self) -> RunBlock:
         """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never
-        nested). The last block never is: its backward pass comes at once, so nothing would be gained."""
-        if not self.settings.gradient_checkpointing:
+        nested). The last block never is: its backward pass comes at once, so nothing would be gained. Of a
+        share the first ones are: when their turn comes, nothing is kept of the others any more."""
+        layers, count = list(self.method.model.layers), self.settings.recomputed_blocks
+        count = len(layers) - 1 if count is None else min(count, len(layers) - 1)
+        if not self.settings.gradient_checkpointing or (count == 0 and len(layers) > 1):
             return call_block_keeping_products
         # a block without dropout draws nothing: saving generators would cost a sync
         keeps_rng = self.method.uses_dropout
-        last = self.method.model.layers[-1]
+        plain = set(layers[count:])
         away = self.boundaries
 
         def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
-            if block is last:
+            if block in plain:
                 return call_block_keeping_products(block, x, rope, modulation)
             with away.sending(x) if away is not None else nullcontext():
                 return _recomputed(block, x, rope, modulation, keeps_rng)

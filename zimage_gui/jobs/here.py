@@ -17,7 +17,15 @@ from typing import Any, Protocol
 
 import zimage_gui
 from zimage_gui.config.schema import Options
-from zimage_gui.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, Interrupted, UserError
+from zimage_gui.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER,
+    Interrupted,
+    NoMemory,
+    UserError,
+)
 from zimage_gui.events import Failed
 from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import Listener, RunFolder
@@ -83,6 +91,12 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
     except UserError as error:
         run.end("failed", failed=Failed(error_kind="user", message=str(error)))
         return EXIT_USER
+    except NoMemory as error:
+        failed = Failed(
+            error_kind="out_of_memory", message=str(error), hint=error.hint, settings=error.settings
+        )
+        run.end("failed", failed=failed)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         run.end("stopped", failed=_left_at_once())
         return EXIT_INTERRUPTED

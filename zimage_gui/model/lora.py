@@ -18,11 +18,9 @@ from zimage_gui.model.adapter import Adapter, LoraSpec, drawn, rank_misfit
 from zimage_gui.model.lora_entries import Entry, LowRank
 from zimage_gui.model.low_rank import low_rank_linear, opened_low_rank_linear
 from zimage_gui.model.quantise import QuantLinear
+from zimage_gui.model.whole_shapes import LORA_TARGET
 
 __all__ = ["LoraLinear", "LoraNetwork", "LoraSpec", "attach_lora", "target_paths"]
-
-DEFAULT_TARGET = re.compile(r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])")
-
 
 class LoraLinear(Adapter):
     """A frozen Linear with an adapter beside it. Input (..., in), output (..., out) in the base layer's
@@ -142,7 +140,7 @@ def target_paths(model: nn.Module, spec: LoraSpec) -> list[str]:
     if include:
         chosen = [path for path in paths if any(pattern.fullmatch(path) for pattern in include)]
     else:
-        chosen = [path for path in paths if DEFAULT_TARGET.fullmatch(path)]
+        chosen = [path for path in paths if LORA_TARGET.fullmatch(path)]
     chosen = [path for path in chosen if not any(pattern.fullmatch(path) for pattern in exclude)]
     if not chosen:
         raise ValueError(

@@ -6,6 +6,7 @@ so that `inspect` answers at once. Names are those of the diffusers checkpoints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,9 @@ from zimage_gui.model.sizes import (
 
 Table = dict[str, tuple[int, ...]]
 
+LORA_TARGET = re.compile(r"layers\.\d+\.(attention\.(to_q|to_k|to_v|to_out\.0)|feed_forward\.w[123])")
+"""The layers that a LoRA sits on unless patterns name others."""
+
 _TIME_FREQUENCIES, _TIME_HIDDEN = 256, 1024
 _SHOWN = 3
 
@@ -32,9 +36,9 @@ def whole_shapes(part: str, shapes: Shapes, settings: Mapping[str, Any]) -> Tabl
     Raises SizeError when they tell no sizes.
     """
     if part == "transformer":
-        return _transformer(transformer_config_from(shapes, settings))
+        return transformer_table(transformer_config_from(shapes, settings))
     if part == "text_encoder":
-        return _text_encoder(text_encoder_config_from(shapes, settings))
+        return text_encoder_table(text_encoder_config_from(shapes, settings))
     sizes = vae_sizes_from(shapes, settings)
     widths, layers = sizes["block_out_channels"], sizes["layers_per_block"]
     encoder = _vae_half("encoder", widths, layers, (3, 2 * sizes["latent_channels"]))
@@ -46,9 +50,9 @@ def whole_names(part: str, shapes: Shapes) -> frozenset[str]:
     """The names alone, from the numbers of layers; empty for a VAE whose sizes cannot be told."""
     if part == "transformer":
         layers, refiners = count_layers(shapes, "layers"), count_layers(shapes, "noise_refiner")
-        return frozenset(_transformer(TransformerConfig(n_layers=layers, n_refiner_layers=refiners)))
+        return frozenset(transformer_table(TransformerConfig(n_layers=layers, n_refiner_layers=refiners)))
     if part == "text_encoder":
-        return frozenset(_text_encoder(TextEncoderConfig(n_layers=count_layers(shapes, "layers") - 1)))
+        return frozenset(text_encoder_table(TextEncoderConfig(n_layers=count_layers(shapes, "layers") - 1)))
     try:
         # How a norm groups its channels is nothing that names tell.
         return frozenset(whole_shapes(part, shapes, {"norm_num_groups": 1}))
@@ -84,7 +88,8 @@ def _layer(name: str, *shape: int) -> Table:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def _transformer(config: TransformerConfig) -> Table:
+def transformer_table(config: TransformerConfig) -> Table:
+    """All tensors of a transformer of these sizes."""
     dim, time = config.dim, config.time_dim
     table = (
         _layer("all_x_embedder.2-1", dim, config.token_dim)
@@ -126,8 +131,8 @@ def _block(block: str, config: TransformerConfig) -> Table:
     )
 
 
-def _text_encoder(config: TextEncoderConfig) -> Table:
-    """With the last layer and the last norm, which Z-Image never uses."""
+def text_encoder_table(config: TextEncoderConfig) -> Table:
+    """All tensors of a text encoder of these sizes; the last layer and the last norm are never used here."""
     width, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     parts: Table = {

@@ -90,7 +90,7 @@ def failure(state: RunState) -> str:
     """Why a run failed, what to do, and the last lines it printed."""
     words = f"<p><b>{escape(state.message or 'It failed without saying why.')}</b></p>"
     if state.hint:
-        words += f"<p>{escape(state.hint)}</p>"
+        words += "".join(f"<p>{escape(line)}</p>" for line in state.hint.splitlines())
     if state.console:
         words += f'<div class="zg-log" data-follow="1">{escape(chr(10).join(state.console))}</div>'
     return notice(words, "bad", raw=True)
@@ -164,6 +164,9 @@ def _actions(view: RunView, state: RunState, reuse: bool) -> str:
     if states := resume_points(view):
         words = f"Resume from step {states[-1][0]:,}"
         shown.insert(0, button(words, "resume", run=run, place=str(states[-1][1]), tone="good"))
+    if view.failed is not None and view.failed.settings:
+        title = "This run's settings with " + ", ".join(f"{k} {v}" for k, v in view.failed.settings.items())
+        shown.append(button("Use these with less memory", "less", run=run, title=title))
     return "".join(shown)
 
 

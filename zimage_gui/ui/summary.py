@@ -6,13 +6,13 @@ once more before it loads anything; this is only the earlier, quicker answer.
 
 from __future__ import annotations
 
-import math
-
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check, sources_of
-from zimage_gui.engine.model_files import ModelFiles, find_models
+from zimage_gui.engine.memory_plan import free_now, plan, shortages, table, updates_per_epoch
+from zimage_gui.engine.model_files import ModelFiles, find_models, plain_turbo
 from zimage_gui.errors import Problem, UserError
+from zimage_gui.jobs.readings import Readings
 from zimage_gui.model.recognise import recognise
 from zimage_gui.ui.html import bullet_list, escape, facts, notice, plural
 
@@ -67,18 +67,35 @@ def quick_problems(config: TrainingConfig) -> list[Problem]:
     return problems
 
 
-def before_training(config: TrainingConfig) -> str:
-    """The card above the run: models, pictures, length. Raises UserError for what must be put right."""
+def before_training(config: TrainingConfig, readings: Readings | None = None) -> str:
+    """The card above the run: models, pictures, length, memory. Raises UserError for what must be put
+    right."""
     if problems := quick_problems(config):
         raise UserError(problems)
     report = scan(sources_of(config))
     files, _ = find_models(config)
     models = [f"{option}: {sentence}" for option, sentence, _right in model_rows(files)[0]]
-    return notice(
-        f"<b>Ready to train.</b>{bullet_list(models)}{dataset_words(report)}{length_words(config, report)}",
-        "good",
-        raw=True,
-    )
+    words = f"{bullet_list(models)}{dataset_words(report)}{length_words(config, report)}"
+    paths = {"dit": files.dit, "vae": files.vae, "text_encoder": files.text_encoder}
+    memory = memory_words(config.model_copy(update=paths), report, readings)
+    warned = plain_turbo(config, files.dit)
+    memory += notice(warned, "warn") if warned else ""
+    return notice(f"<b>Ready to train.</b>{words}{memory}", "good", raw=True)
+
+
+def memory_words(config: TrainingConfig, report: ScanReport, readings: Readings | None) -> str:
+    """The estimate as a table, and what does not fit; empty when there is nothing to estimate."""
+    gpus = () if readings is None or config.device == "cpu" else readings.gpus
+    number = int(config.device.partition(":")[2] or 0)
+    gpu = next((gpu for gpu in gpus if gpu.index == number), None)
+    planned = plan(config, report, "cpu" if gpu is None else "cuda")
+    if planned is None:
+        return ""
+    free = free_now(None if gpu is None else gpu.free_gb * 2**30, config.output_dir or config.runs_dir)
+    found = planned.estimate()
+    short = [f"{words}; it may end for lack of it" for words in shortages(found, free)]
+    warned = notice(bullet_list(short), "bad", raw=True) if short else ""
+    return f"<pre>{escape(table(found, free))}</pre>{warned}"
 
 
 def dataset_words(report: ScanReport) -> str:
@@ -92,20 +109,6 @@ def dataset_words(report: ScanReport) -> str:
         ("Enlarged", f"{len(report.upscaled):,}"),
     ]
     return facts(pairs)
-
-
-def updates_per_epoch(config: TrainingConfig, report: ScanReport) -> int:
-    """Optimizer updates in one pass; batches never mix buckets, so each bucket rounds up for itself."""
-    batches = 0
-    for source in report.sources:
-        size = source.batch_size if config.dataset_config is not None else config.batch_size
-        counts: dict[tuple[int, int], int] = {}
-        for picture in report.pictures:
-            if picture.source == source:
-                counts[picture.bucket] = counts.get(picture.bucket, 0) + source.num_repeats
-        trained = 1 - config.validation_split
-        batches += sum(math.ceil(count * trained / size) for count in counts.values())
-    return max(1, math.ceil(batches / config.gradient_accumulation_steps))
 
 
 def length_words(config: TrainingConfig, report: ScanReport) -> str:

@@ -12,11 +12,13 @@ from typing import Any
 
 import gradio as gr
 
-from zimage_gui.config.schema import Options
+from zimage_gui.config.schema import Options, options_of
 from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import TrainingConfig, TrainLoraConfig
 from zimage_gui.config.trust import foreign_classes
 from zimage_gui.errors import UserError, raise_if_any
+from zimage_gui.events import Failed, follow
+from zimage_gui.jobs.folder import EVENTS_FILE
 from zimage_gui.ui.actions import QUIET, Action, action_of, active_html, on_act
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
@@ -29,7 +31,7 @@ from zimage_gui.ui.presets import Presets
 from zimage_gui.ui.summary import before_training, quick_problems
 from zimage_gui.ui.tabs.generate import GenerateTab
 from zimage_gui.ui.trust import question
-from zimage_gui.ui.values import Raw
+from zimage_gui.ui.values import Raw, to_widget
 
 # other spellings, and secrets: these reach no file, so no run that is started here; the environment has them
 HIDDEN = (
@@ -138,7 +140,7 @@ class TrainingTab:
     def _check(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
         assert isinstance(config, TrainingConfig)
-        return {self.answer: before_training(config)}
+        return {self.answer: before_training(config, self.desk.meter.read())}
 
     def _command(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
@@ -164,9 +166,19 @@ class TrainingTab:
         contents = self.bar.presets.read(file)
         if action.name == "settings":
             return self._take(contents, f"The settings of {file.parent.name} are in the form now.")
+        if action.name == "less":
+            words = "The settings that need less memory are in the form now; press Train."
+            return self._take({**contents, **self._advised(file.parent)}, words)
         if action.name == "resume":
             return self._resume(contents, Path(action.get("place")), data[self.trusted])
         return {self.answer: gr.update()}
+
+    def _advised(self, run: Path) -> dict[str, Raw]:
+        """What a run that ended for lack of memory said would need less."""
+        known = options_of(self.form.config_class)
+        failed = [event for event in follow(run / EVENTS_FILE)[0] if isinstance(event, Failed)]
+        settings = failed[-1].settings if failed else {}
+        return {name: to_widget(known[name], value) for name, value in settings.items() if name in known}
 
     def _take(self, contents: Mapping[str, Raw], words: str) -> Updates:
         self.form.keep(contents, rest=True)

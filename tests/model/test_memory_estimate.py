@@ -1,0 +1,207 @@
+"""The memory estimate against what a counter finds in real steps, and what it says of the released model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from live_bytes import LiveBytes
+from torch import Tensor
+
+from zimage_gui.config.training import FinetuneConfig, TrainLoraConfig
+from zimage_gui.engine.finetuning import updates_of
+from zimage_gui.engine.loader import Batch as LoadedBatch
+from zimage_gui.engine.memory_estimate import (
+    _STATES,
+    GIB,
+    Batch,
+    Workload,
+    estimate,
+    least_recomputed,
+    recomputed_blocks,
+)
+from zimage_gui.engine.memory_models import ModelSizes
+from zimage_gui.engine.memory_sizes import NUMBER_BYTES
+from zimage_gui.engine.methods import FullMethod, LoraMethod, Method
+from zimage_gui.engine.objective import Objective
+from zimage_gui.engine.optimizer_extras import set_training
+from zimage_gui.engine.optimizers import OptimizerError, build_optimizer
+from zimage_gui.engine.schedules import ScheduleSpec, build_schedule
+from zimage_gui.engine.trainer import LoopSettings, Trainer
+from zimage_gui.events import NullRun
+from zimage_gui.model import attention, recompute
+from zimage_gui.model.lora import LoraSpec, attach_lora
+from zimage_gui.model.quantise import bytes_per_number
+from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
+
+TINY = TransformerConfig(dim=256, n_layers=4, n_refiner_layers=1, n_heads=2, cap_feat_dim=64)
+MOVING = ("optimizer", "gradients", "activations")
+REAL = ModelSizes()
+SQUARE = Workload(Batch(1024, 1024, 128, 1))
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU. A CPU trains small half-precision models with a table of attention weights instead."""
+    monkeypatch.setattr(attention, "_LARGEST_TABLE", 0)
+
+
+def counted(config: Any, shape: TransformerConfig, batch: Batch, folder: Path) -> int:
+    """The most that two updates hold beside the weights."""
+    torch.manual_seed(0)
+    lora = isinstance(config, TrainLoraConfig)
+    low = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    dtype = low if lora or config.full_bf16 else torch.float32
+    model = ZImageTransformer(shape).to(dtype)
+    method: Method
+    if lora:
+        method = LoraMethod(model, attach_lora(model, LoraSpec(dim=config.network_dim)))
+    else:
+        method = FullMethod(model, None if dtype is low else low)
+    optimizer = build_optimizer(config.optimizer_type, [], 1e-4, method.parameters())
+    settings = LoopSettings(
+        0, 2, 1, gradient_checkpointing=config.gradient_checkpointing,
+        recomputed_blocks=recomputed_blocks(config, shape.n_layers),
+    )  # fmt: skip
+    schedule = build_schedule(ScheduleSpec(), optimizer, 2)
+    config = config.model_copy(update={"seed": 0})
+    updates = updates_of(config, optimizer)
+    trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(folder), updates)
+    latents = torch.randn(batch.count, 16, batch.height // 8, batch.width // 8)
+    captions = [torch.randn(batch.text, shape.cap_feat_dim, dtype=low) for _ in range(batch.count)]
+    loaded = LoadedBatch(latents, captions, ["x"] * batch.count, list(range(batch.count)))
+    with LiveBytes() as made:
+        for _ in range(2):
+            trainer.update([loaded])
+    return made.peak
+
+
+def lora(**options: Any) -> TrainLoraConfig:
+    return TrainLoraConfig(**options)
+
+
+def full(**options: Any) -> FinetuneConfig:
+    return FinetuneConfig(**{"full_bf16": True} | options)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lora(gradient_checkpointing=False),
+        lora(),
+        lora(gradient_checkpointing_fraction="0.5"),
+        lora(mixed_precision="no", gradient_checkpointing=False),
+        full(gradient_checkpointing=False),
+        full(fused_backward_pass=True),
+        full(fused_backward_pass=True, gradient_checkpointing=False),
+        full(full_bf16=False, optimizer_type="AdamW"),
+    ],
+    ids=lambda config: " ".join(str(value) for value in config.model_dump(exclude_defaults=True).values()),
+)
+def test_the_estimate_of_a_step_is_within_a_tenth_of_what_is_counted(config: Any, tmp_path: Path) -> None:
+    batch = Batch(256, 256, 32, 1)
+    found = estimate(config, ModelSizes(config=TINY), Workload(batch), "cpu")
+    expected = sum(found.training[name] for name in MOVING)
+    assert expected == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
+
+
+class Flash(torch.autograd.Function):
+    """Shapes of a flash kernel alone, as the meta device has none: it keeps its inputs, its result and one fp32
+    number per row and head."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.empty_like(grad), torch.empty_like(grad), torch.empty_like(grad)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lora(gradient_checkpointing=False),
+        lora(),
+        full(gradient_checkpointing=False, stochastic_rounding=False),
+        full(stochastic_rounding=False),
+    ],
+    ids=["lora", "lora recomputed", "finetune", "finetune recomputed"],
+)
+def test_so_it_is_at_the_released_models_width(config: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(attention, "_kernel", Flash.apply)
+    # on the meta device every address is 0
+    monkeypatch.setattr(recompute, "_address", lambda tensor: tensor.untyped_storage()._cdata)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # knows no meta device
+    batch, shape = Batch(1024, 1024, 128, 2), TransformerConfig(n_layers=3, n_refiner_layers=1)
+    with torch.device("meta"):
+        model = ZImageTransformer(shape).to(torch.bfloat16)
+        method: Method = (
+            LoraMethod(model, attach_lora(model, LoraSpec(dim=config.network_dim)))
+            if isinstance(config, TrainLoraConfig)
+            else FullMethod(model)
+        )
+    optimizer = build_optimizer("SGD", [], 1e-4, method.parameters())
+    settings = LoopSettings(0, 1, 1, gradient_checkpointing=config.gradient_checkpointing)
+    schedule = build_schedule(ScheduleSpec(), optimizer, 1)
+    trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(tmp_path))
+    latents, time = torch.empty(2, 16, 128, 128, device="meta"), torch.empty(2, device="meta")
+    captions = [torch.empty(128, 2560, dtype=torch.bfloat16, device="meta")] * 2
+    model.train()
+    with LiveBytes() as made:
+        trainer._predict(latents, time, captions).square().mean().backward()
+    found = estimate(config, ModelSizes(config=shape), Workload(batch), "cuda").training
+    assert found["activations"] + found["gradients"] == pytest.approx(made.peak, rel=0.1)
+
+
+def test_numbers_of_models_are_those_of_the_released_ones() -> None:
+    assert REAL.transformer.all == 6_154_908_736
+    assert REAL.text_encoder.all == pytest.approx(3.92e9, rel=0.01)
+
+
+@pytest.mark.parametrize("quant", ["fp8", "int8", "nf4"])
+def test_bytes_of_a_quantised_number_are_those_of_the_layer(quant: Any) -> None:
+    assert NUMBER_BYTES[quant] == bytes_per_number(quant, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", [name for name in _STATES if not name.startswith("paged")])
+def test_bytes_of_an_optimizers_state_are_what_it_makes(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.randn(128, 512))
+    try:
+        optimizer = build_optimizer(name, ["momentum=0.9"] if name == "sgd" else [], 1e-3, [parameter])
+        set_training(optimizer)
+        parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    except (OptimizerError, RuntimeError, NotImplementedError) as error:
+        pytest.skip(f"{name} is not to be had here: {error}")
+    kept = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    size = sum(value.numel() * value.element_size() for value in kept if value.numel() > 256)
+    assert _STATES[name] == pytest.approx(size / parameter.numel(), abs=0.2)
+
+
+def test_every_saving_option_saves_where_it_should() -> None:
+    peaks = [
+        estimate(lora(**options), REAL, SQUARE, "cuda").peak / GIB
+        for options in (
+            {"gradient_checkpointing": False},
+            {"gradient_checkpointing_fraction": "0.5"},
+            {},
+            {"base_quant": "int8"},
+            {"base_quant": "nf4"},
+            {"base_quant": "nf4", "fp8_llm": True},
+            {"base_quant": "nf4", "fp8_llm": True, "blocks_to_swap": 28},
+        )
+    ]
+    assert peaks == sorted(peaks, reverse=True) and peaks[0] > 24 and 12 < peaks[2] < 16 and peaks[-1] < 6
+
+
+def test_auto_takes_the_least_recomputation_that_fits() -> None:
+    config = lora(gradient_checkpointing_fraction="auto")
+    counts = [least_recomputed(config, REAL, SQUARE, "cuda", free * GIB) for free in (80, 20, 16, 1)]
+    assert counts[0] == 0 < counts[1] < counts[2] < counts[3] == 29
+    share = lora(gradient_checkpointing_fraction=str(counts[1] / 30))
+    fewer = lora(gradient_checkpointing_fraction=str((counts[1] - 1) / 30))
+    assert estimate(share, REAL, SQUARE, "cuda").peak <= 20 * GIB
+    assert estimate(fewer, REAL, SQUARE, "cuda").peak > 20 * GIB

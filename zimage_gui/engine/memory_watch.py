@@ -1,0 +1,122 @@
+"""A run's memory before, while and after: the estimate is told, settles what the options leave to it, and is
+held against the real peak.
+
+Knows torch's counters and the estimate. Must not know how training is done.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from zimage_gui.config.schema import show
+from zimage_gui.engine.dataset.scan import scan
+from zimage_gui.engine.dataset.sources import sources_of
+from zimage_gui.engine.devices import DTYPES, free_memory, number_format
+from zimage_gui.engine.memory_advice import changes
+from zimage_gui.engine.memory_estimate import AUTO, GIB, least_recomputed
+from zimage_gui.engine.memory_plan import Plan, free_now, plan, shortages, table
+from zimage_gui.errors import NoMemory
+from zimage_gui.events import Note, Run, Warning
+
+_NO_RAM = "DefaultCPUAllocator"
+"""In torch's words when the system grants no more RAM."""
+
+
+class MemoryWatch:
+    """Tells the table when it is made; `settled` and `compare` come later in the run."""
+
+    def __init__(self, config: Any, run: Run, device: torch.device, folder: Path) -> None:
+        self._run, self._device, self._config = run, device, config
+        self._resting = psutil.Process().memory_info().rss
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.free = free_now(free_memory(device) if device.type == "cuda" else None, folder)
+        self.plan = self._plan()
+        if self.plan is None:
+            return
+        self._settle_share()
+        self._estimate = self.plan.estimate(**self.settled())
+        run.emit(Note(text=table(self._estimate, self.free)))
+        for words in shortages(self._estimate, self.free):
+            run.emit(Warning(text=words))
+
+    def _plan(self) -> Plan | None:
+        sources = sources_of(self._config, self._config.batch_size)
+        item = DTYPES[self._config.mixed_precision].itemsize
+        made = plan(self._config, scan(sources), self._device.type, item)
+        if made is None:  # the caches say what is wrong with the pictures
+            return None
+        computing = number_format(self._device, self._config.mixed_precision, made.sizes.transformer.all)
+        return Plan(self._config, made.sizes, made.load, self._device.type, computing.itemsize)
+
+    def _settle_share(self) -> None:
+        self._share: dict[str, str] = {}
+        if self._config.gradient_checkpointing_fraction != AUTO or not self._config.gradient_checkpointing:
+            return
+        assert self.plan is not None and self.free.device is not None
+        plan, layers = self.plan, self.plan.sizes.config.n_layers
+        count = least_recomputed(
+            self._config, plan.sizes, plan.load, plan.device, self.free.device, plan.item
+        )
+        self._share = {"gradient_checkpointing_fraction": f"{count / layers:.6f}"}
+        text = f"{count} of {layers} blocks are computed twice, by the memory that is free"
+        self._run.emit(Note(text=text))
+
+    def settled(self) -> dict[str, str]:
+        """Options that were left to the estimate, with their values."""
+        if self.plan is None and self._config.gradient_checkpointing_fraction == AUTO:
+            return {"gradient_checkpointing_fraction": "1"}
+        return {} if self.plan is None else self._share
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Inside, memory that runs out ends the run with what to change instead of a traceback."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            on_gpu = isinstance(error, torch.OutOfMemoryError)
+            if not (on_gpu or isinstance(error, MemoryError) or _NO_RAM in str(error)):
+                raise
+            raise self._no_memory("GPU" if on_gpu else "computer") from None
+
+    def _no_memory(self, whose: str) -> NoMemory:
+        plan, free = self.plan, self.free.device
+        found = [] if plan is None or free is None else changes(plan, free)
+        message = f"The {whose}'s memory is full."
+        if plan is not None and free is not None:
+            known = f"about {plan.estimate(**self.settled()).peak / GIB:.2f} GiB"
+            message += f" This run was estimated at {known}, and {free / GIB:.2f} were free when it began."
+        lines = ["Close other programs that use it. Then, in this order, each together with those above it:"]
+        lines += [f"  {change.words}" for change in found]
+        hint = "\n".join(lines if found else [lines[0].partition(" Then")[0]])
+        return NoMemory(message, hint, {change.option: show(change.value) for change in found})
+
+    def compare(self) -> None:
+        """At the end: the real peak beside the estimate."""
+        if self.plan is None:
+            return
+        if self._device.type == "cuda":
+            real, what = torch.cuda.max_memory_reserved(self._device), "torch's reserved memory"
+        else:
+            real, what = _peak_rss() - self._resting, "growth of the process"
+        text = (
+            f"memory at the fullest: estimated {self._estimate.peak / GIB:.2f} GiB, really {real / GIB:.2f}"
+        )
+        self._run.emit(Note(text=f"{text} ({what})"))
+
+
+def _peak_rss() -> int:
+    """The most RAM this process ever had, bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(most if sys.platform == "darwin" else most * 1024)
