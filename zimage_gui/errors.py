@@ -69,3 +69,7 @@ def raise_if_any(problems: Iterable[Problem]) -> None:
 
 class Interrupted(Exception):
     """The run was stopped by the user, all saved (exit 130 after Ctrl-C, 0 after a stop file)."""
+
+
+class ProcessLost(Exception):
+    """Another process of this run has ended or gives no answer, so this one cannot go on. Exit code 1."""

@@ -73,6 +73,19 @@ INERT: tuple[Inert, ...] = (
         ("finetune",),
         "weights are updated beside their gradients",
     ),
+    Inert(
+        "ddp_gradient_as_bucket_view",
+        "switch",
+        _TRAINING,
+        "gradients are added up in passing buckets, so there is no second copy to save",
+    ),
+    Inert(
+        "ddp_static_graph",
+        "switch",
+        _TRAINING,
+        "which weights have gradients is compared at every step, at no cost",
+    ),
+    Inert("multi_gpu", "switch", _TRAINING, "gpus (num_processes) says on how many to train"),
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
 )
 
@@ -88,9 +101,9 @@ _SWAP: _What = (
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
-_DDP: _What = (
-    "training on several GPUs comes in a later version",
-    "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
+_MACHINES: _What = (
+    "starting processes on other machines comes in a later version",
+    "Leave it out; torchrun with --nnodes starts them, and gpus those on this machine",
 )
 
 LATER: tuple[Later, ...] = (
@@ -101,12 +114,7 @@ LATER: tuple[Later, ...] = (
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("flash3", "switch", _MODELS, *_FLASH3),
-    Later("ddp_timeout", "value", _TRAINING, *_DDP),
-    Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),
-    Later("ddp_static_graph", "switch", _TRAINING, *_DDP),
-    Later("multi_gpu", "switch", _TRAINING, *_DDP),
-    Later("num_processes", "value", _TRAINING, *_DDP, harmless=("1",)),
-    Later("num_machines", "value", _TRAINING, *_DDP, harmless=("1",)),
+    Later("num_machines", "value", _TRAINING, *_MACHINES, harmless=("1",)),
 )
 
 
