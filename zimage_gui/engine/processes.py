@@ -177,17 +177,17 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.dtype is other.dtype and one.device == other.device
 
 
-def device_of(name: str, local: int, gpus: Sequence[int] = ()) -> torch.device:
-    """The device of process number `local` on this machine: a GPU of its own, or the CPU. Raises
-    UserError."""
-    if name == "cpu" or (name == "auto" and not gpus and not torch.cuda.is_available()):
+def device_of(name: str, local: int, gpus: Sequence[int] = (), *, must: bool = False) -> torch.device:
+    """The device of process number `local` on this machine: a GPU of its own, or the CPU. gpus: which; must:
+    whether GPUs were asked for, so that "auto" is none of the CPU. Raises UserError."""
+    if name == "cpu" or (name == "auto" and not must and not torch.cuda.is_available()):
         return torch.device("cpu")
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = (gpus[local] if local < len(gpus) else -1) if gpus else local
     if not 0 <= number < there:
-        which = f"GPU {number}" if number >= 0 else f"a GPU for process {local}"
+        which = f"GPU {number}, the first being GPU 0" if number >= 0 else f"a GPU for process {local + 1}"
         rule = f"asks for {which}, and this machine has {there} that torch can use"
-        raise UserError.one("gpus", " ".join(map(str, gpus)), rule, "Use fewer processes, or device cpu")
+        raise UserError.one("gpus", ",".join(map(str, gpus)), rule, "Use fewer, or set device to cpu")
     return torch.device("cuda", number)
 
 

@@ -69,7 +69,7 @@ def run(config: Any, run: Run) -> list[Path]:
         shown, seed = config.show_timesteps, config.seed or 0
         return [] if place.rank else show_timesteps(_objective(config), seed, _sizes(config), shown, run)
     if place.count > 1:
-        device = device_of(config.device, place.local, config.gpu_numbers)
+        device = device_of(config.device, place.local, config.gpu_numbers, must=bool(config.gpus))
         config = config.model_copy(update={"device": str(device)})
     with ExitStack() as stack:
         device = pick_device(config.device)

@@ -25,7 +25,7 @@ from zimage_gui.jobs.launch import command_line, environment
 
 _LOOK_EVERY = 0.2
 # What the first process is doing without the others (saving) may yet end well before it notices.
-_GRACE = 60.0
+_GRACE = 30.0
 _DYING_TAKES = 5.0
 _LEAVING_TAKES = 60.0
 
@@ -92,8 +92,9 @@ class _Team:
         for rank, process in enumerate(self._processes, 1):
             code = process.poll()
             if code:
-                how = f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
-                return f"Process {rank + 1} of {self._count} {how}; what it said stands above."
+                said = f"ended with exit code {code}; what it said stands above"
+                how = f"was killed (signal {-code})" if code < 0 else said
+                return f"Process {rank + 1} of {self._count} {how}."
         return ""
 
     def _watch(self) -> None:
