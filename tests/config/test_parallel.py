@@ -17,7 +17,7 @@ def refusal(cls, values) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "count", "numbers"), [("", None, ()), ("1", 1, ()), ("3", 3, ()), (" 0, 2 ", 2, (0, 2))]
+    ("text", "count", "numbers"), [("", None, ()), ("1", 1, ()), (2, 2, ()), ([0, 2], 2, (0, 2)), ("3", 3, ()), (" 0, 2 ", 2, (0, 2))]
 )
 def test_gpus_are_a_number_or_a_list(text, count, numbers):
     config = build(TrainLoraConfig, {**NEEDED, "gpus": text})

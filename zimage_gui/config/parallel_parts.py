@@ -41,6 +41,14 @@ class Parallel(Options):
         le=100_000,
     )
 
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """A TOML may say 2 or [0, 2]."""
+        many = value if isinstance(value, list | tuple) else (value,)
+        whole = all(isinstance(item, int) and not isinstance(item, bool) for item in many)
+        return ",".join(map(str, many)) if whole and many else value
+
     @field_validator("gpus")
     @classmethod
     def _gpus(cls, value: str) -> str:

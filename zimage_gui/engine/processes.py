@@ -67,7 +67,7 @@ class Processes:
         return made
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in any process; waits for the first as long as it takes."""
+        """Whether it holds in any process; the others wait for the first as long as it takes."""
         if self._groups is None:
             return flag
         return self._summed([float(flag)], self._groups.patient)[0] > 0
@@ -154,7 +154,7 @@ class Processes:
 
 def _sentence(words: str, minutes: int) -> str:
     if "timed out" in words.lower() or "timeout" in words.lower():
-        return f"Another process of this run gave no answer for {minutes} minutes (ddp_timeout)."
+        return f"Another process of this run gave no answer for {minutes} min (ddp_timeout)."
     return "Another process of this run has ended; its own message says why."
 
 
@@ -185,8 +185,9 @@ def device_of(name: str, local: int, gpus: Sequence[int] = (), *, must: bool = F
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = (gpus[local] if local < len(gpus) else -1) if gpus else local
     if not 0 <= number < there:
-        which = f"GPU {number}, the first being GPU 0" if number >= 0 else f"a GPU for process {local + 1}"
-        rule = f"asks for {which}, and this machine has {there} that torch can use"
+        which = f"GPU {number}" if number >= 0 else f"a GPU for process {local + 1}"
+        known = f"GPU 0 to {there - 1}" if there else "none"
+        rule = f"asks for {which}, and of this machine's torch can use {known}"
         raise UserError.one("gpus", ",".join(map(str, gpus)), rule, "Use fewer, or set device to cpu")
     return torch.device("cuda", number)
 
@@ -202,7 +203,8 @@ def joined(rank: int, count: int, device: torch.device, minutes: int) -> Iterato
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("gloo", rank=rank, world_size=count, timeout=wait)
-        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        # the others wait for what the first one does, which itself never waits for anything long
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE if rank else wait)
         data = dist.new_group(backend="nccl", timeout=wait) if device.type == "cuda" else None
     except (RuntimeError, ValueError) as error:
         raise ProcessLost(f"The {count} processes of this run could not meet: {error}") from error
