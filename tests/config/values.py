@@ -29,6 +29,7 @@ _patterns = st.lists(st.sampled_from([r".*attention.*", r"layers\.[0-9]+\..*", "
 
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+    "gpus": st.sampled_from(["", "1", "3", "0,2"]),
     "output_name": _names.filter(lambda name: name.lower() not in ("con", "prn", "aux", "nul")),
     "caption_extension": st.sampled_from([".txt", ".caption", ".文字"]),
     "resolution": st.tuples(
