@@ -200,16 +200,22 @@ def _dry_run(spec: CommandSpec, config: Options) -> int:
 
 def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> int:
     """A command with a run folder, so that the window shows it too."""
+    from zimage_gui.config.parallel_parts import Parallel, launched_place, processes_of
+    from zimage_gui.jobs.beside import run_beside
     from zimage_gui.jobs.here import run_here
     from zimage_gui.jobs.processes import leave_a_core_free
     from zimage_gui.terminal import TerminalView
 
-    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
-        rule = "asks for several processes, and training on several GPUs comes in a later version"
-        raise UserError.one("WORLD_SIZE", os.environ["WORLD_SIZE"], rule, "Start one process")
-    leave_a_core_free()
+    place = launched_place()
+    if place is not None and place.count > 1 and not isinstance(config, Parallel):
+        rule = f"asks for several processes, and {spec.name} runs in one"
+        raise UserError.one("WORLD_SIZE", str(place.count), rule, "Start one process")
+    leave_a_core_free(processes_of(config))
     if run_folder is None:  # else the window has checked
         raise_if_any(spec.check(config))
+    if place is not None and place.rank:
+        with _interrupts(signal.default_int_handler):
+            return run_beside(spec.load(), config, run_folder or Path.cwd(), place.rank)
 
     @functools.cache
     def view() -> TerminalView:

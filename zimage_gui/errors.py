@@ -91,3 +91,7 @@ class NoMemory(Exception):
     def __init__(self, message: str, hint: str, settings: dict[str, str]) -> None:
         super().__init__(message)
         self.hint, self.settings = hint, settings
+
+
+class ProcessLost(Exception):
+    """Another process of this run has ended or gives no answer, so this one cannot go on. Exit code 1."""

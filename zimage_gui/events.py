@@ -19,6 +19,8 @@ from pydantic_core import PydanticSerializationError
 
 STEP_PICTURE = "step.png"
 """In a run's folder: the picture in the making, replaced at each step."""
+STOP_FILE = "stop"
+"""Created in a run's folder to ask that it finishes its step, saves and ends."""
 SKIP_FILE = "skip"
 """Created in a run's folder to ask that the picture in the making is left and the next one begun."""
 

@@ -151,9 +151,12 @@ def test_what_is_not_built_yet_is_refused_with_a_way_out(entry):
             assert any(name in names_of(COMMANDS[other]) for other in entry.commands), name
 
 
-def test_several_processes_are_refused_and_one_is_not():
-    with pytest.raises(UserError, match="several GPUs"):
-        config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_processes 2"))
+def test_several_processes_are_taken_and_several_machines_refused():
+    """Those of accelerate's launcher, typed after our own command."""
+    config, _ = config_of(LORA.replace("--num_cpu_threads_per_process 1", "--multi_gpu --num_processes 2"))
+    assert config.processes_asked == 2
+    with pytest.raises(UserError, match="other machines"):
+        config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_machines 2"))
     config_of(LORA.replace("--num_cpu_threads_per_process 1", "--num_processes 1 --num_machines 1"))
 
 

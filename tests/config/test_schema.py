@@ -70,7 +70,7 @@ def required(cls):
 
 
 OTHER = {
-    "device": "cuda:3", "output": Path("other.safetensors").absolute(), "caption_extension": ".caption",
+    "device": "cuda:3", "gpus": "0,2", "output": Path("other.safetensors").absolute(), "caption_extension": ".caption",
     "resolution": (640, 320), "image_size": (640, 320), "optimizer_args": ("eps=1", "betas=0.9,0.99"),
     "network_reg_dims": (".*q=4", "a=8"), "network_reg_lrs": (".*q=0.5", "a=1e-5"), "metadata_reso": "640,320",
     "grid_x": "seed=1,2", "grid_y": "lora=off,on", "grid_z": "prompt=a|b",

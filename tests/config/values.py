@@ -31,6 +31,7 @@ _axes = st.sampled_from([None, "seed=1,2", "lora=off,on", "prompt=a 'b'|漢 c", 
 
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+    "gpus": st.sampled_from(["", "1", "3", "0,2"]),
     "output_name": _names.filter(lambda name: name.lower() not in ("con", "prn", "aux", "nul")),
     "caption_extension": st.sampled_from([".txt", ".caption", ".文字"]),
     "resolution": st.tuples(

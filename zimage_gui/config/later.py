@@ -74,6 +74,19 @@ INERT: tuple[Inert, ...] = (
         ("finetune",),
         "weights are updated beside their gradients",
     ),
+    Inert(
+        "ddp_gradient_as_bucket_view",
+        "switch",
+        _TRAINING,
+        "gradients are added up in passing buckets, so there is no second copy to save",
+    ),
+    Inert(
+        "ddp_static_graph",
+        "switch",
+        _TRAINING,
+        "which weights have gradients is compared at every step, at no cost",
+    ),
+    Inert("multi_gpu", "switch", _TRAINING, "gpus (num_processes) says on how many to train"),
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
 )
 
@@ -84,20 +97,15 @@ _SWAP: _What = (
     "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
     "Leave it out; full_bf16 and gradient_checkpointing save memory",
 )
-_DDP: _What = (
-    "training on several GPUs comes in a later version",
-    "Leave it out; device chooses the GPU, gradient_accumulation_steps makes larger batches",
+_MACHINES: _What = (
+    "starting processes on other machines comes in a later version",
+    "Leave it out; torchrun with --nnodes starts them, and gpus those on this machine",
 )
 
 LATER: tuple[Later, ...] = (
     Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
     Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
-    Later("ddp_timeout", "value", _TRAINING, *_DDP),
-    Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),
-    Later("ddp_static_graph", "switch", _TRAINING, *_DDP),
-    Later("multi_gpu", "switch", _TRAINING, *_DDP),
-    Later("num_processes", "value", _TRAINING, *_DDP, harmless=("1",)),
-    Later("num_machines", "value", _TRAINING, *_DDP, harmless=("1",)),
+    Later("num_machines", "value", _TRAINING, *_MACHINES, harmless=("1",)),
 )
 
 

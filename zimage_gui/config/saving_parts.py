@@ -216,7 +216,6 @@ class Performance(Options):
         le=256,
     )
 
-
     @field_validator("gradient_checkpointing_fraction")
     @classmethod
     def _share(cls, value: str) -> str:

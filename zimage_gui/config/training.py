@@ -14,6 +14,7 @@ from zimage_gui.config.finetune_parts import FullParameters, full_parameter_prob
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
 from zimage_gui.config.objective_parts import Objectives, objective_problems
+from zimage_gui.config.parallel_parts import Parallel
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -38,6 +39,7 @@ class TrainingConfig(
     Kernels,
     DynamoCompiling,
     TextEncoderMemory,
+    Parallel,
     Performance,
     Previews,
     Saving,
@@ -69,6 +71,7 @@ class TrainingConfig(
             *self._preview_problems(),
             *watching_problems(self),
             *self._memory_problems(),
+            *self._parallel_problems(),
             *self._compile_problems(),
             *self._logging_problems(),
             *self._hub_problems(),

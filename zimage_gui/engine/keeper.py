@@ -35,8 +35,8 @@ class PreviewTimes:
 
 @dataclass
 class RunKeeper:
-    """Keeps one run's results. `describe(step, epoch)` gives a file's metadata, `facts` what a resume
-    compares."""
+    """Keeps one run's results; of several processes only the first one's does. `describe(step, epoch)` gives
+    a file's metadata, `facts` what a resume compares."""
 
     run: Run
     names: OutputNames
@@ -92,7 +92,9 @@ class RunKeeper:
             return
         self.trainer.flush()
         self._validated = step = progress.step
-        loss, epoch = self.trainer.validation_loss(self.validation), progress.epoch + (progress.position > 0)
+        validation, trainer = self.validation, self.trainer
+        loss = trainer.processes.once(lambda: trainer.validation_loss(validation))
+        epoch = progress.epoch + (progress.position > 0)
         pictures = len(self.validation.items)
         self.run.emit(ValidationEvent(step=step, epoch=epoch, loss=loss, pictures=pictures))
         patience = self.trainer.patience
@@ -121,6 +123,8 @@ class RunKeeper:
         """Write the weights, then the state, then drop what is outdated. Raises `NonFiniteLoss` instead of
         saving bad weights."""
         self.trainer.flush()
+        if not self.trainer.processes.first:
+            return
         epoch = progress.epoch + (progress.position > 0)
         path = self.names.weights(mark)
         with self.trainer.averaged():
@@ -136,6 +140,8 @@ class RunKeeper:
         self._drop_outdated(mark)
 
     def _drop_outdated(self, mark: Mark) -> None:
+        if not self.trainer.processes.first:
+            return
         for state in (False, True):
             if outdated := self.retention.outdated(mark, state):
                 self._forget(drop(self.names, outdated, state))

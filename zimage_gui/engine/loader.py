@@ -126,9 +126,10 @@ class Loader:
         self._vae = vae or VaeConfig(shift_factor=index.latent_shift, scaling_factor=index.latent_scale)
         self._pool: ThreadPoolExecutor | None = None
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on, which is how a run resumes inside an epoch."""
-        plans = epoch_batches(self.index, self.seed, epoch)[start:]
+    def epoch(self, epoch: int, start: int = 0, every: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on, which is how a run resumes inside an epoch; only
+        each `every`th, which is how several processes share it."""
+        plans = epoch_batches(self.index, self.seed, epoch)[start::every]
         if self._workers < 1:
             for plan in plans:
                 yield self.load(plan)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from zimage_gui.config.parallel_parts import launched_place, processes_of
 from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of, validation_sources
@@ -16,6 +17,7 @@ from zimage_gui.engine.kernels import compile_problems
 from zimage_gui.engine.model_files import find_models
 from zimage_gui.engine.networks import network_problems, rate_problems
 from zimage_gui.engine.optimizers import check_optimizer
+from zimage_gui.engine.processes import device_of
 from zimage_gui.engine.prompt_lines import read_prompt_file
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
 from zimage_gui.engine.state import StateError, read_manifest, states_in
@@ -61,6 +63,7 @@ def check(config: Any) -> list[Problem]:
         *_optimizer_problems(config),
         *_of(lambda: compile_problems(config, pick_device(config.device))),
         *_of(lambda: _backend_problems(config.attn_mode)),
+        *_of(lambda: _nothing(_devices(config))),
         *_of(lambda: tracking_problems(config)),
         *_preview_problems(config),
         *_resume_problems(config),
@@ -77,6 +80,16 @@ def check(config: Any) -> list[Problem]:
         found += _of(lambda: finetuning.check(config, "optimizer_type" not in names, "dit" not in names))
     known = set(problems)
     return problems + [problem for problem in found if problem not in known]
+
+
+def _devices(config: Any) -> list[torch.device]:
+    """Of the processes that this check speaks for. Raises UserError for a GPU that is not there."""
+    place, count = launched_place(), processes_of(config)
+    if count < 2:
+        return []
+    numbers = [place.local] if place is not None else range(count)
+    must = bool(config.gpus)
+    return [device_of(config.device, number, config.gpu_numbers, must=must) for number in numbers]
 
 
 def _optimizer_problems(config: Any) -> list[Problem]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zimage_gui.config.parallel_parts import processes_of
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.methods import Method, load_parameters
 from zimage_gui.engine.state import State, StateError, load_or_previous, restore_random_states
@@ -33,7 +34,7 @@ _LORA_SHOULD_AGREE = (
     "scale_weight_norms",
 )  # fmt: skip
 _MODEL_MUST_AGREE = ("full_bf16", "stochastic_rounding")  # the optimizer's averages have their formats
-_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "fused_backward_pass", "dit", "base_weights")
+_WARNED = (*_SHOULD_AGREE, *_LORA_SHOULD_AGREE, "processes", "fused_backward_pass", "dit", "base_weights")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]
         "alpha": getattr(config, "alpha", None),
         "output_name": Path(output).stem if output is not None else config.output_name,
         "dataset": index.fingerprint,
+        "processes": processes_of(config),
     }
 
 
@@ -177,7 +179,22 @@ def restore(
         )
     if (step := trainer.progress.step) >= (total := trainer.settings.total_steps):
         run.emit(Warning(text=f"the state is at step {step} and the run ends at {total}: nothing is trained"))
+    _fit_position(_batches_per_update(before), _batches_per_update(now), trainer, run)
     _apply_new_rate(before.get("learning_rate"), config.learning_rate, trainer, run)
+
+
+def _batches_per_update(facts: dict[str, Any]) -> int:
+    return int(facts.get("gradient_accumulation_steps", 1)) * int(facts.get("processes", 1))
+
+
+def _fit_position(before: int, now: int, trainer: Trainer, run: Run) -> None:
+    """The place within the epoch is kept in updates, which may hold another number of batches now."""
+    progress = trainer.progress
+    seen = progress.position * before
+    progress.position = seen // now
+    if again := seen % now:
+        text = f"{again} batches of this epoch come again: an update holds {now} instead of {before}"
+        run.emit(Note(text=text))
 
 
 def _apply_new_rate(before: float | None, now: float, trainer: Trainer, run: Run) -> None:

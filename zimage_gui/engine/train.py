@@ -6,6 +6,7 @@ import gc
 import random
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from zimage_gui.config.parallel_parts import Place, launched_place
 from zimage_gui.engine import finetuning, preflight
 from zimage_gui.engine.averages import WeightAverage
 from zimage_gui.engine.caches import ensure_caches
@@ -35,6 +37,7 @@ from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import rate_warning
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, describe
 from zimage_gui.engine.preview import Previews, encode_previews
+from zimage_gui.engine.processes import Processes, device_of, joined
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
 from zimage_gui.engine.show_timesteps import show as show_timesteps
@@ -64,39 +67,55 @@ def run(config: Any, run: Run) -> list[Path]:
     `Interrupted` when stopped while caching, and `NonFiniteLoss`."""
     run.emit(Stage(name="check", text="Checking the settings"))
     raise_if_any(preflight.check(config))
+    place = launched_place() or Place(0, 1, 0)
     if config.show_timesteps is not None:
         shown, seed = config.show_timesteps, config.seed or 0
-        return show_timesteps(_objective(config), seed, _sizes(config), shown, run)
-    with trackers_of(config, run, config.output_name) as logs, uploads_of(config, run) as uploads:
-        return _run(config, TrackedRun(run, logs | uploads))
+        return [] if place.rank else show_timesteps(_objective(config), seed, _sizes(config), shown, run)
+    if place.count > 1:
+        device = device_of(config.device, place.local, config.gpu_numbers, must=bool(config.gpus))
+        config = config.model_copy(update={"device": str(device)})
+    with ExitStack() as stack:
+        device = pick_device(config.device)
+        processes = stack.enter_context(joined(place.rank, place.count, device, config.ddp_timeout))
+        if processes.first:
+            logs = stack.enter_context(trackers_of(config, run, config.output_name))
+            uploads = stack.enter_context(uploads_of(config, run))
+            run = TrackedRun(run, logs | uploads)
+        return _run(config, run, processes)
 
 
-def _run(config: Any, run: Run) -> list[Path]:
+def _run(config: Any, run: Run, processes: Processes) -> list[Path]:
     config, _ = preflight.with_models(config)
     if config.huggingface_resume:
-        config = config.model_copy(update={"resume": fetch_state(config, run)})
+        config = config.model_copy(update={"resume": processes.once(lambda: fetch_state(config, run))})
     if words := plain_turbo(config, config.dit):
         run.emit(Warning(text=words))
     resumed = load_resumed(config, run) if config.resume is not None else None
-    config = config.model_copy(update={"seed": _seed(config, resumed)})
+    config = config.model_copy(update={"seed": processes.once(lambda: _seed(config, resumed))})
     run.emit(Note(text=f"seed {config.seed}"))
-    names = _names(config, run, resumed)
+    names = processes.once(lambda: _names(config, run, resumed))
     watch = MemoryWatch(config, run, pick_device(config.device), names.folder)
     with watch.explaining():
-        results = _work(config, run, names, resumed, watch)
+        results = _work(config, run, names, resumed, watch, processes)
     watch.compare()
     return results
 
 
 def _work(
-    config: Any, run: Run, names: OutputNames, resumed: Resumed | None, watch: MemoryWatch
+    config: Any,
+    run: Run,
+    names: OutputNames,
+    resumed: Resumed | None,
+    watch: MemoryWatch,
+    processes: Processes,
 ) -> list[Path]:
     """Cache what is missing, load, train."""
-    index = ensure_caches(config, run)
+    index = processes.once(lambda: ensure_caches(config, run))
     device = pick_device(config.device)
     use_backend(config.attn_mode)
     set_cuda_switches(config)
-    previews = encode_previews(config, run, names, index, device) if config.sample_prompts else None
+    shows = config.sample_prompts and processes.first
+    previews = encode_previews(config, run, names, index, device) if shows else None
     _free()
     _seed_everything(config.seed)
     method = _method(config, run, device)
@@ -108,9 +127,10 @@ def _work(
         pin=device.type == "cuda",
     )  # fmt: skip
     with loader:
-        feed = LoaderFeed(loader, config.gradient_accumulation_steps)
+        accumulation = config.gradient_accumulation_steps
+        feed = LoaderFeed(loader, accumulation, processes.rank, processes.count)
         config = config.model_copy(update=watch.settled())
-        return _train(config, run, names, method, feed, previews, resumed)
+        return _train(config, run, names, method, feed, previews, resumed, processes)
 
 
 def _train(
@@ -121,6 +141,7 @@ def _train(
     feed: LoaderFeed,
     previews: Previews | None,
     resumed: Resumed | None,
+    processes: Processes,
 ) -> list[Path]:
     settings = _settings(config, feed, len(method.model.layers))
     network = getattr(method, "network", None)
@@ -136,12 +157,14 @@ def _train(
         ) from error
     updates = finetuning.updates_of(config, optimizer)
     trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
+    trainer.processes = processes
     if network is not None and config.scale_weight_norms is not None:
         trainer.limit = NormLimit(network, config.scale_weight_norms)
     _watch(config, method, trainer)
     index = feed.loader.index
     if resumed is not None:
         restore(resumed, config, method, trainer, index, run)
+    processes.share(method.parameters())
     if previews is not None:
         previews.attach(method.model, method.autocast_dtype)
     facts = RunFacts(
@@ -166,7 +189,7 @@ def _train(
 
 def _watch(config: Any, method: Method, trainer: Trainer) -> None:
     """The average of the weights and the early end, before a state is put back into them."""
-    if config.ema_decay:
+    if config.ema_decay and trainer.processes.first:
         kept_on = torch.device("cpu") if config.ema_device == "cpu" else None
         trainer.average = WeightAverage(method.named_parameters(), config.ema_decay, kept_on)
     if config.early_stop != "none":

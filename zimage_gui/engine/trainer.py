@@ -23,9 +23,10 @@ from zimage_gui.engine.losses import flow_loss
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.objective import Objective, draw, sample_sigmas
 from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
+from zimage_gui.engine.processes import Processes
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.engine.validation import Patience, Validation
-from zimage_gui.events import Run, Step
+from zimage_gui.events import STOP_FILE, Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
 from zimage_gui.model.transformer import RunBlock, call_block, call_block_keeping_products
@@ -111,6 +112,7 @@ class Trainer:
         self.updates = updates
         self.objective, self.settings, self.reporter = objective, settings, run
         self.progress = Progress()
+        self.processes = Processes()
         self.device = method.model.device
         self.boundaries = BoundaryOffload() if settings.gradient_checkpointing_cpu_offload else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
@@ -139,7 +141,7 @@ class Trainer:
                     keeper.after_step(progress)
                     if progress.step >= settings.total_steps or self._patience_is_over():
                         break
-                    if self.reporter.stop_requested():
+                    if self._should_stop():
                         self.flush()
                         keeper.at_stop(progress)
                         return False
@@ -152,9 +154,12 @@ class Trainer:
         return True
 
     def update(self, group: list[Batch]) -> None:
-        """One optimizer update from the batches of `group`, each weighted by its share of the samples."""
+        """One optimizer update from the batches of `group`, each weighted by its share of the samples, and
+        from those of the other processes."""
         samples = sum(len(batch.indices) for batch in group)
         total = torch.zeros((), device=self.device)
+        on_host: Callable[[], float] = float  # 0 where a process got no batch of this update
+        self.processes.part_ways(self.settings.seed, self.progress.step)
         if self.updates is not None:
             self.updates.begin(self.progress.step)
         for batch in group:
@@ -164,7 +169,7 @@ class Trainer:
             on_host = _to_host(total)  # queued before the backward pass: read below without waiting for it
             if loss.requires_grad:  # not when module_dropout left every adapter out
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        value = on_host()
+        value, samples = self.processes.add_up(self._parameters, on_host(), samples)
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")
         self.flush()
@@ -203,6 +208,16 @@ class Trainer:
         losses = self.progress.losses
         if len(losses) == losses.maxlen:
             patience.look(self.progress.step, sum(losses) / len(losses))
+
+    def _should_stop(self) -> bool:
+        """Whether any process was asked; the first one's run then notices too."""
+        asked = self.reporter.stop_requested()
+        if not self.processes.any(asked):
+            return False
+        if self.processes.first and not asked:
+            (self.reporter.folder / STOP_FILE).touch()
+            self.reporter.stop_requested()
+        return True
 
     def _patience_is_over(self) -> bool:
         return self.patience is not None and self.patience.over

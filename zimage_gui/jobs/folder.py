@@ -22,6 +22,7 @@ from zimage_gui.config.schema import Options
 from zimage_gui.config.toml_io import dump
 from zimage_gui.errors import UserError
 from zimage_gui.events import (
+    STOP_FILE,
     Checkpoint,
     Event,
     EventLog,
@@ -40,7 +41,6 @@ from zimage_gui.jobs.status import Outcome, Status, patiently, read_status, writ
 
 CONFIG_FILE = "config.toml"
 EVENTS_FILE = "events.jsonl"
-STOP_FILE = "stop"
 RESULTS_FILE = "results.json"
 SUBFOLDERS = ("samples", "checkpoints", "state")
 

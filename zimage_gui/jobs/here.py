@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import zimage_gui
+from zimage_gui.config.parallel_parts import processes_of
 from zimage_gui.config.schema import Options
 from zimage_gui.errors import (
     EXIT_DONE,
@@ -24,9 +25,11 @@ from zimage_gui.errors import (
     EXIT_USER,
     Interrupted,
     NoMemory,
+    ProcessLost,
     UserError,
 )
 from zimage_gui.events import Failed
+from zimage_gui.jobs.companions import companions
 from zimage_gui.jobs.console import recorded
 from zimage_gui.jobs.folder import Listener, RunFolder
 from zimage_gui.jobs.hints import RESUME, explain
@@ -97,6 +100,9 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
         )
         run.end("failed", failed=failed)
         return EXIT_FAILED
+    except ProcessLost as error:
+        run.end("failed", failed=Failed(error_kind="ProcessLost", message=str(error), hint=RESUME))
+        return EXIT_FAILED
     except KeyboardInterrupt:
         run.end("stopped", failed=_left_at_once())
         return EXIT_INTERRUPTED
@@ -111,7 +117,8 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
 def _work(spec: Spec, config: Options, run: RunFolder) -> Sequence[Path]:
     if spec.gpu:
         free_the_gpu(run.folder.parent, run)
-    return spec.load()(config, run)
+    with companions(run, processes_of(config)):
+        return spec.load()(config, run)
 
 
 def _left_at_once() -> Failed:

@@ -20,8 +20,9 @@ import psutil
 
 import zimage_gui
 from zimage_gui.config.app import AUTH_VARIABLE
+from zimage_gui.events import STOP_FILE
 from zimage_gui.jobs.console import CONSOLE_FILE, CRASH_VARIABLE
-from zimage_gui.jobs.folder import CONFIG_FILE, STOP_FILE
+from zimage_gui.jobs.folder import CONFIG_FILE
 from zimage_gui.jobs.processes import Identity, created_of, host_name, identity_of, is_alive
 from zimage_gui.jobs.state import EXIT_FILE, KILL_FILE, LAUNCH_FILE, judge
 from zimage_gui.jobs.status import read_status, write_json

@@ -21,15 +21,15 @@ FOREIGN_HEARTBEAT_LIMIT = 60.0
 FRESH_HEARTBEAT = 4.0
 
 
-def leave_a_core_free() -> None:
+def leave_a_core_free(processes: int = 1) -> None:
     """Let torch's CPU kernels use all cores but one, unless the user said otherwise. Call before torch is
-    imported.
+    imported. processes: how many like this one share them.
 
     A thread of torch that finds its core busy keeps all the others waiting: with as many threads as cores, an
     open browser made a step of the demo 25 times slower on two cores. One thread less costs a seventh there.
     """
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores - 1) // processes)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from zimage_gui.errors import UserError
-from zimage_gui.jobs.folder import STOP_FILE
+from zimage_gui.events import STOP_FILE
 from zimage_gui.jobs.launch import command_line, start
 from zimage_gui.jobs.lock import Busy, exclusive
 from zimage_gui.jobs.state import QUEUE_FILE, RunList, RunState, judge

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zimage_gui.errors import EXIT_USER
-from zimage_gui.events import Event, Failed, Finished, from_line
+from zimage_gui.events import STOP_FILE, Event, Failed, Finished, from_line
 from zimage_gui.jobs.console import CONSOLE_FILE, tail
-from zimage_gui.jobs.folder import CONFIG_FILE, EVENTS_FILE, STOP_FILE
+from zimage_gui.jobs.folder import CONFIG_FILE, EVENTS_FILE
 from zimage_gui.jobs.hints import RESUME
 from zimage_gui.jobs.processes import Identity, boot_time, identity_in, is_alive
 from zimage_gui.jobs.status import Status, read_json, read_status

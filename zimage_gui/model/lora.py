@@ -22,6 +22,7 @@ from zimage_gui.model.whole_shapes import LORA_TARGET
 
 __all__ = ["LoraLinear", "LoraNetwork", "LoraSpec", "attach_lora", "target_paths"]
 
+
 class LoraLinear(Adapter):
     """A frozen Linear with an adapter beside it. Input (..., in), output (..., out) in the base layer's
     output type."""

@@ -1,0 +1,45 @@
+"""One of two processes: short trainings one after the other. What it saw of each goes to a file."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiny_project import finetune_config, lora_config
+
+from zimage_gui.engine.train import run
+from zimage_gui.errors import UserError
+from zimage_gui.events import NullRun, Step, Validation
+
+KINDS = {"lora": lora_config, "full": finetune_config}
+
+
+def seen(project: Path, kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of a run, and its results' names."""
+    events = NullRun(project / "run")
+    error, results = "", []
+    try:
+        results = run(KINDS[kind](project, **options), events)
+    except UserError as problem:
+        error = str(problem)
+    return {
+        "losses": [event.loss for event in events.events if isinstance(event, Step)],
+        "norms": [event.grad_norm for event in events.events if isinstance(event, Step)],
+        "validated": [event.loss for event in events.events if isinstance(event, Validation)],
+        "results": [path.name for path in results],
+        "error": error,
+    }
+
+
+def main(project: Path, plan: Path) -> None:
+    found = {}
+    for name, (kind, options, port) in json.loads(plan.read_text(encoding="utf-8")).items():
+        os.environ["MASTER_PORT"] = str(port)
+        found[name] = seen(project, kind, options)
+    out = project / f"seen{os.environ['RANK']}.json"
+    out.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

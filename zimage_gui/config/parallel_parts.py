@@ -1,0 +1,126 @@
+"""Options of training with several processes, one per GPU, and what a launcher says about this process.
+
+This module knows options and the launcher's variables; it must not know how processes are started or joined.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import field_validator
+
+from zimage_gui.config.schema import Options, option, show
+from zimage_gui.errors import Problem, UserError
+
+RANK, COUNT, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+"""What torchrun and accelerate launch tell each process they start."""
+
+
+class Parallel(Options):
+    gpus: str = option(
+        "",
+        section="performance",
+        label="GPUs",
+        help="Train on several GPUs of this machine, with a process each: how many (2), or which (0,2). Each "
+        "takes batches of its own, so that an update sees so many times more pictures. Empty: one process, "
+        "or those that torchrun or accelerate launch started.",
+        aliases=("num_processes",),
+    )
+    ddp_timeout: int = option(
+        30,
+        section="performance",
+        label="Waiting for a process",
+        help="The run ends when one of its processes gives no gradients for so long.",
+        unit="minutes",
+        advanced=True,
+        matters="there are several processes",
+        ge=1,
+        le=100_000,
+    )
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """A TOML may say 2 or [0, 2]."""
+        many = value if isinstance(value, list | tuple) else (value,)
+        whole = all(isinstance(item, int) and not isinstance(item, bool) for item in many)
+        return ",".join(map(str, many)) if whole and many else value
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus(cls, value: str) -> str:
+        value = re.sub(r"\s*,\s*", ",", value.strip())
+        if not re.fullmatch(r"|[1-9]\d{0,2}|\d{1,3}(,\d{1,3})+", value):
+            raise ValueError("must be a number of GPUs, such as 2, or their numbers, such as 0,2")
+        numbers = value.split(",")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("must name each GPU once")
+        return value
+
+    @property
+    def gpu_numbers(self) -> tuple[int, ...]:
+        """The GPUs that are named; empty when they are only counted."""
+        return tuple(map(int, self.gpus.split(","))) if "," in self.gpus else ()
+
+    @property
+    def processes_asked(self) -> int | None:
+        """How many processes `gpus` asks for; None when it is empty."""
+        return len(self.gpu_numbers) or (int(self.gpus) if self.gpus else None)
+
+    def _parallel_problems(self) -> list[Problem]:
+        asked, launched = self.processes_asked, launched_place()
+        found = []
+        if asked and launched and asked != launched.count:
+            rule = f"differs from the {launched.count} that the launcher started ({COUNT})"
+            found.append(Problem("gpus", self.gpus, rule, "Leave it out under a launcher"))
+        if processes_of(self) > 1 and self.device.startswith("cuda:"):  # type: ignore[attr-defined]
+            rule = "names one GPU, and there are several processes"
+            remedy = "Set device to auto; gpus says which GPUs are used"
+            found.append(Problem("device", self.device, rule, remedy))  # type: ignore[attr-defined]
+        if processes_of(self) > 1 and getattr(self, "fused_backward_pass", False):
+            rule = (
+                "updates each weight before its gradient could be added up over several processes, "
+                "of which there are " + str(processes_of(self))
+            )
+            found.append(Problem("fused_backward_pass", show(True), rule, "Leave it out, or use one process"))
+        return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of a run's processes this one is. local: its number among those on this machine."""
+
+    rank: int
+    count: int
+    local: int
+
+
+def launched_place() -> Place | None:
+    """Where a launcher has put this process; None without one. Raises UserError for variables that are no
+    place."""
+    if not os.environ.get(COUNT):
+        return None
+    names = (RANK, COUNT, LOCAL_RANK)
+    try:
+        count = int(os.environ[COUNT])
+        rank = int(os.environ[RANK] if count > 1 else os.environ.get(RANK, "0"))
+        local = int(os.environ.get(LOCAL_RANK, rank))
+        if not 0 <= rank < count or local < 0:
+            raise ValueError("out of bounds")
+    except (KeyError, ValueError) as error:
+        shown = " ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        rule = "say no place among several processes"
+        remedy = "Start with torchrun or accelerate launch, or unset WORLD_SIZE and use gpus"
+        raise UserError.one(" ".join(names), shown, rule, remedy) from error
+    return Place(rank, count, local)
+
+
+def processes_of(config: Any) -> int:
+    """Of how many processes a run with these options consists."""
+    launched = launched_place()
+    if launched is not None:
+        return launched.count
+    return (config.processes_asked or 1) if isinstance(config, Parallel) else 1
