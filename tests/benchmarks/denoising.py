@@ -123,7 +123,7 @@ def main(pairs: int, machine: str, page: Path | None) -> None:
         load=f"{min(loads):.0f} to {max(loads):.0f}", cores=os.cpu_count(), steps=STEPS, agreement=apart,
         table="\n".join([HEADER, *table]), remarks="",
     )  # fmt: skip
-    before, found, rest = whole.partition(SECTION + "\n")
+    before, _, rest = whole.partition(SECTION + "\n")
     following = re.search(r"^## ", rest, re.MULTILINE)
     after = rest[following.start() :] if following else ""
     page.write_text(before.rstrip() + "\n\n" + text.rstrip() + "\n" + ("\n" + after if after else ""), encoding="utf-8")

@@ -258,9 +258,9 @@ def test_the_text_encoder_goes_to_the_cpu_when_asked():
 
 def test_the_options_reach_the_models(options, run):
     resident = Resident()
-    resident.run(options(text_encoder_cpu=True, cfg_batch=True, vae_tiling="always", vae_dtype="bf16"), run)
+    resident.run(options(text_encoder_cpu=True, cfg_batch="never", vae_tiling="always", vae_dtype="bf16"), run)
     generator = resident._generator
-    assert generator.text_encoder_cpu and generator.cfg_batch
+    assert generator.text_encoder_cpu and generator.cfg_batch == "never"
     assert (generator.pictures.tiling, generator.vae.decoder.conv_in.weight.dtype) == (
         "always",
         torch.bfloat16,

@@ -38,6 +38,10 @@ _STARTS_KEPT = 4
 _HEADROOM = 3 << 30
 """Bytes that must stay free beside the weights for activations and the VAE's decode."""
 
+_CAPTION_TOKENS = 512
+_ROWS_IN_FLIGHT = 12
+"""Numbers per token, in widths of the model, that a block holds at once beside its gate's three."""
+
 OnLoad = Callable[[str, int, int], None]
 """Progress of loading: (which model, bytes read, bytes in all)."""
 
@@ -137,7 +141,7 @@ class Generator:
         self.device = torch.device(key.device)
         self.dtype = self._format(key)
         self.attention = attention
-        self.cfg_batch = False
+        self.cfg_batch = "auto"
         self.text_encoder_cpu = False
         self.note: Say = silent
         self.on_load = on_load
@@ -218,17 +222,36 @@ class Generator:
         positive, *negative = ([self._feature(text)] * len(requests) for text in first.texts)
         noise = torch.cat([starting_noise(request, self.device) for request in requests])
         start, kept = self._begun(first, noise)
-        return denoise(
-            transformer,
-            start,
-            positive,
-            negative[0] if negative else None,
-            first.sigmas,
-            first.sampling.guidance(first.guidance_scale, self.cfg_batch),
-            on_step,
-            solver=first.sampling.sampler,
-            kept=kept,
-        )
+
+        def sampled(batched: bool) -> Tensor:
+            return denoise(
+                transformer,
+                start,
+                positive,
+                negative[0] if negative else None,
+                first.sigmas,
+                first.sampling.guidance(first.guidance_scale, batched),
+                on_step,
+                solver=first.sampling.sampler,
+                kept=kept,
+            )
+
+        if negative and self._both_fit(start):
+            try:
+                return sampled(True)
+            except torch.OutOfMemoryError:
+                self.note("Memory is short for both prompts at once: one after the other")
+            _collect()
+        return sampled(False)
+
+    def _both_fit(self, latents: Tensor) -> bool:
+        """Whether prompt and negative prompt of these latents go through the transformer as one batch."""
+        if self.cfg_batch != "auto":
+            return self.cfg_batch == "always"
+        config = self.transformer.config
+        tokens = 2 * latents.shape[0] * (latents.shape[-2] * latents.shape[-1] // 4 + _CAPTION_TOKENS)
+        numbers = tokens * (_ROWS_IN_FLIGHT * config.dim + 3 * config.ffn_dim)
+        return free_memory(self.device) >= 2 * numbers * self.dtype.itemsize
 
     def _begun(self, request: PictureRequest, noise: Tensor) -> tuple[Tensor, Kept | None]:
         """Where the loop starts, and what of a picture is kept."""

@@ -28,7 +28,7 @@ from zimage_gui.engine.validation import Patience, Validation
 from zimage_gui.events import Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
-from zimage_gui.model.transformer import RunBlock, call_block, call_block_keeping_products
+from zimage_gui.model.transformer import Factors, RunBlock, call_block, call_block_keeping_products
 
 _AVERAGED_STEPS = 200
 _GIB = 1024**3
@@ -245,7 +245,7 @@ class Trainer:
         last = self.method.model.layers[-1]
         away = self.boundaries
 
-        def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
+        def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None) -> Tensor:
             if block is last:
                 return call_block_keeping_products(block, x, rope, modulation)
             with away.sending(x) if away is not None else nullcontext():
@@ -363,7 +363,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
                 state[name] = value.to(state[name].device)
 
 
-def _recomputed(block: Any, x: Tensor, rope: Tensor, modulation: Tensor | None, keeps_rng: bool) -> Tensor:
+def _recomputed(
+    block: Any, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None, keeps_rng: bool
+) -> Tensor:
     result = checkpoint(block, x, rope, modulation, use_reentrant=False, preserve_rng_state=keeps_rng)
     assert isinstance(result, Tensor)
     return result
