@@ -186,6 +186,7 @@ def test_both_prompts_go_together_as_long_as_memory_lasts(ours, monkeypatch):
     request = PictureRequest("two dogs", "cats", 64, 48, 2, 2.5, 3.0, 11)
     ours.encode(request.texts)
     passes, notes = [], []
+    most = 2
 
     def limited(module, inputs):
         passes.append(len(inputs[0]))
@@ -195,7 +196,8 @@ def test_both_prompts_go_together_as_long_as_memory_lasts(ours, monkeypatch):
     handle = ours.transformer.register_forward_pre_hook(limited)
     monkeypatch.setattr(ours, "note", notes.append)
     found = []
-    for free, most in ((1 << 40, 2), (1 << 40, 1), (1 << 10, 1)):
+    for free, fit in ((1 << 40, 2), (1 << 40, 1), (1 << 10, 1)):
+        most = fit
         monkeypatch.setattr("zimage_gui.engine.generator.free_memory", lambda device, free=free: free)
         found.append(ours.latents(request))
     handle.remove()

@@ -18,7 +18,7 @@ from zimage_gui.engine.decoding import PictureVae, Say, silent
 from zimage_gui.engine.devices import free_memory, number_format
 from zimage_gui.engine.kernels import compile_blocks
 from zimage_gui.engine.model_files import ModelFiles
-from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, denoise
+from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, bytes_of_both, denoise
 from zimage_gui.engine.start_picture import mask_tensor, picture_tensor
 from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
@@ -37,10 +37,6 @@ _PROMPTS_KEPT = 512
 _STARTS_KEPT = 4
 _HEADROOM = 3 << 30
 """Bytes that must stay free beside the weights for activations and the VAE's decode."""
-
-_CAPTION_TOKENS = 512
-_ROWS_IN_FLIGHT = 12
-"""Numbers per token, in widths of the model, that a block holds at once beside its gate's three."""
 
 OnLoad = Callable[[str, int, int], None]
 """Progress of loading: (which model, bytes read, bytes in all)."""
@@ -224,17 +220,11 @@ class Generator:
         start, kept = self._begun(first, noise)
 
         def sampled(batched: bool) -> Tensor:
+            guidance = first.sampling.guidance(first.guidance_scale, batched)
             return denoise(
-                transformer,
-                start,
-                positive,
-                negative[0] if negative else None,
-                first.sigmas,
-                first.sampling.guidance(first.guidance_scale, batched),
-                on_step,
-                solver=first.sampling.sampler,
-                kept=kept,
-            )
+                transformer, start, positive, negative[0] if negative else None, first.sigmas, guidance,
+                on_step, solver=first.sampling.sampler, kept=kept,
+            )  # fmt: skip
 
         if negative and self._both_fit(start):
             try:
@@ -248,10 +238,7 @@ class Generator:
         """Whether prompt and negative prompt of these latents go through the transformer as one batch."""
         if self.cfg_batch != "auto":
             return self.cfg_batch == "always"
-        config = self.transformer.config
-        tokens = 2 * latents.shape[0] * (latents.shape[-2] * latents.shape[-1] // 4 + _CAPTION_TOKENS)
-        numbers = tokens * (_ROWS_IN_FLIGHT * config.dim + 3 * config.ffn_dim)
-        return free_memory(self.device) >= 2 * numbers * self.dtype.itemsize
+        return free_memory(self.device) >= 2 * bytes_of_both(self.transformer, latents)
 
     def _begun(self, request: PictureRequest, noise: Tensor) -> tuple[Tensor, Kept | None]:
         """Where the loop starts, and what of a picture is kept."""

@@ -76,6 +76,19 @@ class Guidance:
     batched: bool = False
 
 
+_CAPTION_TOKENS = 512
+_ROWS_IN_FLIGHT = 12
+"""Numbers per token, in widths of the model, that a block holds at once beside its gate's three."""
+
+
+def bytes_of_both(transformer: ZImageTransformer, latents_BCHW: Tensor) -> int:
+    """What a pass with both prompts needs beside the weights, about."""
+    config = transformer.config
+    pictures, _, height, width = latents_BCHW.shape
+    tokens = 2 * pictures * (height * width // config.patch_size**2 + _CAPTION_TOKENS)
+    return tokens * (_ROWS_IN_FLIGHT * config.dim + 3 * config.ffn_dim) * transformer.dtype.itemsize
+
+
 @dataclass(frozen=True)
 class Kept:
     """What inpainting leaves as it is: latents x0 (B, C, H, W) where `mask` (1 or B, 1, H, W) is 0; 1 is made
