@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from zimage_gui.cli import main
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.generate import Resident, check
 from zimage_gui.engine.generate import run as generate
@@ -279,3 +280,11 @@ def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_ref
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
     (problem,) = check(options(compile=True, compile_backend="nonsense"))
     assert problem.option == "compile_backend"
+
+
+def test_the_bell_rings_when_all_is_done_and_asked_for(tmp_path, capfd):
+    words = ["generate", "--model_dir", str(HUB), "--prompt", "a", "--image_size", "32", "32", "--infer_steps", "1"]
+    words += ["--device", "cpu", "--save_path", str(tmp_path / "out"), "--runs_dir", str(tmp_path / "runs")]
+    for bell in ([], ["--bell"]):
+        assert main([*words, *bell]) == 0
+        assert capfd.readouterr().out.count("\a") == len(bell)
