@@ -65,9 +65,9 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("steps", "convert"),
+        choices=("steps", "convert", "generate"),
         default="steps",
-        help="convert: a 12.3 GB model, 40 GB of disk",
+        help="convert: a 12.3 GB model, 40 GB of disk; generate: the denoising loop",
     )
     parser.add_argument(
         "--folder", type=Path, help="convert: where to work (default: the system's temp folder)"
@@ -89,6 +89,11 @@ def main() -> int:
         convert_model.main(options.folder, options.layers, PAGE if options.write else None)
         return 0
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if options.what == "generate":
+        import denoising
+
+        denoising.main(options.pairs, machine(), PAGE if options.write else None)
+        return 0
     import alternate
     import latent_cache
     import lora_step

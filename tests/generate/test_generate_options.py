@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from zimage_gui.cli import main
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.generate import Resident, check
 from zimage_gui.engine.generate import run as generate
@@ -258,9 +259,9 @@ def test_the_text_encoder_goes_to_the_cpu_when_asked():
 
 def test_the_options_reach_the_models(options, run):
     resident = Resident()
-    resident.run(options(text_encoder_cpu=True, cfg_batch=True, vae_tiling="always", vae_dtype="bf16"), run)
+    resident.run(options(text_encoder_cpu=True, cfg_batch="never", vae_tiling="always", vae_dtype="bf16"), run)
     generator = resident._generator
-    assert generator.text_encoder_cpu and generator.cfg_batch
+    assert generator.text_encoder_cpu and generator.cfg_batch == "never"
     assert (generator.pictures.tiling, generator.vae.decoder.conv_in.weight.dtype) == (
         "always",
         torch.bfloat16,
@@ -279,3 +280,11 @@ def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_ref
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
     (problem,) = check(options(compile=True, compile_backend="nonsense"))
     assert problem.option == "compile_backend"
+
+
+def test_the_bell_rings_when_all_is_done_and_asked_for(tmp_path, capfd):
+    words = ["generate", "--model_dir", str(HUB), "--prompt", "a", "--image_size", "32", "32", "--infer_steps", "1"]
+    words += ["--device", "cpu", "--save_path", str(tmp_path / "out"), "--runs_dir", str(tmp_path / "runs")]
+    for bell in ([], ["--bell"]):
+        assert main([*words, *bell]) == 0
+        assert capfd.readouterr().out.count("\a") == len(bell)

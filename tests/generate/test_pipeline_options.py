@@ -138,10 +138,11 @@ def test_every_solver_keeps_what_the_mask_keeps(ours, pictures):
 
 def test_both_prompts_at_once_give_the_same_latents(ours):
     request = PictureRequest("two dogs", "a very blurry picture of nothing " * 8, 64, 48, 3, 2.5, 3.0, 11)
+    ours.cfg_batch = "never"
     apart = ours.latents(request)
-    ours.cfg_batch = True
+    ours.cfg_batch = "always"
     together = ours.latents(request)
-    ours.cfg_batch = False
+    ours.cfg_batch = "auto"
     torch.testing.assert_close(together, apart, atol=2e-5, rtol=1e-5)
 
 
@@ -152,10 +153,11 @@ def test_both_prompts_at_once_halve_the_passes(ours):
     handle = ours.transformer.register_forward_hook(
         lambda module, inputs, output: passes.append(len(inputs[0]))
     )
+    ours.cfg_batch = "never"
     ours.latents(request)
-    ours.cfg_batch = True
+    ours.cfg_batch = "always"
     ours.latents(request)
-    ours.cfg_batch = False
+    ours.cfg_batch = "auto"
     handle.remove()
     assert passes == [1] * 6 + [2] * 3
 
@@ -178,3 +180,28 @@ def test_samplers_and_schedules_end_on_the_same_picture_with_many_steps(ours):
     for sampler, scheduler in (("dpmpp_2m", "simple"), ("res_multistep", "beta"), ("heun", "normal")):
         few, many = ((latents(n, sampler, scheduler) - reference).abs().max() for n in (6, 96))
         assert many < few / 3, (sampler, float(few), float(many))
+
+
+def test_both_prompts_go_together_as_long_as_memory_lasts(ours, monkeypatch):
+    request = PictureRequest("two dogs", "cats", 64, 48, 2, 2.5, 3.0, 11)
+    ours.encode(request.texts)
+    passes, notes = [], []
+    most = 2
+
+    def limited(module, inputs):
+        passes.append(len(inputs[0]))
+        if len(inputs[0]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = ours.transformer.register_forward_pre_hook(limited)
+    monkeypatch.setattr(ours, "note", notes.append)
+    found = []
+    for free, fit in ((1 << 40, 2), (1 << 40, 1), (1 << 10, 1)):
+        most = fit
+        monkeypatch.setattr("zimage_gui.engine.generator.free_memory", lambda device, free=free: free)
+        found.append(ours.latents(request))
+    handle.remove()
+    assert passes == [2, 2, *[2, 1, 1, 1, 1], *[1, 1, 1, 1]]
+    assert len(notes) == 1 and "one after the other" in notes[0]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=2e-5, rtol=1e-5)

@@ -185,3 +185,25 @@ def test_guidance_without_a_negative_prompt_is_an_error(reference):
             shifted_sigmas(1, 3.0),
             1.0,
         )
+
+
+def test_what_the_time_alone_decides_is_computed_before_the_steps(reference):
+    """The time's layers run once for a schedule, and the network's output stays what it is for a plain time."""
+    network = reference.transformer
+    captions, rows = _features(reference, "a cat"), []
+    layers = [module for name, module in network.named_modules() if "adaLN" in name or name == "t_embedder.mlp"]
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+        for layer in layers
+        if hasattr(layer, "weight") or hasattr(layer, "0")
+    ]
+    noise = torch.randn(2, 16, 6, 4, generator=torch.Generator().manual_seed(0))
+    denoise(network, noise, captions * 2, None, shifted_sigmas(5, 3.0), 0.0)
+    for hook in hooks:
+        hook.remove()
+    assert set(rows) == {5} and len(rows) <= len(hooks)
+    times = torch.tensor([0.2, 0.7])
+    with torch.no_grad():
+        for time, known in zip(times, network.modulations(times), strict=True):
+            plain = network(noise, time.expand(2), captions * 2)
+            torch.testing.assert_close(network(noise, known, captions * 2), plain, atol=1e-5, rtol=1e-5)

@@ -58,14 +58,15 @@ class SamplerOptions(Options):
         ge=0,
         le=100,
     )
-    cfg_batch: bool = option(
-        False,
+    cfg_batch: Literal["auto", "always", "never"] = option(
+        "auto",
         section="performance",
         label="Both prompts at once",
-        help="Prompt and negative prompt go through the transformer as one batch: faster for small pictures, "
-        "and more memory.",
+        help="Prompt and negative prompt go through the transformer as one batch, which is faster and takes "
+        "more memory: auto does so where there is enough. The picture is the same but for rounding.",
         advanced=True,
         matters="guidance_scale is above 0",
+        values={"true": "always", "false": "never", "on": "always", "off": "never"},
     )
 
 

@@ -1,14 +1,16 @@
 """Which device a run computes on and in which number format. Knows torch; must not know what is computed."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import psutil
 import torch
+from torch import Tensor
 
 from zimage_gui.errors import UserError
 
+_GIB = 1024**3
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The number format behind each value of `mixed_precision`."""
 
@@ -93,3 +95,25 @@ def free_memory(device: torch.device) -> int:
         return int(psutil.virtual_memory().available)
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + idle
+
+
+def to_host(value: Tensor) -> Callable[[], float]:
+    """A copy of a scalar to the CPU that is under way; call the result to have the number."""
+    if value.device.type != "cuda":
+        return lambda: float(value)
+    pinned = torch.empty((), pin_memory=True)
+    pinned.copy_(value, non_blocking=True)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return float(pinned)
+
+    return read
+
+
+def memory_used(device: torch.device, process: psutil.Process) -> tuple[float | None, float]:
+    """GiB: the most the GPU had reserved so far (None on a CPU), and the process's memory now."""
+    vram = torch.cuda.max_memory_reserved(device) / _GIB if device.type == "cuda" else None
+    return vram, process.memory_info().rss / _GIB

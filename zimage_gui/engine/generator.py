@@ -18,7 +18,7 @@ from zimage_gui.engine.decoding import PictureVae, Say, silent
 from zimage_gui.engine.devices import free_memory, number_format
 from zimage_gui.engine.kernels import compile_blocks
 from zimage_gui.engine.model_files import ModelFiles
-from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, denoise
+from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, bytes_of_both, denoise
 from zimage_gui.engine.start_picture import mask_tensor, picture_tensor
 from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
@@ -137,7 +137,7 @@ class Generator:
         self.device = torch.device(key.device)
         self.dtype = self._format(key)
         self.attention = attention
-        self.cfg_batch = False
+        self.cfg_batch = "auto"
         self.text_encoder_cpu = False
         self.note: Say = silent
         self.on_load = on_load
@@ -218,17 +218,27 @@ class Generator:
         positive, *negative = ([self._feature(text)] * len(requests) for text in first.texts)
         noise = torch.cat([starting_noise(request, self.device) for request in requests])
         start, kept = self._begun(first, noise)
-        return denoise(
-            transformer,
-            start,
-            positive,
-            negative[0] if negative else None,
-            first.sigmas,
-            first.sampling.guidance(first.guidance_scale, self.cfg_batch),
-            on_step,
-            solver=first.sampling.sampler,
-            kept=kept,
-        )
+
+        def sampled(batched: bool) -> Tensor:
+            guidance = first.sampling.guidance(first.guidance_scale, batched)
+            return denoise(
+                transformer, start, positive, negative[0] if negative else None, first.sigmas, guidance,
+                on_step, solver=first.sampling.sampler, kept=kept,
+            )  # fmt: skip
+
+        if negative and self._both_fit(start):
+            try:
+                return sampled(True)
+            except torch.OutOfMemoryError:
+                self.note("Memory is short for both prompts at once: one after the other")
+            _collect()
+        return sampled(False)
+
+    def _both_fit(self, latents: Tensor) -> bool:
+        """Whether prompt and negative prompt of these latents go through the transformer as one batch."""
+        if self.cfg_batch != "auto":
+            return self.cfg_batch == "always"
+        return free_memory(self.device) >= 2 * bytes_of_both(self.transformer, latents)
 
     def _begun(self, request: PictureRequest, noise: Tensor) -> tuple[Tensor, Kept | None]:
         """Where the loop starts, and what of a picture is kept."""

@@ -15,7 +15,7 @@ from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.model import flow
 from zimage_gui.model.sigmas import schedule
 from zimage_gui.model.solvers import SOLVERS
-from zimage_gui.model.transformer import ZImageTransformer, padded
+from zimage_gui.model.transformer import Modulation, ZImageTransformer, padded
 
 
 class Cancelled(Exception):
@@ -76,6 +76,19 @@ class Guidance:
     batched: bool = False
 
 
+_CAPTION_TOKENS = 512
+_ROWS_IN_FLIGHT = 12
+"""Numbers per token, in widths of the model, that a block holds at once beside its gate's three."""
+
+
+def bytes_of_both(transformer: ZImageTransformer, latents_BCHW: Tensor) -> int:
+    """What a pass with both prompts needs beside the weights, about."""
+    config = transformer.config
+    pictures, _, height, width = latents_BCHW.shape
+    tokens = 2 * pictures * (height * width // config.patch_size**2 + _CAPTION_TOKENS)
+    return tokens * (_ROWS_IN_FLIGHT * config.dim + 3 * config.ffn_dim) * transformer.dtype.itemsize
+
+
 @dataclass(frozen=True)
 class Kept:
     """What inpainting leaves as it is: latents x0 (B, C, H, W) where `mask` (1 or B, 1, H, W) is 0; 1 is made
@@ -110,8 +123,8 @@ def denoise(
     guidance = Guidance(guidance) if isinstance(guidance, float | int) else guidance
     if guidance.scale > 0 and negative is None:
         raise ValueError("guidance needs the features of a negative prompt")
-    velocity = _velocity(transformer, positive, negative, guidance)
     levels = [float(sigma) for sigma in sigmas]
+    velocity = _velocity(transformer, positive, negative, guidance, _Times(transformer, levels[:-1]))
     start = latents = start_BCHW.to(torch.float32)
     steps = len(levels) - 1
     for done, latents in enumerate(SOLVERS[solver](start, levels, velocity, _keeper(kept)), 1):
@@ -137,6 +150,7 @@ def _velocity(
     positive: Sequence[Tensor],
     negative: Sequence[Tensor] | None,
     guidance: Guidance,
+    times: "_Times",
 ) -> Callable[[Tensor, float], Tensor]:
     """v(x, σ) with all guidance in it. Captions are refined here once: they depend on no step."""
     one = _refined(transformer, positive)
@@ -144,18 +158,22 @@ def _velocity(
     both = _both(transformer, positive, negative, one, other) if guidance.batched else None
 
     def velocity(latents: Tensor, sigma: float) -> Tensor:
+        time = times.at(sigma)
         if other is None or float(flow.sampling_time(torch.tensor(sigma))) > guidance.truncation:
-            return -_output(transformer, latents, sigma, one)
+            return -_output(transformer, latents, time, one)
         if both is not None:
-            ahead, opposite = _output(transformer, torch.cat([latents, latents]), sigma, both).chunk(2)
+            ahead, opposite = _output(transformer, torch.cat([latents, latents]), time, both).chunk(2)
         else:
-            ahead, opposite = (_output(transformer, latents, sigma, part) for part in (one, other))
+            ahead, opposite = (_output(transformer, latents, time, part) for part in (one, other))
         return -flow.limited(flow.guided(ahead, opposite, guidance.scale), ahead, guidance.normalization)
 
     return velocity
 
 
 Captions = Sequence[Tensor] | Tensor
+
+_LEVELS_AT_ONCE = 64
+"""They take 2 MB each with the real model, so that 1000 steps would take 2 GB."""
 
 
 def _refined(transformer: ZImageTransformer, captions: Sequence[Tensor]) -> Captions:
@@ -180,12 +198,29 @@ def _both(
     return [*positive, *negative]
 
 
-def _output(transformer: ZImageTransformer, latents: Tensor, sigma: float, captions: Captions) -> Tensor:
+def _output(transformer: ZImageTransformer, latents: Tensor, time: Modulation, captions: Captions) -> Tensor:
     """The raw model output, about x0 - noise, in fp32."""
-    sigma_B = torch.full((latents.shape[0],), sigma, dtype=torch.float32, device=latents.device)
-    time_B = flow.sampling_time(sigma_B)
     if isinstance(captions, Tensor):
-        output: Tensor = transformer(latents, time_B, captions)
+        output: Tensor = transformer(latents, time, captions)
     else:
-        output = torch.stack(transformer.forward_any(list(latents), time_B, captions))
+        output = torch.stack(transformer.forward_any(list(latents), time, captions))
     return output.float()
+
+
+class _Times:
+    """What the network makes of each level alone, worked out for many levels at a time before they are
+    visited."""
+
+    def __init__(self, transformer: ZImageTransformer, levels: Sequence[float]) -> None:
+        self._transformer = transformer
+        self._levels = list(dict.fromkeys(levels))
+        self._known: dict[float, Modulation] = {}
+
+    def at(self, sigma: float) -> Modulation:
+        if sigma not in self._known:
+            first = self._levels.index(sigma)
+            group = self._levels[first : first + _LEVELS_AT_ONCE]
+            sigmas = torch.tensor(group, dtype=torch.float32, device=self._transformer.device)
+            found = self._transformer.modulations(flow.sampling_time(sigmas))
+            self._known = dict(zip(group, found, strict=True))
+        return self._known[sigma]

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.checkpoint import checkpoint
 
 from zimage_gui.engine.averages import WeightAverage
-from zimage_gui.engine.devices import computing_in
+from zimage_gui.engine.devices import computing_in, memory_used, to_host
 from zimage_gui.engine.loader import Batch
 from zimage_gui.engine.losses import flow_loss
 from zimage_gui.engine.methods import Method
@@ -29,10 +29,9 @@ from zimage_gui.engine.validation import Patience, Validation
 from zimage_gui.events import STOP_FILE, Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
-from zimage_gui.model.transformer import RunBlock, call_block, call_block_keeping_products
+from zimage_gui.model.transformer import Factors, RunBlock, call_block, call_block_keeping_products
 
 _AVERAGED_STEPS = 200
-_GIB = 1024**3
 
 
 class NonFiniteLoss(Exception):
@@ -166,7 +165,7 @@ class Trainer:
             share = len(batch.indices) / samples
             loss = self.loss(batch, self.progress.epoch) * share
             total += loss.detach()
-            on_host = _to_host(total)  # queued before the backward pass: read below without waiting for it
+            on_host = to_host(total)  # queued before the backward pass: read below without waiting for it
             if loss.requires_grad:  # not when module_dropout left every adapter out
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         value, samples = self.processes.add_up(self._parameters, on_host(), samples)
@@ -264,7 +263,7 @@ class Trainer:
         plain = set(layers[count:])
         away = self.boundaries
 
-        def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | None) -> Tensor:
+        def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None) -> Tensor:
             if block in plain:
                 return call_block_keeping_products(block, x, rope, modulation)
             with away.sending(x) if away is not None else nullcontext():
@@ -306,7 +305,7 @@ class Trainer:
         step, epoch, average = progress.step, progress.epoch + 1, sum(progress.losses) / len(progress.losses)
 
         def event(loss: float, norm: float | None) -> Step:
-            vram, ram = _memory(self.device, self._process)
+            vram, ram = memory_used(self.device, self._process)
             return Step(
                 step=step, total_steps=self.settings.total_steps, loss=loss, loss_average=average,
                 epoch=epoch, total_epochs=self.settings.total_epochs, lr=rate, grad_norm=norm,
@@ -382,28 +381,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> 
                 state[name] = value.to(state[name].device)
 
 
-def _recomputed(block: Any, x: Tensor, rope: Tensor, modulation: Tensor | None, keeps_rng: bool) -> Tensor:
+def _recomputed(
+    block: Any, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None, keeps_rng: bool
+) -> Tensor:
     result = checkpoint(block, x, rope, modulation, use_reentrant=False, preserve_rng_state=keeps_rng)
     assert isinstance(result, Tensor)
     return result
-
-
-def _to_host(value: Tensor) -> Callable[[], float]:
-    """A copy of a scalar to the CPU that is under way; call the result to have the number."""
-    if value.device.type != "cuda":
-        return lambda: float(value)
-    pinned = torch.empty((), pin_memory=True)
-    pinned.copy_(value, non_blocking=True)
-    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-
-    def read() -> float:
-        arrived.synchronize()
-        return float(pinned)
-
-    return read
-
-
-def _memory(device: torch.device, process: psutil.Process) -> tuple[float | None, float]:
-    vram = torch.cuda.max_memory_reserved(device) / _GIB if device.type == "cuda" else None
-    return vram, process.memory_info().rss / _GIB

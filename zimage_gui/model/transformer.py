@@ -7,8 +7,9 @@ Tensor names end in their shape: B batch, L tokens, D model width, H heads, C ch
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,21 @@ class FeedForward(nn.Module):
         return out
 
 
+class Factors(NamedTuple):
+    """What the time makes of a block: factors of its four norms, (B, 1, D) fp32, or None without a time."""
+
+    attention_in: Tensor | None
+    attention_out: Tensor | None
+    ffn_in: Tensor | None
+    ffn_out: Tensor | None
+
+
+class FinalScale(NamedTuple):
+    """What the time makes of the final layer: the factor (B, 1, D) of its norm."""
+
+    scale: Tensor
+
+
 class Block(nn.Module):
     """One transformer block; with `modulated`, scales and gates come from the time embedding.
 
@@ -106,25 +122,25 @@ class Block(nn.Module):
         if modulated:
             self.adaLN_modulation = nn.ModuleList([nn.Linear(config.time_dim, 4 * config.dim)])
 
-    def forward(self, x_BLD: Tensor, rope_L1C2: Tensor, time_BT: Tensor | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, rope_L1C2: Tensor, time: Tensor | Factors | None) -> Tensor:
+        """time: its embedding (B, time_dim), or what `factors` made of it."""
         half = x_BLD.dtype is torch.float16
-        scale_a, gate_a, scale_f, gate_f = self._modulation(time_BT)
+        scale_a, gate_a, scale_f, gate_f = time if isinstance(time, Factors) else self.factors(time)
         out_BLD = self.attention(cheap(self.attention_norm1, x_BLD, scale_a), rope_L1C2)
         x_BLD = x_BLD + self.attention_norm2(out_BLD, gate_a, FP16_ATTENTION_SCALE if half else 1.0)
         out_BLD = self.feed_forward(cheap(self.ffn_norm1, x_BLD, scale_f))
         x_BLD = x_BLD + self.ffn_norm2(out_BLD, gate_f, FP16_FFN_SCALE if half else 1.0)
         return x_BLD
 
-    def _modulation(self, time_BT: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Factors (B, 1, D) fp32 for the four norms: 1 + scale, tanh(gate), 1 + scale, tanh(gate).
-
-        Scales and gates multiply what a norm puts out, so they are folded into its weight.
+    def factors(self, time_BT: Tensor | None) -> Factors:
+        """1 + scale, tanh(gate), 1 + scale, tanh(gate): scales and gates multiply what a norm puts out, so
+        they are folded into its weight.
         """
         if self.adaLN_modulation is None:
-            return (None,) * 4
+            return Factors(None, None, None, None)
         modulation = self.adaLN_modulation[0](time_BT).float().unsqueeze(1)
         scale_a, gate_a, scale_f, gate_f = modulation.chunk(4, dim=-1)
-        return 1 + scale_a, gate_a.tanh(), 1 + scale_f, gate_f.tanh()
+        return Factors(1 + scale_a, gate_a.tanh(), 1 + scale_f, gate_f.tanh())
 
 
 class TimeEmbedder(nn.Module):
@@ -156,39 +172,52 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(config.dim, config.token_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.time_dim, config.dim))
 
-    def forward(self, x_BND: Tensor, time_BT: Tensor) -> Tensor:
-        scale = 1 + self.adaLN_modulation(time_BT).unsqueeze(1)
+    def forward(self, x_BND: Tensor, time: Tensor | FinalScale) -> Tensor:
+        (scale,) = time if isinstance(time, FinalScale) else self.factor(time)
         out: Tensor = self.linear(F.layer_norm(x_BND, x_BND.shape[-1:], eps=1e-6) * scale)
         return out
 
+    def factor(self, time_BT: Tensor) -> FinalScale:
+        return FinalScale(1 + self.adaLN_modulation(time_BT).unsqueeze(1))
 
-RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+
+RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor | Factors | None], Tensor]
 
 
-def call_block(block: nn.Module, x_BLD: Tensor, rope_L1C2: Tensor, time_BT: Tensor | None) -> Tensor:
+def call_block(block: nn.Module, x_BLD: Tensor, rope_L1C2: Tensor, time: Tensor | Factors | None) -> Tensor:
     """Runs a block plainly. A trainer passes its own function in this place to checkpoint blocks."""
-    out: Tensor = block(x_BLD, rope_L1C2, time_BT)
+    out: Tensor = block(x_BLD, rope_L1C2, time)
     return out
 
 
 def call_block_keeping_products(
-    block: nn.Module, x_BLD: Tensor, rope_L1C2: Tensor, time_BT: Tensor | None
+    block: nn.Module, x_BLD: Tensor, rope_L1C2: Tensor, time: Tensor | Factors | None
 ) -> Tensor:
     """Runs a block for training: its matrix products are kept, what lies between them is computed again."""
     with keeping_products(getattr(block, "visit", None)):
-        return call_block(block, x_BLD, rope_L1C2, time_BT)
+        return call_block(block, x_BLD, rope_L1C2, time)
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What each modulated part is given of the time: its embedding (B, time_dim), or, where that was done
+    beforehand, what the part makes of it."""
+
+    refiners: tuple[Tensor | Factors, ...]
+    layers: tuple[Tensor | Factors, ...]
+    final: Tensor | FinalScale
 
 
 @dataclass(frozen=True)
 class Hidden:
     """What stands between the two halves of the network.
 
-    `sequence` (B, L, D) is [picture, caption], both padded; `modulation` (B, time_dim); `rope` (L, 1,
-    head_dim/2, 2); the first `image_tokens` rows are the picture of `grid` = (rows, columns) patches.
+    `sequence` (B, L, D) is [picture, caption], both padded; `rope` (L, 1, head_dim/2, 2); the first
+    `image_tokens` rows are the picture of `grid` = (rows, columns) patches.
     """
 
     sequence: Tensor
-    modulation: Tensor
+    modulation: Modulation
     rope: Tensor
     image_tokens: int
     grid: tuple[int, int]
@@ -226,23 +255,21 @@ class ZImageTransformer(nn.Module):
     def forward(
         self,
         latents_BCHW: Tensor,
-        time_B: Tensor,
+        time: Tensor | Modulation,
         captions: Sequence[Tensor] | Tensor,
         *,
         run_block: RunBlock = call_block,
     ) -> Tensor:
         """Model output (B, C, H, W) fp32 for latents (B, C, H, W) in model space, H and W even.
 
-        `time_B` is 1 - sigma in fp32 (0 pure noise, 1 clean); `captions` are (L_i, cap_feat_dim) features
-        of real tokens only, whose lengths must be equal after padding to 32 (see `forward_any`), or what
-        `refine_captions` made of them.
+        `time` (B,) is 1 - sigma in fp32 (0 pure noise, 1 clean), or what `modulations` made of it;
+        `captions` are (L_i, cap_feat_dim) features of real tokens only, whose lengths must be equal after
+        padding to 32 (see `forward_any`), or what `refine_captions` made of them.
         """
-        return self.decode(
-            self.embed(latents_BCHW, time_B, captions, run_block=run_block), run_block=run_block
-        )
+        return self.decode(self.embed(latents_BCHW, time, captions, run_block=run_block), run_block=run_block)
 
     def forward_any(
-        self, latents: Sequence[Tensor], time_B: Tensor, captions: Sequence[Tensor]
+        self, latents: Sequence[Tensor], time: Tensor | Modulation, captions: Sequence[Tensor]
     ) -> list[Tensor]:
         """Outputs (C, H, W) of samples of any sizes and caption lengths, each group in one unmasked batch."""
         groups: dict[tuple[torch.Size, int], list[int]] = {}
@@ -251,9 +278,34 @@ class ZImageTransformer(nn.Module):
         outputs: dict[int, Tensor] = {}
         for members in groups.values():
             batch = torch.stack([latents[i] for i in members])
-            out = self(batch, time_B[members], [captions[i] for i in members])
+            own = time if isinstance(time, Modulation) else time[members]
+            out = self(batch, own, [captions[i] for i in members])
             outputs.update(zip(members, out.unbind(), strict=True))
         return [outputs[i] for i in range(len(latents))]
+
+    def modulations(self, times_S: Tensor) -> list[Modulation]:
+        """All that depends on the time alone, for each of these times and batches of any size: a sampler
+        computes it once for all steps. A block whose weights someone moves does it itself in each step."""
+        time_ST = self._embed_time(times_S)
+        refiners, layers = (self._split(part, time_ST) for part in (self.noise_refiner, self.layers))
+        final = self._final.factor(time_ST).scale.chunk(len(time_ST))
+        return [
+            Modulation(refiner, layer, FinalScale(scale))
+            for refiner, layer, scale in zip(refiners, layers, final, strict=True)
+        ]
+
+    @staticmethod
+    def _split(blocks: Iterable[nn.Module], time_ST: Tensor) -> Iterable[tuple[Tensor | Factors, ...]]:
+        """For each time, what each block is given."""
+        per_block: list[Sequence[Tensor | Factors]] = []
+        for block in blocks:
+            assert isinstance(block, Block)
+            if block.visit is not None:
+                per_block.append(time_ST.chunk(len(time_ST)))
+                continue
+            factors = [factor.chunk(len(time_ST)) for factor in block.factors(time_ST) if factor is not None]
+            per_block.append([Factors(*one) for one in zip(*factors, strict=True)])
+        return zip(*per_block, strict=True)
 
     def refine_captions(self, captions: Sequence[Tensor], *, run_block: RunBlock = call_block) -> Tensor:
         """The caption part of `embed`, (B, L, D): it depends on neither picture nor time, so that a sampler
@@ -269,35 +321,47 @@ class ZImageTransformer(nn.Module):
     def embed(
         self,
         latents_BCHW: Tensor,
-        time_B: Tensor,
+        time: Tensor | Modulation,
         captions: Sequence[Tensor] | Tensor,
         *,
         run_block: RunBlock = call_block,
     ) -> Hidden:
         """First half: embedders and refiners. Nothing here is trained by a LoRA on `layers`."""
         rows, columns = (size // self.config.patch_size for size in latents_BCHW.shape[-2:])
-        time_BT = self.t_embedder(time_B.float() * self.config.t_scale, self.dtype)
+        modulation = time if isinstance(time, Modulation) else self._unmodulated(time)
         image_BLD = self._embed_image(latents_BCHW)
         image_length = image_BLD.shape[1]
         caption_length = captions.shape[1] if isinstance(captions, Tensor) else _padded_length(captions)
         rope_L1C2 = self._rope(rows, columns, image_length, caption_length)
-        for block in self.noise_refiner:
-            image_BLD = run_block(block, image_BLD, rope_L1C2[:image_length], time_BT)
+        for block, factors in zip(self.noise_refiner, modulation.refiners, strict=True):
+            image_BLD = run_block(block, image_BLD, rope_L1C2[:image_length], factors)
         if not isinstance(captions, Tensor):
             captions = self._refined(captions, rope_L1C2[image_length:], run_block)
         sequence_BLD = torch.cat([image_BLD, captions], dim=1)
-        return Hidden(sequence_BLD, time_BT, rope_L1C2, rows * columns, (rows, columns))
+        return Hidden(sequence_BLD, modulation, rope_L1C2, rows * columns, (rows, columns))
 
     def decode(self, hidden: Hidden, run_block: RunBlock = call_block) -> Tensor:
         """Second half: the main blocks and the projection of the picture's tokens, (B, C, H, W) fp32."""
         x_BLD = hidden.sequence
-        for block in self.layers:
-            x_BLD = run_block(block, x_BLD, hidden.rope, hidden.modulation)
-        final = self.all_final_layer[f"{self.config.patch_size}-1"]
-        patches_BNP: Tensor = final(x_BLD[:, : hidden.image_tokens], hidden.modulation).float()
+        for block, factors in zip(self.layers, hidden.modulation.layers, strict=True):
+            x_BLD = run_block(block, x_BLD, hidden.rope, factors)
+        patches_BNP: Tensor = self._final(x_BLD[:, : hidden.image_tokens], hidden.modulation.final).float()
         patch, (rows, columns) = self.config.patch_size, hidden.grid
         pixels = patches_BNP.reshape(-1, rows, columns, patch, patch, self.config.in_channels)
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    @property
+    def _final(self) -> FinalLayer:
+        final: FinalLayer = self.all_final_layer[f"{self.config.patch_size}-1"]  # type: ignore[assignment]
+        return final
+
+    def _embed_time(self, time_B: Tensor) -> Tensor:
+        time_BT: Tensor = self.t_embedder(time_B.float() * self.config.t_scale, self.dtype)
+        return time_BT
+
+    def _unmodulated(self, time_B: Tensor) -> Modulation:
+        time_BT = self._embed_time(time_B)
+        return Modulation((time_BT,) * len(self.noise_refiner), (time_BT,) * len(self.layers), time_BT)
 
     def _rope(self, rows: int, columns: int, image_length: int, caption_length: int) -> Tensor:
         axes, theta = self.config.axes_dims, self.config.rope_theta
