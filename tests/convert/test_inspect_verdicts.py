@@ -234,6 +234,7 @@ def test_quantised_models_are_named_with_who_reads_them(tmp_path, extra, word, c
     [
         ({"model.diffusion_model.input_blocks.1.0.x": (4,), "b.attn2.to_k.weight": (64, 2048)}, "an SDXL model"),
         ({"model.diffusion_model.input_blocks.1.0.x": (4,), "b.attn2.to_k.weight": (64, 768)}, "Stable Diffusion 1.x"),
+        ({"model.diffusion_model.input_blocks.1.0.x": (4,), "b.attn2.to_k.weight": (64, 2048), "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)}, "an SDXL model"),
         ({"double_blocks.0.img_attn.qkv.weight": (4, 4), "guidance_in.in_layer.weight": (4, 4)}, "Flux dev"),
         ({"blocks.0.cross_attn.q.weight": (4, 4), "patch_embedding.weight": (4, 4)}, "a Wan video model"),
         ({"control_layers.0.attention.qkv.weight": (4, 4)}, "a Z-Image ControlNet"),
