@@ -5,6 +5,7 @@ names; it must not know what the tensors mean, nor import torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -83,6 +84,16 @@ class _EagerFile(io.FileIO):
                 )
             self._started = self._written
         return count
+
+
+def unwritten(error: OSError, path: Path, option: str = "output") -> UserError:
+    """What a failed writing of `path` means to the user; for `raise … from error`."""
+    rule = f"cannot be written ({error.strerror})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        rule = "cannot be written: the disk is full"
+    elif error.errno == errno.EFBIG:
+        rule = "cannot be written: the drive takes no file of this size (on FAT32 at most 4 GB)"
+    return UserError.one(option, str(path), rule, "Choose another folder or drive")
 
 
 def temp_path(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """What `convert` refuses, in one sentence and with nothing written; and what happens when it is stopped."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from zimage_gui.engine.convert_model import run as convert_run
 from zimage_gui.engine.convert_model_output import output_problems, whole
 from zimage_gui.errors import Interrupted, UserError
 from zimage_gui.events import NullRun
+from zimage_gui.files import unwritten
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,15 +164,22 @@ def test_the_room_counted_is_that_of_the_result(tmp_path):
     assert "needs 1.07 GB" in problem.sentence()
 
 
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EFBIG, "FAT32 at most 4 GB"), (errno.EIO, "(x)")]
+)
+def test_why_nothing_was_written_is_told_apart(number, words):
+    assert words in str(unwritten(OSError(number, "x"), Path("o.bpk")))
+
+
 @pytest.mark.parametrize("name", ["o.bpk", "o"])
-def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path, name):
+def test_a_disk_that_takes_no_more_leaves_nothing_behind(tmp_path, name):
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\nfrom zimage_gui.cli import main\nsys.exit(main(sys.argv[1:]))"
     words = ["convert", str(FUSED), str(tmp_path / name)]
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "cannot be written: the disk is full" in done.stderr
+    assert "cannot be written: the drive takes no file of this size" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from headers import sparse, split_transformer
+from safetensors.torch import save_file
 
 from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.errors import UserError
@@ -79,6 +81,55 @@ def test_forms_measured_with_diffusers_0_42_1_beside_the_golden_ones(tmp_path, p
     shapes = {f"{stem}.{style}.weight": (4, 64), f"{stem}.{other}.weight": (64, 4)}
     shapes |= {f"{stem}.alpha": ()} if alpha else {}
     assert answers(sparse(tmp_path / "x.safetensors", shapes, "F32"))["diffusers"] == answer
+
+
+ENDS = {"x_embedder": (64, 16), "t_embedder_mlp_0": (1024, 256), "t_embedder_mlp_2": (64, 1024)}
+
+
+@pytest.mark.parametrize(
+    ("modules", "comfy", "diffusers"),
+    [
+        (("x_embedder", "t_embedder_mlp_0", "t_embedder_mlp_2"), "yes", "partly"),
+        (("x_embedder",), "yes", "no"),
+        (("t_embedder_mlp_0", "t_embedder_mlp_2"), "yes", "yes"),
+    ],
+)
+def test_layers_outside_the_blocks_have_sizes_and_readers_of_their_own(tmp_path, modules, comfy, diffusers):
+    shapes = {}
+    for module in modules:
+        rows, columns = ENDS[module]
+        shapes |= {f"lora_unet_{module}.lora_down.weight": (2, columns), f"lora_unet_{module}.alpha": ()}
+        shapes[f"lora_unet_{module}.lora_up.weight"] = (rows, 2)
+    told = answers(sparse(tmp_path / "x.safetensors", shapes, "F32"))
+    assert (told["ComfyUI"], told["diffusers"], told["here"]) == (comfy, diffusers, "yes")
+
+
+def test_a_lokr_whose_first_factor_is_in_two_is_not_for_diffusers(tmp_path):
+    stem = "diffusion_model.layers.0.attention.to_q.lokr_"
+    shapes = {f"{stem}w1_a": (4, 2), f"{stem}w1_b": (2, 4), f"{stem}w2": (16, 16)}
+    told = answers(sparse(tmp_path / "x.safetensors", shapes, "F32"))
+    assert (told["ComfyUI"], told["diffusers"]) == ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "header"),
+    [([1.0, 2.0], None), (float("nan"), None), (None, "{cut"), (None, '{"transformer.lora_alpha": "x"}')],
+)
+def test_a_strength_that_cannot_be_read_keeps_a_lora_from_loading_here(tmp_path, alpha, header):
+    stem = "transformer.layers.0.attention.to_q."
+    tensors = {f"{stem}lora_A.weight": torch.ones(2, 64), f"{stem}lora_B.weight": torch.ones(64, 2)}
+    tensors |= {} if alpha is None else {f"{stem}alpha": torch.tensor(alpha)}
+    metadata = {"lora_adapter_metadata": header} if header else None
+    save_file(tensors, tmp_path / "x.safetensors", metadata)
+    assert answers(tmp_path / "x.safetensors")["here"] == "no"
+    assert read_lora(tmp_path / "x.safetensors").problems
+
+
+def test_an_alpha_stored_as_a_whole_number_is_told(tmp_path):
+    stem = "diffusion_model.layers.0.attention.to_q."
+    tensors = {f"{stem}lora_A.weight": torch.ones(2, 64), f"{stem}lora_B.weight": torch.ones(64, 2)}
+    save_file(tensors | {f"{stem}alpha": torch.tensor(3)}, tmp_path / "x.safetensors")
+    assert "alpha 3" in inspect(tmp_path / "x.safetensors").sentence
 
 
 def test_a_rust_lora_without_its_sidecar_is_of_no_use(tmp_path):
@@ -183,6 +234,7 @@ def test_quantised_models_are_named_with_who_reads_them(tmp_path, extra, word, c
     [
         ({"model.diffusion_model.input_blocks.1.0.x": (4,), "b.attn2.to_k.weight": (64, 2048)}, "an SDXL model"),
         ({"model.diffusion_model.input_blocks.1.0.x": (4,), "b.attn2.to_k.weight": (64, 768)}, "Stable Diffusion 1.x"),
+        ({"model.diffusion_model.input_blocks.1.0.x": (4,), "b.attn2.to_k.weight": (64, 2048), "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3)}, "an SDXL model"),
         ({"double_blocks.0.img_attn.qkv.weight": (4, 4), "guidance_in.in_layer.weight": (4, 4)}, "Flux dev"),
         ({"blocks.0.cross_attn.q.weight": (4, 4), "patch_embedding.weight": (4, 4)}, "a Wan video model"),
         ({"control_layers.0.attention.qkv.weight": (4, 4)}, "a Z-Image ControlNet"),

@@ -313,6 +313,8 @@ def test_verify_counts_the_tensors_that_land(tmp_path):
     foreign = VerifyLoraConfig(input=DIALECTS / "broken_half_foreign.safetensors", dit=HUB / "transformer")
     with pytest.raises(UserError, match="21 of 42 tensors land"):
         _run(lora_verify, foreign, tmp_path)
+    full = VerifyLoraConfig(input=DIALECTS / "lokr_full_dm.safetensors", dit=HUB / "transformer")
+    assert "full factors; every number is finite" in _run(lora_verify, full, tmp_path)[1]
     with pytest.raises(UserError, match="0 of 138 tensors land in Z-Image"):
         _run(lora_verify, VerifyLoraConfig(input=DIALECTS / "all_kohya_split.safetensors"), tmp_path)
 

@@ -6,15 +6,14 @@ Knows paths. Must not know torch or what is written.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from zimage_gui.errors import Problem, UserError
-from zimage_gui.files import replace_file, temp_path
+from zimage_gui.errors import Problem
+from zimage_gui.files import replace_file, temp_path, unwritten
 
 _SPARE = 64 << 20
 """Bytes that stay free beside the result."""
@@ -99,9 +98,7 @@ def whole(output: Path, folder: bool) -> Iterator[Path]:
         else:
             replace_file(temp, output)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        rule = "cannot be written: the disk is full" if full else f"cannot be written ({error.strerror})"
-        raise UserError.one("output", output, rule, "Choose another folder or drive") from error
+        raise unwritten(error, output) from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temp) if temp.is_dir() else temp.unlink(missing_ok=True)

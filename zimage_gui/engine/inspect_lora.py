@@ -20,11 +20,14 @@ from zimage_gui.engine.inspect_training import trigger_words
 from zimage_gui.files import TensorInfo
 from zimage_gui.model.checkpoint import Checkpoint
 from zimage_gui.model.families import adapter_family
+from zimage_gui.model.lora_alphas import HEADER_KEY, StrengthError, from_header
 from zimage_gui.model.lora_dialects import Key, describe_dialect, parse_key
 
 REAL_WIDTH, LUMINA_WIDTH = 3840, 2304
 _MOST_ALPHAS = 20_000
-_ALPHA_FORMS = {"F32": "<f", "F64": "<d", "F16": "<e"}
+_ALPHA_FORMS = {
+    "F32": "<f", "F64": "<d", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B",
+}  # fmt: skip
 _PAIRS = (
     ("down", "up"),
     ("hada_w1_a", "hada_w1_b"),
@@ -34,6 +37,7 @@ _PAIRS = (
 )
 _INNER = {"down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
 _FUSED = re.compile(r"attention[._](qkv|out)$|^(x_embedder|final_layer)([._]|$)")
+_BLOCK = re.compile(r"^((?:layers|noise_refiner|context_refiner)[._])\d+")
 _SPLIT = re.compile(r"attention[._]to_(q|k|v|out[._]0)$|^all_(x_embedder|final_layer)[._]")
 
 
@@ -80,6 +84,7 @@ class Anatomy:
     header_alpha: str | None
     sidecar: bool
     dtypes: frozenset[str]
+    strength_fault: str = ""
 
     @property
     def prefixes(self) -> set[str]:
@@ -118,8 +123,9 @@ def anatomy(checkpoint: Checkpoint) -> Anatomy:
     sidecar = checkpoint.files[0].with_name(f"{checkpoint.files[0].stem}.lora.json").is_file()
     kind = dialect.partition(",")[0]
     return Anatomy(
-        kind, modules, summary, checkpoint.metadata.get("lora_adapter_metadata"), sidecar, checkpoint.dtypes
-    )
+        kind, modules, summary, checkpoint.metadata.get(HEADER_KEY), sidecar, checkpoint.dtypes,
+        _strength_fault(known, checkpoint),
+    )  # fmt: skip
 
 
 def _with_factors(known: Mapping[str, Key]) -> set[tuple[str, ...]]:
@@ -150,23 +156,46 @@ def _ranks(modules: tuple[Module, ...]) -> set[int]:
 
 
 def _alphas(known: Mapping[str, Key], checkpoint: Checkpoint) -> set[float]:
-    found = set()
+    values = _alpha_values(known, checkpoint).values()
+    return {value for value in values if value is not None and math.isfinite(value)}
+
+
+def _alpha_values(known: Mapping[str, Key], checkpoint: Checkpoint) -> dict[str, float | None]:
+    """What each alpha tensor holds; None where that is not one number of a known type."""
+    found: dict[str, float | None] = {}
     names = [name for name, key in known.items() if key.part == "alpha"][:_MOST_ALPHAS]
     for name in names:
         place = checkpoint.places[name]
-        if math.prod(place.info.shape) != 1:
-            continue
-        with place.file.open("rb") as file:
-            file.seek(place.info.start)
-            found.add(_number(file.read(place.info.end - place.info.start), place.info.dtype))
-    return {value for value in found if math.isfinite(value)}
+        found[name] = None
+        if math.prod(place.info.shape) == 1:
+            with place.file.open("rb") as file:
+                file.seek(place.info.start)
+                found[name] = _number(file.read(place.info.end - place.info.start), place.info.dtype)
+    return found
 
 
-def _number(data: bytes, dtype: str) -> float:
+def _strength_fault(known: Mapping[str, Key], checkpoint: Checkpoint) -> str:
+    """Why the file does not say how strong it is, empty when it does or is silent."""
+    values = _alpha_values(known, checkpoint)
+    for name, value in values.items():
+        if math.prod(checkpoint.places[name].info.shape) != 1:
+            return f"{name} is not one number"
+        if value is not None and not math.isfinite(value):
+            return f"{name} is NaN or infinity"
+    if values:  # beside alpha tensors the header is not asked
+        return ""
+    try:
+        from_header(checkpoint.path, checkpoint.metadata)
+    except StrengthError as error:
+        return error.problem.rule
+    return ""
+
+
+def _number(data: bytes, dtype: str) -> float | None:
     if dtype == "BF16":
         data, dtype = b"\0\0" + data, "F32"
     form = _ALPHA_FORMS.get(dtype)
-    return round(float(struct.unpack(form, data)[0]), 6) if form else math.nan
+    return round(float(struct.unpack(form, data)[0]), 6) if form else None
 
 
 def _kind_of_module(module: str) -> str:
@@ -181,7 +210,7 @@ def _mismatches(modules: tuple[Module, ...]) -> list[str]:
     faults = [fault for module in modules if (fault := module.fault())]
     sizes: dict[tuple[str, str], dict[int, str]] = {}
     for module in modules:
-        kind = re.sub(r"\d+", "N", module.name, count=1)
+        kind = _BLOCK.sub(r"\1N", module.name)
         for part, axis in (("down", 1), ("up", 0)):
             info = module.parts.get(part)
             if info is not None and len(info.shape) == 2:

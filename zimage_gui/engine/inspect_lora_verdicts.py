@@ -13,6 +13,8 @@ from zimage_gui.engine.inspect_report import Answer, Verdict
 
 _CONVERT = "convert-lora makes a form that it reads"
 _NUMBERS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+# ComfyUI's names of what diffusers calls all_x_embedder and all_final_layer.
+_FUSED_ENDS = ("x_embedder", "final_layer")
 _SILENT = "it loads without an error and does nothing"
 
 # (prefix, factors) -> without and with alpha tensors, as diffusers 0.42.1 answers for split names.
@@ -128,7 +130,7 @@ def _diffusers(found: Anatomy) -> tuple[Answer, str]:
     if found.kind == "LoHa":
         return "no", "it refuses LoHa"
     if found.kind == "LoKr":
-        return _diffusers_lokr(prefix, found.has_alpha)
+        return _diffusers_lokr(prefix, found)
     fused = any(module.spelling == "fused" for module in found.modules)
     if any("magnitude" in module.parts for module in found.modules):
         plain = prefix == "transformer." and not fused and not found.has_alpha
@@ -139,13 +141,21 @@ def _diffusers(found: Anatomy) -> tuple[Answer, str]:
     return answer, because
 
 
-def _diffusers_lokr(prefix: str, alpha: bool) -> tuple[Answer, str]:
+def _diffusers_lokr(prefix: str, found: Anatomy) -> tuple[Answer, str]:
+    alpha = found.has_alpha
+    if any("lokr_w1_a" in module.parts for module in found.modules):
+        return "no", "it does not read a LoKr whose first factor is stored in two (lokr_w1_a and lokr_w1_b)"
     if prefix == "diffusion_model." or (prefix == "transformer." and not alpha) or (prefix == "" and alpha):
         return "yes", "from version 0.42 on"
     return "no", f"it refuses LoKr under these names; {_CONVERT}"
 
 
 def _diffusers_fused(prefix: str, found: Anatomy) -> tuple[Answer, str]:
+    ends = [module for module in found.modules if module.name.startswith(_FUSED_ENDS)]
+    if prefix == "lora_unet_" and _style(found) == "down/up" and len(ends) == len(found.modules):
+        return "no", f"it refuses these names of the embedder and the final layer; {_CONVERT}"
+    if prefix == "lora_unet_" and _style(found) == "down/up" and ends:
+        return "partly", f"it drops {_count(len(ends), found)}: the embedder and the final layer; {_CONVERT}"
     if prefix == "lora_unet_" and _style(found) == "down/up":
         return "yes", "from version 0.42 on; older ones drop the fused qkv"
     if prefix == "diffusion_model." and not found.has_alpha:
@@ -203,6 +213,8 @@ def _here(found: Anatomy) -> tuple[Answer, str]:
         return "no", "some modules are changed twice, under two names"
     if odd := sorted(found.dtypes - _NUMBERS):
         return "no", f"it holds tensors of the type {', '.join(odd)}"
+    if found.strength_fault:
+        return "no", found.strength_fault
     if found.rust and not found.sidecar:
         return "no", "its strength is in the .lora.json sidecar, which is not beside it"
     return "yes", ""

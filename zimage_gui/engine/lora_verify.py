@@ -55,8 +55,9 @@ def run(config: VerifyLoraConfig, run: Run) -> list[Path]:
     if idle:
         shown = ", ".join(idle[:_SHOWN]) + (" …" if len(idle) > _SHOWN else "")
         run.emit(Warning(text=f"{len(idle)} of {len(file.entries)} modules change nothing: {shown}"))
-    ranks = " and ".join(map(str, file.ranks))
-    run.emit(Note(text=f"{file.dialect}, rank {ranks}; every number is finite"))
+    ranks = " and ".join(str(rank) for rank in file.ranks if rank)
+    told = f"rank {ranks}" if ranks else "full factors"
+    run.emit(Note(text=f"{file.dialect}, {told}; every number is finite"))
     run.emit(Note(text=f"{count}: {len(file.entries)} modules"))
     return []
 

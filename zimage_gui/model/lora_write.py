@@ -4,7 +4,6 @@ Knows files, headers and hashes; `lora_forms` knows the forms. It must not know 
 made.
 """
 
-import errno
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zimage_gui.errors import Problem, UserError, raise_if_any
-from zimage_gui.files import atomic_write, read_header
+from zimage_gui.files import atomic_write, read_header, unwritten
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
 from zimage_gui.model.lora_entries import Entry, LoHa, LowRank
 from zimage_gui.model.lora_fit import fitted
@@ -87,9 +86,7 @@ def write_tensors(
             atomic_write(sidecar_path(path), sidecar.encode("utf-8"))
         atomic_write(path, content)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        rule = "cannot be written: the disk is full" if full else f"cannot be written ({error.strerror})"
-        raise UserError.one("output", str(path), rule, "Choose another folder or drive") from error
+        raise unwritten(error, path) from error
     stored = load_tensors(path, read_header(path, "output"), "output")
     same = stored.keys() == tensors.keys() and all(
         torch.equal(stored[name], tensors[name].to(stored[name].dtype)) for name in stored

@@ -251,6 +251,9 @@ def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
     latents = decoder_in[1] if len(decoder_in) == 4 else 0
     ldm = any(name.startswith((prefix + "encoder.down.", prefix + "decoder.up.")) for name in shapes)
     layout = "burn" if is_burn(shapes) else "ldm" if ldm else "diffusers"
+    beside = _beside_the_vae(shapes, prefix)
+    if latents != 16 and beside is not None:
+        return Recognised(beside[0], "", "", beside[1], checkpoint)
     if latents != 16:
         family = {4: "a Stable Diffusion VAE (4 latent channels)", 0: "a VAE without a 2-D decoder"}
         sentence = (
@@ -260,7 +263,14 @@ def _vae(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
         return Recognised("sd_vae", layout, prefix, sentence, checkpoint)
     alone = "" if prefix + "encoder.conv_in.weight" in shapes else "the decoder alone of "
     sentence = f"{alone}a Flux VAE (16 latent channels) in the {layout} layout, {_dtypes(checkpoint)}"
+    sentence += f", in one file with {beside[1]}" if beside else ""
     return Recognised("vae", layout, prefix, sentence, checkpoint)
+
+
+def _beside_the_vae(shapes: Shapes, prefix: str) -> tuple[str, str] | None:
+    """The foreign model whose checkpoint brings this VAE along, as family_of tells it."""
+    halves = (f"{prefix}encoder.", f"{prefix}decoder.")
+    return family_of({name: shape for name, shape in shapes.items() if not name.startswith(halves)})
 
 
 def _text_encoder(shapes: Shapes, checkpoint: Checkpoint) -> Recognised:
