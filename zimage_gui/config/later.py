@@ -63,7 +63,9 @@ INERT: tuple[Inert, ...] = (
     Inert(
         "use_pinned_memory_for_block_swap", "switch", _MODELS, "weights that are swapped always wait in it"
     ),
-    Inert("block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way"),
+    Inert(
+        "block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way, trained ones come back"
+    ),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
     Inert("mem_eff_save", "switch", ("finetune",), "models are written tensor by tensor, without a copy"),
@@ -83,10 +85,6 @@ _SHOW: _What = (
     "showing resized pictures comes in a later version",
     "Use the command dataset for sizes and buckets",
 )
-_SWAP: _What = (
-    "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
-    "Leave it out; full_bf16 and gradient_checkpointing save memory",
-)
 _FLASH3: _What = ("FlashAttention 3 comes in a later version", "Use --flash_attn, which is FlashAttention 2")
 _DDP: _What = (
     "training on several GPUs comes in a later version",
@@ -98,8 +96,6 @@ LATER: tuple[Later, ...] = (
     Later("console_width", "value", ("cache-latents",), *_SHOW, harmless=("80",)),
     Later("console_back", "value", ("cache-latents",), *_SHOW),
     Later("console_num_images", "value", ("cache-latents",), *_SHOW),
-    Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
-    Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("flash3", "switch", _MODELS, *_FLASH3),
     Later("ddp_timeout", "value", _TRAINING, *_DDP),
     Later("ddp_gradient_as_bucket_view", "switch", _TRAINING, *_DDP),

@@ -85,17 +85,15 @@ def find_models(config: NamesModels, *needed: str) -> tuple[ModelFiles, list[Pro
 def plain_turbo(config: Any, dit: Path | None) -> str:
     """A warning where Turbo itself is trained without its training adapter; empty otherwise. Only names tell
     Turbo from the models made of it."""
-    if dit is None or getattr(config, "base_weights", ()):
+    if dit is None or getattr(config, "base_weights", None):
         return ""
     name = " ".join(dit.parts[-3:]).lower()
     if "turbo" not in name or re.search(r"de[-_ ]?turbo|deturbo|de[-_ ]?distill", name):
         return ""
-    remedy = "set base_weights to zimage_turbo_training_adapter_v2.safetensors, or train De-Turbo or the base model"
-    if not hasattr(config, "base_weights"):
-        remedy = "train De-Turbo or the base model"
-    return (
-        f"{dit.name} looks like Turbo itself: trained without its adapter it unlearns its few steps; {remedy}"
-    )
+    adapter = "set base_weights to zimage_turbo_training_adapter_v2.safetensors, or "
+    remedy = (adapter if hasattr(config, "base_weights") else "") + "train De-Turbo or the base model"
+    what = f"{dit.name} looks like Turbo itself: trained without its adapter it unlearns its few steps"
+    return f"{what}; {remedy}"
 
 
 def find_part(model_dir: Path, part: str) -> Path:
