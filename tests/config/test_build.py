@@ -92,7 +92,7 @@ def test_options_without_meaning_are_accepted_with_one_line():
 
 
 def test_options_that_are_not_built_yet_are_refused_unless_they_ask_for_nothing():
-    assert "blocks_to_swap = 12" in refusal(FinetuneConfig, {**TRAIN, "blocks_to_swap": "12"})
+    assert "num_processes = 2" in refusal(FinetuneConfig, {**TRAIN, "num_processes": "2"})
     build(TrainLoraConfig, {**TRAIN, "num_processes": "1"})
 
 

@@ -73,7 +73,7 @@ OTHER = {
     "device": "cuda:3", "gpus": "0,2", "output": Path("other.safetensors").absolute(), "caption_extension": ".caption",
     "resolution": (640, 320), "image_size": (640, 320), "optimizer_args": ("eps=1", "betas=0.9,0.99"),
     "network_reg_dims": (".*q=4", "a=8"), "network_reg_lrs": (".*q=0.5", "a=1e-5"), "metadata_reso": "640,320",
-    "grid_x": "seed=1,2", "grid_y": "lora=off,on", "grid_z": "prompt=a|b",
+    "grid_x": "seed=1,2", "grid_y": "lora=off,on", "grid_z": "prompt=a|b", "gradient_checkpointing_fraction": "0.5",
     "lokr_factor": 8, "prefix": "other.", "lr_scheduler_args": ("a=1",), "include_patterns": (".*q", ".*v"), "exclude_patterns": (".*q",),
 }  # fmt: skip
 

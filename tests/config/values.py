@@ -56,6 +56,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "network_reg_dims": st.lists(st.sampled_from([".*w[12]=4", r"layers\.\d{1,2}\..*=32", "ä=1"]), max_size=3).map(tuple),
     "network_reg_lrs": st.lists(st.sampled_from([".*w1=1e-5", ".*=0.5", "ä=0"]), max_size=3).map(tuple),
     "lokr_factor": st.one_of(st.just(-1), st.integers(1, 100_000)),
+    "gradient_checkpointing_fraction": st.sampled_from(["1", "0", "0.25", "auto"]),
     "metadata_reso": st.sampled_from(["", "1024", "1024,768", "512x512"]),
     "lr_warmup_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),
     "lr_decay_steps": st.one_of(st.integers(0, 10_000), st.floats(0, 0.99)),

@@ -197,6 +197,14 @@ def test_every_saving_option_saves_where_it_should() -> None:
     assert peaks == sorted(peaks, reverse=True) and peaks[0] > 24 and 12 < peaks[2] < 16 and peaks[-1] < 6
 
 
+def test_a_finetune_with_swapped_blocks_keeps_their_gradients_and_states_in_ram() -> None:
+    plain, swapped = (
+        estimate(full(optimizer_type="AdamW", blocks_to_swap=count), REAL, SQUARE, "cuda")
+        for count in (0, 30)
+    )
+    assert swapped.peak < 0.3 * plain.peak and swapped.ram_peak > 0.8 * plain.peak
+
+
 def test_auto_takes_the_least_recomputation_that_fits() -> None:
     config = lora(gradient_checkpointing_fraction="auto")
     counts = [least_recomputed(config, REAL, SQUARE, "cuda", free * GIB) for free in (80, 20, 16, 1)]

@@ -132,3 +132,34 @@ def test_a_weight_that_is_changed_at_home_is_the_one_that_is_used() -> None:
 def test_the_swapped_blocks_are_spread_evenly() -> None:
     assert swapped_positions(30, 3) == [5, 15, 25] and swapped_positions(30, 30) == list(range(30))
     assert len(set(swapped_positions(30, 28))) == 28
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("way", ["updated", "gathered"])
+def test_trained_blocks_come_back_changed_once_a_step_and_equal_those_never_swapped(
+    way, checkpointing: bool
+) -> None:
+    made, twin = model().requires_grad_(), model().requires_grad_()
+    swap = BlockSwap(list(made.layers), LAYERS, CPU, 2, way)
+    captions, noise = [torch.randn(20, 16)], torch.randn(1, 16, 8, 8)
+
+    @torch.no_grad()
+    def update(parameter: Tensor) -> None:
+        parameter -= 0.1 * parameter.grad
+        parameter.grad = None
+
+    for network in (made, twin):
+        for parameter in network.parameters() if way == "updated" or network is twin else ():
+            parameter.register_post_accumulate_grad_hook(update)
+    for _ in range(2):
+        before = swap.bytes_returned
+        for network in (made, twin):
+            out = network(noise, torch.tensor([0.4]), captions, run_block=run_block(checkpointing))
+            out.square().mean().backward()
+        swap.bring_home()
+        if way == "updated":
+            assert swap.bytes_returned - before == swap.host_bytes
+        else:
+            for parameter in made.parameters():
+                update(parameter)
+    assert all(torch.equal(one, two) for one, two in zip(made.parameters(), twin.parameters(), strict=True))

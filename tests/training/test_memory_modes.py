@@ -71,6 +71,43 @@ def test_a_run_in_less_memory_ends_bit_for_bit_as_without_and_so_does_a_resumed_
     assert told == (options.get("gradient_checkpointing_fraction") == "auto")
 
 
+FINETUNES = {
+    "updated while there": {"fused_backward_pass": True, "optimizer_type": "Adafactor"},
+    "updated while there, recomputed": {
+        "fused_backward_pass": True,
+        "full_bf16": True,
+        "mixed_precision": "bf16",
+        "gradient_checkpointing": True,
+        "block_swap_ring_size": 1,
+    },
+    "updated at home": {"gradient_accumulation_steps": 2, "max_train_steps": 3},
+    "partly frozen": {"freeze_patterns": (r"layers\.0",), "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("mode", FINETUNES)
+def test_swapped_weights_are_trained_bit_for_bit_as_without_and_so_are_resumed_ones(
+    project: Path, mode: str
+) -> None:
+    options = {"save_state_on_train_end": True} | FINETUNES[mode]
+    swapping = options | {"blocks_to_swap": 2}
+    plain_options = {name: value for name, value in options.items() if name != "block_swap_ring_size"}
+    plain = train(finetune_config(project, output_name="plain", **plain_options))[1]
+    saving = train(finetune_config(project, output_name="saving", **swapping))[1]
+    stopped = train(finetune_config(project, output_name="part", **swapping), stop_at=2)[1]
+    resumed = train(finetune_config(project, output_name="part", resume=stopped[-1], **swapping))[1]
+    for other in (saving, resumed):
+        for one, two in zip(_files(plain), _files(other), strict=True):
+            assert equal(one, two)
+
+
+def _files(results: list[Path]) -> list[Path]:
+    """The model and all of its state at the end: optimizer, weights, random numbers."""
+    model = next(path for path in reversed(results) if path.suffix == ".safetensors")
+    state = next(path for path in reversed(results) if path.is_dir())
+    return [model, *sorted(state.glob("*.safetensors"))]
+
+
 def test_the_inputs_of_all_blocks_but_the_last_go_away_and_come_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = ZImageTransformer(TRANSFORMER)
@@ -98,8 +135,15 @@ def test_what_cannot_be_is_refused_with_the_way_out(project: Path) -> None:
     assert "needs gradient_checkpointing" in problem.sentence()
     with pytest.raises(UserError, match="from 0 to 1, or auto"):
         build(FinetuneConfig, {"gradient_checkpointing_fraction": "1.5"})
-    with pytest.raises(UserError, match="weights are trained, which must come back"):
-        build(FinetuneConfig, {"dit": "a", "dataset": "b", "blocks_to_swap": 2})
+    (problem,) = check(finetune_config(project, blocks_to_swap=3))
+    assert "more than the 2 blocks" in problem.sentence()
+    for name, value, why in (
+        ("mixed_precision", "fp16", "gradients of fp16"),
+        ("ema_decay", 0.9, "excludes ema_decay"),
+        ("compile", True, "excludes compile"),
+    ):
+        with pytest.raises(UserError, match=why):
+            build(FinetuneConfig, {"dit": "a", "dataset": "b", "blocks_to_swap": 2, name: value})
 
 
 def test_the_first_seeds_switches_around_swapping_are_accepted_with_the_reason() -> None:

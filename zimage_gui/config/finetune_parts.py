@@ -69,6 +69,7 @@ def full_parameter_problems(config: Any) -> list[Problem]:
         rule = f"needs mixed_precision bf16, which is {config.mixed_precision}"
         remedy = "Set mixed_precision to bf16, or leave full_bf16 out"
         found.append(Problem("full_bf16", "true", rule, remedy))
+    found += _swap_problems(config)
     if not config.fused_backward_pass:
         return found
     if config.gradient_accumulation_steps > 1:
@@ -79,4 +80,21 @@ def full_parameter_problems(config: Any) -> list[Problem]:
         rule = "updates before it is known whether the gradients of fp16 overflowed"
         remedy = "Set mixed_precision to bf16, or leave fused_backward_pass out"
         found.append(Problem("fused_backward_pass", show(True), rule, remedy))
+    return found
+
+
+def _swap_problems(config: Any) -> list[Problem]:
+    if not config.blocks_to_swap:
+        return []
+    found = []
+    if config.mixed_precision == "fp16":
+        rule = "cannot be: gradients of fp16 are scaled in one place, and here they are in two"
+        remedy = "Set mixed_precision to bf16, or leave blocks_to_swap out"
+        found.append(Problem("blocks_to_swap", show(config.blocks_to_swap), rule, remedy))
+    if config.ema_decay:
+        rule = "excludes ema_decay: the average would be put into weights that are on their way"
+        found.append(Problem("blocks_to_swap", show(config.blocks_to_swap), rule, "Leave one of the two out"))
+    if config.compile:
+        rule = "excludes compile here: compiled blocks hold on to the weights that they were compiled with"
+        found.append(Problem("blocks_to_swap", show(config.blocks_to_swap), rule, "Leave one of the two out"))
     return found

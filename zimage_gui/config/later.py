@@ -63,7 +63,9 @@ INERT: tuple[Inert, ...] = (
     Inert(
         "use_pinned_memory_for_block_swap", "switch", _MODELS, "weights that are swapped always wait in it"
     ),
-    Inert("block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way"),
+    Inert(
+        "block_swap_h2d_only", "switch", _TRAINING, "frozen weights always go one way, trained ones come back"
+    ),
     Inert("console_back", "value", ("cache-latents",), "it had no effect in musubi-tuner either"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
@@ -93,18 +95,12 @@ INERT: tuple[Inert, ...] = (
 _What = tuple[str, str]
 """What comes later, and the way out until then."""
 
-_SWAP: _What = (
-    "swapping blocks whose weights are trained, which must come back changed, comes in a later version",
-    "Leave it out; full_bf16 and gradient_checkpointing save memory",
-)
 _MACHINES: _What = (
     "starting processes on other machines comes in a later version",
     "Leave it out; torchrun with --nnodes starts them, and gpus those on this machine",
 )
 
 LATER: tuple[Later, ...] = (
-    Later("blocks_to_swap", "value", ("finetune",), *_SWAP, harmless=("0",)),
-    Later("block_swap_ring_size", "value", ("finetune",), *_SWAP, harmless=("2",)),
     Later("num_machines", "value", _TRAINING, *_MACHINES, harmless=("1",)),
 )
 

@@ -86,6 +86,10 @@ class Parallel(Options):
                 "of which there are " + str(processes_of(self))
             )
             found.append(Problem("fused_backward_pass", show(True), rule, "Leave it out, or use one process"))
+        swapped = getattr(self, "blocks_to_swap", 0) if not hasattr(self, "network_dim") else 0
+        if processes_of(self) > 1 and swapped:
+            rule = "keeps gradients in CPU memory, where several processes do not add them up"
+            found.append(Problem("blocks_to_swap", str(swapped), rule, "Leave it out, or use one process"))
         return found
 
 

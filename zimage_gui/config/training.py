@@ -231,7 +231,7 @@ class TrainConfig(TrainLoraConfig):
     resolution: tuple[int, int] = like(TrainLoraConfig, "resolution", (512, 512))
 
 
-class FinetuneConfig(FullParameters, TrainingConfig):
+class FinetuneConfig(Swapping, FullParameters, TrainingConfig):
     """Train all weights of the transformer."""
 
     command: ClassVar[str] = "finetune"

@@ -170,11 +170,14 @@ def estimate(
     training = {"transformer": weights}
     if lora:
         training["LoRA"] = 4.0 * step.trained
-    training |= _moving(config, step, moment)
+    away = 0.0 if lora or step.in_backward else _swapped_share(config, sizes)
+    training |= _moving(config, step, moment, 1 - away)
     resident = weights + training.get("LoRA", 0.0) + training["optimizer"] + training.get("average", 0.0)
     ram = {"program": _PROGRAM[device == "cuda"]}
     if host:
         ram["swapped blocks"] = host
+    if away:  # gradients and averages of swapped weights that are updated in CPU memory
+        ram["their gradients and states"] = away * step.trained * (step.gradient + step.state)
     if step.inputs_away and step.recomputed:
         ram["block inputs"] = step.recomputed * sizes.config.dim * item * load.batch.rows.all
     if config.ema_decay and config.ema_device == "cpu":
@@ -247,7 +250,7 @@ def _weights(config: Any, sizes: ModelSizes, step: Step, item: int) -> tuple[flo
     other = item if hasattr(config, "network_dim") else step_item(config)
     matrix = NUMBER_BYTES[quant] if quant != "none" else other
     whole = sizes.transformer.kept_as(matrix, other)
-    swapped = min(getattr(config, "blocks_to_swap", 0), sizes.config.n_layers)
+    swapped = min(config.blocks_to_swap, sizes.config.n_layers)
     if not swapped:
         return whole, 0.0
     block = block_numbers(sizes.config) * matrix + 4 * sizes.config.dim * sizes.config.time_dim * other
@@ -255,10 +258,17 @@ def _weights(config: Any, sizes: ModelSizes, step: Step, item: int) -> tuple[flo
     return whole - (swapped - ring) * block, swapped * block
 
 
-def _moving(config: Any, step: Step, moment: Moment) -> dict[str, float]:
+def _swapped_share(config: Any, sizes: ModelSizes) -> float:
+    """Of the transformer's numbers."""
+    swapped = min(int(config.blocks_to_swap), sizes.config.n_layers)
+    return swapped * block_numbers(sizes.config) / sizes.transformer.all
+
+
+def _moving(config: Any, step: Step, moment: Moment, here: float) -> dict[str, float]:
+    """here: the share of the trained numbers that stay on the device."""
     parts = {
-        "optimizer": state_bytes(step),
-        "gradients": moment.gradients,
+        "optimizer": state_bytes(step) * here,
+        "gradients": moment.gradients * here,
         "activations": moment.activations,
     }
     if config.ema_decay and config.ema_device != "cpu":

@@ -20,6 +20,7 @@ from zimage_gui.model.lora import LoraNetwork
 from zimage_gui.model.lora_entries import Entry
 from zimage_gui.model.lora_merge import linear_shapes
 from zimage_gui.model.lora_write import Form, verify_lora, write_lora
+from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.saving import save_transformer, transformer_settings
 from zimage_gui.model.tensor_files import read_tensor
 from zimage_gui.model.transformer import ZImageTransformer
@@ -101,6 +102,7 @@ class FullMethod:
     layout: Literal["diffusers", "comfy"] = "diffusers"
     save_dtype: torch.dtype = torch.bfloat16
     frozen: frozenset[str] = frozenset()
+    swap: BlockSwap | None = None
 
     def __post_init__(self) -> None:
         self.what: Literal["lora", "model"] = "model"

@@ -90,12 +90,10 @@ def plain_turbo(config: Any, dit: Path | None) -> str:
     name = " ".join(dit.parts[-3:]).lower()
     if "turbo" not in name or re.search(r"de[-_ ]?turbo|deturbo|de[-_ ]?distill", name):
         return ""
-    remedy = "train De-Turbo or the base model"
-    if hasattr(config, "base_weights"):
-        remedy = f"set base_weights to zimage_turbo_training_adapter_v2.safetensors, or {remedy}"
-    return (
-        f"{dit.name} looks like Turbo itself: trained without its adapter it unlearns its few steps; {remedy}"
-    )
+    adapter = "set base_weights to zimage_turbo_training_adapter_v2.safetensors, or "
+    remedy = (adapter if hasattr(config, "base_weights") else "") + "train De-Turbo or the base model"
+    what = f"{dit.name} looks like Turbo itself: trained without its adapter it unlearns its few steps"
+    return f"{what}; {remedy}"
 
 
 def find_part(model_dir: Path, part: str) -> Path:

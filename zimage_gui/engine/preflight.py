@@ -78,6 +78,8 @@ def check(config: Any) -> list[Problem]:
     if finetuning.trains_model(config):
         names = {problem.option for problem in found}
         found += _of(lambda: finetuning.check(config, "optimizer_type" not in names, "dit" not in names))
+        if config.blocks_to_swap and config.dit is not None and "dit" not in names:
+            found += _of(lambda: swap_problems(config, transformer_config_of(config.dit).n_layers))
     known = set(problems)
     return problems + [problem for problem in found if problem not in known]
 

@@ -50,7 +50,7 @@ from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.lora_merge import merge_lora
 from zimage_gui.model.lora_read import read_lora
-from zimage_gui.model.offload import BlockSwap
+from zimage_gui.model.offload import BlockSwap, Trained
 from zimage_gui.model.placing import merges_of
 from zimage_gui.model.quantise import saved_bytes, stored_bytes
 from zimage_gui.model.transformer import ZImageTransformer
@@ -160,6 +160,7 @@ def _train(
     trainer.processes = processes
     if network is not None and config.scale_weight_norms is not None:
         trainer.limit = NormLimit(network, config.scale_weight_norms)
+    trainer.swap = getattr(method, "swap", None)
     _watch(config, method, trainer)
     index = feed.loader.index
     if resumed is not None:
@@ -274,11 +275,15 @@ def _method(config: Any, run: Run, device: torch.device) -> Method:
         network = build_network(model, config, run)
         _swap_blocks(model, config, run, device)
         return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
-    model = load_transformer(config.dit, device, dtype)
+    model = load_transformer(config.dit, device, dtype, swapped=config.blocks_to_swap)
     autocast = None if config.full_bf16 or computing is torch.float32 else computing
     finetuning.tell(config, run)
     frozen = finetuning.frozen_names(config, dict(model.named_parameters()))
-    return FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision], frozen)
+    method = FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision], frozen)
+    method.swap = _swap_blocks(
+        model, config, run, device, "updated" if config.fused_backward_pass else "gathered"
+    )
+    return method
 
 
 def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtype) -> ZImageTransformer:
@@ -307,16 +312,20 @@ def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtyp
     return model
 
 
-def _swap_blocks(model: ZImageTransformer, config: Any, run: Run, device: torch.device) -> None:
-    """After the adapters are attached: what is trained stays on the device."""
+def _swap_blocks(
+    model: ZImageTransformer, config: Any, run: Run, device: torch.device, trained: Trained | None = None
+) -> BlockSwap | None:
+    """When it is known what is trained: a LoRA stays on the device, a model's own weights are swapped."""
     if not config.blocks_to_swap:
-        return
-    swap = BlockSwap(list(model.layers), config.blocks_to_swap, device, config.block_swap_ring_size)
+        return None
+    ring = config.block_swap_ring_size
+    swap = BlockSwap(list(model.layers), config.blocks_to_swap, device, ring, trained)
     host, ring = (amount / 2**20 for amount in (swap.host_bytes, swap.ring_bytes))
     text = f"{config.blocks_to_swap} blocks wait in CPU memory ({host:,.1f} MiB), {ring:,.1f} MiB of buffers"
     if device.type == "cpu":
         text += "; on a CPU this saves nothing"
     run.emit(Note(text=text))
+    return swap
 
 
 def _settings(config: Any, feed: LoaderFeed, layers: int) -> LoopSettings:

@@ -29,6 +29,7 @@ from zimage_gui.engine.validation import Patience, Validation
 from zimage_gui.events import STOP_FILE, Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
+from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.transformer import Factors, RunBlock, call_block, call_block_keeping_products
 
 _AVERAGED_STEPS = 200
@@ -115,6 +116,8 @@ class Trainer:
         self.device = method.model.device
         self.boundaries = BoundaryOffload() if settings.gradient_checkpointing_cpu_offload else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
+        self.swap: BlockSwap | None = None
+        """Where trained weights are swapped: they are home between two updates."""
         self.limit: Callable[[], Tensor] | None = None
         """Called after each update: holds the weights to a bound and gives the number it held."""
         self.average: WeightAverage | None = None
@@ -168,6 +171,8 @@ class Trainer:
             on_host = to_host(total)  # queued before the backward pass: read below without waiting for it
             if loss.requires_grad:  # not when module_dropout left every adapter out
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.swap is not None:
+            self.swap.bring_home()
         value, samples = self.processes.add_up(self._parameters, on_host(), samples)
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")

@@ -1,8 +1,10 @@
-"""Frozen blocks that wait in pinned CPU memory and pass through a small ring of device buffers.
+"""Blocks that wait in pinned CPU memory and pass through a small ring of device buffers.
 
-Knows blocks, the order in which they run and where their weights are. Must not know what the blocks compute.
-Weights go one way: the copies in CPU memory are the truth, what is in the ring is overwritten. On a device
-other than CUDA the same happens with plain copies.
+Knows blocks, the order in which they run and where their weights are. Must not know what the blocks compute
+or how weights are updated. Frozen weights go one way: the copies in CPU memory are the truth, what is in the
+ring is overwritten. Trained ones go both ways where the backward pass updates them: a block that has changed
+is copied back before its buffer is taken. Where it does not, their gradients go to CPU memory, to be applied
+there. On a device other than CUDA the same happens with plain copies.
 
 A block comes into the ring when it is called or when the backward pass asks for a tensor it kept; the next
 ones in that direction are fetched meanwhile on a second stream. The ring holds the last blocks at the turn
@@ -14,10 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+Trained = Literal["updated", "gathered"]
 
 _ALIGNMENT = 256
 """Bytes; the beginnings of tensors in a buffer, as torch's own allocator has them."""
@@ -51,16 +55,18 @@ class _Member:
 
 
 class _Swapped:
-    """One block's frozen tensors: their copy in CPU memory and a view of each in every ring buffer."""
+    """One block's tensors: their copy in CPU memory and a view of each in every ring buffer. Trained ones are
+    among them only with `trained`."""
 
-    def __init__(self, block: nn.Module, device: torch.device) -> None:
+    def __init__(self, block: nn.Module, device: torch.device, trained: bool) -> None:
+        self.trained = [parameter for parameter in block.parameters() if trained and parameter.requires_grad]
         self.members: list[_Member] = []
         self.size = 0
         for owner in block.modules():
             for name, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
                 if tensor is None:
                     continue
-                if tensor.requires_grad:  # trained: stays on the device
+                if tensor.requires_grad and not trained:  # stays on the device
                     tensor.data = tensor.data.to(device)
                     continue
                 self.members.append(_Member(owner, name, self.size, tensor.detach().to("meta")))
@@ -78,11 +84,13 @@ class _Swapped:
 
 
 class _Slot:
-    """A ring buffer, the block that is in it (-1: none) and, on CUDA, the end of its copy."""
+    """A ring buffer, the block that is in it (-1: none) and, on CUDA, the end of its copy. changed: an update
+    has been made in it that its block's copy lacks."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.buffer = torch.empty(size, dtype=torch.uint8, device=device)
         self.block = -1
+        self.changed = False
         self.arrived = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
@@ -121,18 +129,31 @@ class Visit:
 
 class BlockSwap:
     """Swaps `count` of `blocks` to and from `device` through `ring` buffers. To be made when all that is
-    trained has been marked so; trained tensors stay on the device.
+    trained has been marked so.
 
-    loads: which block was copied, in order, of the `count` ones; bytes_moved: what that came to.
+    trained: what happens to tensors that are. None: they stay on the device. "updated": they are swapped, and
+    updated in the backward pass as soon as they have their gradient. "gathered": they are swapped, and their
+    gradients wait in CPU memory for `bring_home`.
+    loads: which block was copied, in order, of the `count` ones; bytes_moved: what that came to;
+    bytes_returned: of changed blocks and gradients.
     """
 
-    def __init__(self, blocks: Sequence[Any], count: int, device: torch.device, ring: int = 2) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[Any],
+        count: int,
+        device: torch.device,
+        ring: int = 2,
+        trained: Trained | None = None,
+    ) -> None:
         chosen = [blocks[position] for position in swapped_positions(len(blocks), count)]
         count = len(chosen)
         self.device = device
         self.loads: list[int] = []
         self.bytes_moved = 0
-        self._blocks = [_Swapped(block, device) for block in chosen]
+        self.bytes_returned = 0
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        self._blocks = [_Swapped(block, device, trained is not None) for block in chosen]
         size = max(block.size for block in self._blocks)
         self._slots = [_Slot(size, device) for _ in range(min(ring, count))]
         self._by_address = {slot.buffer.untyped_storage().data_ptr(): slot for slot in self._slots}
@@ -147,6 +168,9 @@ class BlockSwap:
             swapped.point_to(swapped.at_home)
             block.register_forward_pre_hook(partial(_enter, self, index))
             block.visit = Visit(self, index)
+            for parameter in swapped.trained:
+                taken = partial(_changed, self, index) if trained == "updated" else self._gather
+                parameter.register_post_accumulate_grad_hook(taken)  # type: ignore[no-untyped-call]
 
     @property
     def host_bytes(self) -> int:
@@ -175,11 +199,33 @@ class BlockSwap:
 
     def home(self) -> None:
         """Empty the ring: every weight is read from, and may be changed in, CPU memory again."""
-        if self._stream is not None:
-            torch.cuda.synchronize(self.device)
         for slot in self._slots:
             self._evict(slot)
+        if self._stream is not None:
+            torch.cuda.synchronize(self.device)
         self._last = -1
+
+    def bring_home(self) -> None:
+        """After the backward passes of an update: every weight is in CPU memory, and beside it the gradient
+        that was gathered."""
+        self.home()
+        for parameter, gradient in self._gradients.items():
+            parameter.grad = gradient
+        self._gradients.clear()
+
+    def mark_changed(self, index: int) -> None:
+        slot = self._slot_with(index)
+        assert slot is not None  # its backward pass is under way
+        slot.changed = True
+
+    def _gather(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None and isinstance(parameter, nn.Parameter)
+        parameter.grad = None
+        there = gradient.to("cpu")
+        self.bytes_returned += there.numel() * there.element_size()
+        before = self._gradients.get(parameter)
+        self._gradients[parameter] = there if before is None else before.add_(there)
 
     def slot_of(self, tensor: Tensor) -> _Slot | None:
         return self._by_address.get(tensor.untyped_storage().data_ptr())
@@ -224,12 +270,30 @@ class BlockSwap:
 
     def _evict(self, slot: _Slot) -> None:
         if slot.block >= 0:
-            self._blocks[slot.block].point_to(self._blocks[slot.block].at_home)
-        slot.block = -1
+            block = self._blocks[slot.block]
+            if slot.changed:
+                self._return(slot, block)
+            block.point_to(block.at_home)
+        slot.block, slot.changed = -1, False
+
+    def _return(self, slot: _Slot, block: _Swapped) -> None:
+        """On CUDA on the stream of the loads: the next load, of this block or into this buffer, waits."""
+        changed = slot.buffer[: block.size]
+        self.bytes_returned += block.size
+        if self._stream is None:
+            block.master.copy_(changed)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            block.master.copy_(changed, non_blocking=True)
 
 
 def _enter(swap: BlockSwap, index: int, block: nn.Module, inputs: Any) -> None:
     swap.enter(index, downward=False)
+
+
+def _changed(swap: BlockSwap, index: int, parameter: Tensor) -> None:
+    swap.mark_changed(index)
 
 
 def _host_buffer(size: int, device: torch.device) -> Tensor:
