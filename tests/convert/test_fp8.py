@@ -133,13 +133,15 @@ def test_a_text_encoder_can_be_quantised_and_opened(tmp_path):
     ("change", "reason"),
     [
         ({"layers.0.attention.out.scale_weight": torch.ones(7)}, "scales neither tensor, rows nor blocks"),
+        ({"layers.1.attention.out.scale_weight": None}, "layers.1.attention.out.weight in fp8 without its scale"),
         ({"layers.9.attention.out.scale_weight": torch.ones(())}, "no scale of exactly one weight"),
         ({"layers.0.attention.out.scale_weight": torch.ones(64, 2, dtype=torch.uint8)}, "does not read"),
     ],
 )
 def test_a_scale_that_fits_nothing_is_named(tmp_path, change, reason):
     stored = load_file(convert(FUSED, tmp_path / "s.safetensors", dtype="fp8_comfy")[0])
-    save_file({**stored, **change}, tmp_path / "broken.safetensors")
+    broken = {name: value for name, value in (stored | change).items() if value is not None}
+    save_file(broken, tmp_path / "broken.safetensors")
     with pytest.raises(UserError, match=reason):
         convert(tmp_path / "broken.safetensors", tmp_path / "o.safetensors", dtype="bf16")
 

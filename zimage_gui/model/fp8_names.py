@@ -22,6 +22,7 @@ _SCALES = (".scale_weight", ".weight_scale")
 # Scales of activations and descriptions: nothing in them changes a weight.
 _BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
 _SCALE_DTYPES = ("F32", "BF16", "F16")
+_NUMBER = re.compile(r"\.\d+\.")
 _TARGETS = {
     "transformer": re.compile(
         r"(layers|noise_refiner|context_refiner)\.\d+\.(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])\.weight"
@@ -53,8 +54,18 @@ def fp8_parts(infos: Mapping[str, TensorInfo]) -> Fp8Parts:
             scales[_scaled(name, suffix, infos, scales)] = name
         elif name.endswith(_BESIDE) or name == MARK or name.endswith("." + MARK):
             beside.append(name)
+    _refuse_bare(infos, scales)
     taken = {*scales.values(), *beside}
     return Fp8Parts(tuple(name for name in infos if name not in taken), scales, tuple(beside))
+
+
+def _refuse_bare(infos: Mapping[str, TensorInfo], scales: Mapping[str, str]) -> None:
+    """An fp8 weight whose like in other blocks has a scale has lost its own: 1 would be far from it. (Other
+    parts of one file may well be plain fp8.)"""
+    kinds = {_NUMBER.sub(".N.", weight) for weight in scales}
+    for name, info in infos.items():
+        if info.dtype in FP8 and name not in scales and _NUMBER.sub(".N.", name) in kinds:
+            raise ValueError(f"has {name} in fp8 without its scale, while other blocks have theirs")
 
 
 def _scaled(name: str, suffix: str, infos: Mapping[str, TensorInfo], scales: Mapping[str, str]) -> str:
