@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from page import put_section
 from safetensors.torch import save_file
 
 from zimage_gui.model.sizes import TransformerConfig
@@ -226,5 +227,4 @@ def main(where: Path | None, layers: int, page: Path | None) -> None:
         text = run(Path(name), layers, lambda line: print(line, flush=True))
     print(text)
     if page is not None:
-        before = page.read_text(encoding="utf-8").partition(SECTION)[0].rstrip()
-        page.write_text(f"{before}\n\n{text}", encoding="utf-8")
+        put_section(page, SECTION, text)

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 from alternate import HEADER, compare
+from page import put_section
 from torch import Tensor
 
 from zimage_gui.demo.project import DATA
@@ -140,7 +140,6 @@ def main(pairs: int, machine: str, page: Path | None) -> None:
     loads.append(os.getloadavg()[0])
     if page is None:
         return
-    whole = page.read_text(encoding="utf-8")
     text = TEXT.format(
         section=SECTION, pairs=pairs, when=time.strftime("%Y-%m-%d"), machine=machine, python=platform.python_version(),
         packages=", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers")),
@@ -148,7 +147,4 @@ def main(pairs: int, machine: str, page: Path | None) -> None:
         products=f"{share_of_products():.0%}",
         table="\n".join([HEADER, *table]),
     )  # fmt: skip
-    before, _, rest = whole.partition(SECTION + "\n")
-    following = re.search(r"^## ", rest, re.MULTILINE)
-    after = rest[following.start() :] if following else ""
-    page.write_text(before.rstrip() + "\n\n" + text.rstrip() + "\n" + ("\n" + after if after else ""), encoding="utf-8")
+    put_section(page, SECTION, text)
