@@ -92,12 +92,12 @@ def test_the_users_mistakes_end_with_two(words, text, capsys, tmp_path, monkeypa
 
 
 def test_all_mistakes_of_one_line_are_told_together(capsys):
-    assert cli.main(["train-lora", "--lr", "x", "--lora", "y", "--compile", "--steps"]) == EXIT_USER
+    assert cli.main(["train-lora", "--lr", "x", "--lora", "y", "--num_machines", "2", "--steps"]) == EXIT_USER
     err = capsys.readouterr().err
     for part in (
         "learning_rate = x",
         "--lora: is not an option",
-        "compile: is not built yet",
+        "num_machines = 2: is not built yet",
         "--steps: needs a value",
         "dit: is",
     ):

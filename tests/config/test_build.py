@@ -92,8 +92,8 @@ def test_options_without_meaning_are_accepted_with_one_line():
 
 
 def test_options_that_are_not_built_yet_are_refused_unless_they_ask_for_nothing():
-    assert "num_processes = 2" in refusal(FinetuneConfig, {**TRAIN, "num_processes": "2"})
-    build(TrainLoraConfig, {**TRAIN, "num_processes": "1"})
+    assert "num_machines = 2" in refusal(FinetuneConfig, {**TRAIN, "num_machines": "2"})
+    build(TrainLoraConfig, {**TRAIN, "num_machines": "1"})
 
 
 def test_the_older_switches_for_fp8_choose_it() -> None:

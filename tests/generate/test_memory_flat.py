@@ -26,7 +26,8 @@ def test_no_tensor_of_a_picture_outlives_it(options, run):
         return tensors_alive()
 
     pictures(0)  # loads models, fills caches of prompts and positions
-    assert pictures(10) == pictures(20)
+    before = pictures(10)
+    assert pictures(20) <= before  # other tests' tensors may go meanwhile
     resident.close()
 
 

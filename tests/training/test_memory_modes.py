@@ -176,6 +176,8 @@ def test_pictures_of_a_swapped_model_are_the_same_with_a_lora_and_without(
     plain, swapped = generate.Resident(), generate.Resident()
     for loras in ((), (lora,), ()):
         wanted = latents(plain, lora_weight=loras)
-        assert torch.equal(latents(swapped, lora_weight=loras, blocks_to_swap=2), wanted)
+        found = latents(swapped, lora_weight=loras, blocks_to_swap=2)
+        # a swapped block computes its modulation at each step, the others that of the whole schedule at once
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     with pytest.raises(UserError, match="more than the 2 blocks"):
         latents(plain, blocks_to_swap=5)
