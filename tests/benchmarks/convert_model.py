@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from page import put_section
 from safetensors.torch import save_file
 
 from zimage_gui.model.sizes import TransformerConfig
@@ -227,4 +226,6 @@ def main(where: Path | None, layers: int, page: Path | None) -> None:
         text = run(Path(name), layers, lambda line: print(line, flush=True))
     print(text)
     if page is not None:
+        from page import put_section  # beside this file, which a test imports from elsewhere
+
         put_section(page, SECTION, text)
