@@ -14,8 +14,9 @@ from page import put_section
 from torch import Tensor
 
 from zimage_gui.demo.project import DATA
-from zimage_gui.engine.generator import Generator, ModelKey
+from zimage_gui.engine.generator import Generator
 from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.model_key import ModelKey
 from zimage_gui.engine.sampler import Guidance, denoise
 from zimage_gui.model.flow import sampling_time, shifted_sigmas
 

@@ -17,8 +17,9 @@ from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.generate import Resident, check
 from zimage_gui.engine.generate import run as generate
 from zimage_gui.engine.generate_plan import batches, requests_of
-from zimage_gui.engine.generator import Generator, ModelKey
+from zimage_gui.engine.generator import Generator
 from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.model_key import ModelKey
 from zimage_gui.engine.png_settings import read_settings
 from zimage_gui.engine.preview import preview_prompts
 from zimage_gui.engine.prompt_lines import parse_line

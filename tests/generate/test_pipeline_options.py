@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from zimage_gui.engine.generator import Generator, ModelKey, PictureRequest
+from zimage_gui.engine.generator import Generator, PictureRequest
 from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.model_key import ModelKey
 from zimage_gui.engine.sampler import Sampling
 
 HUB = Path(__file__).parents[1] / "data" / "reference" / "hub"

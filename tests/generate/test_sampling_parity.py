@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from zimage_gui.engine.generator import Generator, LoraChoice, ModelKey, PictureRequest, starting_noise
+from zimage_gui.engine.generator import Generator, LoraChoice, PictureRequest, starting_noise
 from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.model_key import ModelKey
 from zimage_gui.engine.sampler import Cancelled, denoise
 from zimage_gui.model.flow import shifted_sigmas
 

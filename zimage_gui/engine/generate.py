@@ -13,11 +13,12 @@ from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.devices import DTYPES, pick_device
 from zimage_gui.engine.generate_job import Job
 from zimage_gui.engine.generate_plan import lora_choices, merging, needed_parts, problems_of, prompts_of
-from zimage_gui.engine.generator import Generator, Memory, ModelKey
+from zimage_gui.engine.generator import Generator
 from zimage_gui.engine.grid import grid_problems
 from zimage_gui.engine.grid_job import GridJob
 from zimage_gui.engine.kernels import compiler_of, set_cuda_switches
 from zimage_gui.engine.model_files import find_models
+from zimage_gui.engine.model_key import Memory, ModelKey
 from zimage_gui.errors import Interrupted, Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.quantise import Quant

@@ -7,7 +7,7 @@ write, runs, or where requests come from.
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,13 +17,12 @@ from torch import Tensor
 from zimage_gui.engine.decoding import PictureVae, Say, silent
 from zimage_gui.engine.devices import free_memory, number_format
 from zimage_gui.engine.kernels import compile_blocks
-from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.model_key import ModelKey, stamps_of
 from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, bytes_of_both, denoise
 from zimage_gui.engine.start_picture import mask_tensor, picture_tensor
 from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
-from zimage_gui.model.compiling import Compiler
 from zimage_gui.model.lora_files import AppliedLora, LoraFile, LoraStack, read_lora
 from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.quantise import Quant, bytes_per_number, stored_bytes
@@ -40,49 +39,6 @@ _HEADROOM = 3 << 30
 
 OnLoad = Callable[[str, int, int], None]
 """Progress of loading: (which model, bytes read, bytes in all)."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How the models' weights are kept: the transformer's, the text encoder's; how many of the transformer's
-    blocks are swapped through a ring of how many."""
-
-    base: Quant = "none"
-    llm: Quant = "none"
-    swapped: int = 0
-    ring: int = 2
-
-
-@dataclass(frozen=True)
-class ModelKey:
-    """What is loaded: a changed key means loading again. File times and sizes notice a replaced file."""
-
-    files: ModelFiles
-    tokenizer: Path | None
-    device: str
-    precision: str
-    stamps: tuple[tuple[str, int, int], ...] = ()
-    memory: Memory = Memory()
-    compiler: Compiler | None = None
-
-    @classmethod
-    def of(
-        cls,
-        files: ModelFiles,
-        tokenizer: Path | None,
-        device: torch.device,
-        precision: str,
-        memory: Memory = Memory(),
-    ) -> "ModelKey":
-        places = (files.dit, files.vae, files.text_encoder, tokenizer)
-        stamps = _stamps(path for path in places if path)
-        return cls(files, tokenizer, str(device), precision, stamps, memory)
-
-    def but_for_transformer(self) -> "ModelKey":
-        """The same without the transformer's files."""
-        dit = self.files.dit
-        stamps = (one for one in self.stamps if dit is None or dit not in (Path(one[0]), Path(one[0]).parent))
-        return replace(self, files=replace(self.files, dit=None), stamps=tuple(stamps))
 
 
 @dataclass(frozen=True)
@@ -253,7 +209,7 @@ class Generator:
 
     def _start(self, path: Path, height: int, width: int) -> Tensor:
         """Latents (1, 16, H/8, W/8) of a picture to begin from; the last few are kept."""
-        key = (_stamps([path]), height, width, self.pictures.dtype)
+        key = (stamps_of([path]), height, width, self.pictures.dtype)
         if key not in self._starts:
             pixels, notes = picture_tensor(path, height, width)
             if notes:
@@ -384,21 +340,11 @@ def starting_noise(request: PictureRequest, device: torch.device) -> Tensor:
     return torch.randn(shape, generator=generator, device=source, dtype=torch.float32).to(device)
 
 
-def _stamps(paths: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
-    """(path, time, size) of files and of the files directly in folders; a missing file has neither."""
-    found = []
-    for path in paths:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            stat = file.stat() if file.exists() else None
-            found.append((str(file), stat.st_mtime_ns if stat else 0, stat.st_size if stat else -1))
-    return tuple(found)
-
-
 def lora_stamps(
     choices: Sequence[LoraChoice],
 ) -> tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...]:
     """The LoRAs with the times and sizes of their files, which notice a replaced one."""
-    return tuple((choice, _stamps([choice.path])) for choice in choices)
+    return tuple((choice, stamps_of([choice.path])) for choice in choices)
 
 
 def _size(path: Path, part: str, dtype: torch.dtype, quant: Quant) -> int:

@@ -18,8 +18,9 @@ from PIL import Image
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.generate_job import Painter, sentence, tell_choices
 from zimage_gui.engine.generate_plan import batches, lora_choices
-from zimage_gui.engine.generator import Generator, ModelKey, PictureRequest, lora_stamps
+from zimage_gui.engine.generator import Generator, PictureRequest, lora_stamps
 from zimage_gui.engine.grid import Cell, Grid, Place, grid_of
+from zimage_gui.engine.model_key import ModelKey
 from zimage_gui.engine.picture_files import PictureFiles, settings_of, stamp
 from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.engine.sheet import sheet_of
