@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-_WAITING = 4
-"""Chunks that wait for the disk. More would only take memory: they cannot make the slower side faster."""
+_WAITING = 64 << 20
+"""Bytes that wait for the disk. A matrix that must be turned (79 MB in the largest model) is made in one go:
+so much keeps the disk at work until the next one is there."""
 
 Chunk = bytes | memoryview
 Put = Callable[[Chunk], None]
@@ -40,11 +41,36 @@ def writing_behind(file: BinaryIO) -> Iterator[Put]:
         raise thread.error
 
 
+class _Waiting(queue.Queue[Chunk | None]):
+    """Is full when its chunks have so many bytes, however many they are."""
+
+    def __init__(self) -> None:
+        super().__init__(_WAITING)
+        self._bytes = 0
+
+    def _qsize(self) -> int:
+        return self._bytes
+
+    def _put(self, item: Chunk | None) -> None:
+        self._bytes += _size(item)
+        super()._put(item)
+
+    def _get(self) -> Chunk | None:
+        item = super()._get()
+        self._bytes -= _size(item)
+        return item
+
+
+def _size(item: Chunk | None) -> int:
+    """Never 0: a queue of that size is empty."""
+    return 1 + (memoryview(item).nbytes if item is not None else 0)
+
+
 class _Thread(threading.Thread):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(name="writing-behind", daemon=True)
         self._file = file
-        self._queue: queue.Queue[Chunk | None] = queue.Queue(_WAITING)
+        self._queue = _Waiting()
         self._throw_away = False
         self._buffer = bytearray()
         self.error: BaseException | None = None

@@ -29,8 +29,7 @@ from zimage_gui.model.tensor_files import DTYPES, read_tensor
 CHUNK = 2 << 20
 """Bytes read at once: large enough for the disk, small enough for the processor's cache."""
 _LEARNT = 31 << 20
-_STRIP = 140
-# torch turns whole, contiguous matrices in fast tiles; these are seen as integers of the same width.
+# Numbers are turned as integers of the same width.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Rows = Iterator[Tensor]
@@ -73,19 +72,31 @@ def turned(chunks: Iterable[Tensor], rows: int, columns: int, scratch: Scratch) 
 
 def _turn_into(target: Tensor, matrix: Tensor) -> None:
     integers = _INTEGERS[matrix.dtype.itemsize]
-    place = target.view(integers)
+    place, source = target.view(integers), matrix.view(integers)
     even = not any(number % 2 for number in (matrix.shape[1], matrix.stride(0), matrix.storage_offset()))
-    pairs = integers == torch.int16 and even
-    source = matrix.view(torch.int32 if pairs else integers)
-    for start in range(0, len(source), _STRIP):
-        strip = source[start : start + _STRIP].t().contiguous()
-        rows = slice(start, start + strip.shape[1])
-        if not pairs:
-            place[:, rows].copy_(strip)
-            continue
-        # Two neighbours are turned as one number of twice the width and then told apart: a quarter faster.
-        place[0::2, rows].copy_(strip)
-        place[1::2, rows].copy_(strip.bitwise_right_shift_(16))
+    if integers == torch.int16 and even:
+        # Two neighbours are turned as one number of twice the width and then told apart.
+        pairs = _transposed(source.view(torch.int32))
+        place[0::2].copy_(pairs)
+        place[1::2].copy_(pairs.bitwise_right_shift_(16))
+    else:
+        place.copy_(_transposed(source))
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    """Transpose of a contiguous matrix of integers.
+
+    To shuffle M groups of N channels is to transpose an (M, N) matrix, and for 32 bits, with the channels
+    last in memory, torch does that by vector instructions that its other transposes lack: several times
+    faster. The numbers are moved, never computed with, so that they may pass for floats.
+    """
+    rows, columns = matrix.shape
+    if matrix.dtype != torch.int32 or not matrix.numel():
+        return matrix.t().contiguous()
+    size = matrix.numel()
+    channels_last = matrix.view(torch.float32).as_strided((1, size, 1, 1), (size, 1, size, size))
+    shuffled = torch.nn.functional.channel_shuffle(channels_last, rows)
+    return shuffled.view(torch.int32).view(columns, rows)
 
 
 def pieces(tensor: Tensor) -> Rows:
