@@ -22,9 +22,7 @@ from zimage_gui.model.tensor_files import RawEntry, write_raw
 from zimage_gui.model.transformer import ZImageTransformer
 
 ROOT = Path(__file__).parents[2]
-HEADER = (
-    "| | wall | copy before and after | ratio to copying | processor time (copy, ratio) | peak anonymous memory | written |\n|---|---|---|---|---|---|---|"
-)
+HEADER = "| | wall | copy before and after | ratio to copying | processor time (copy, ratio) | peak anonymous memory | written |\n|---|---|---|---|---|---|---|"
 SECTION = "## Converting a 12.3 GB model"
 TEXT = """{section}
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from live_bytes import LiveBytes
-from torch import Tensor
+from meta_step import on_meta
 
 from zimage_gui.config.training import FinetuneConfig, TrainLoraConfig
 from zimage_gui.engine.finetuning import updates_of
@@ -29,7 +29,7 @@ from zimage_gui.engine.optimizers import OptimizerError, build_optimizer
 from zimage_gui.engine.schedules import ScheduleSpec, build_schedule
 from zimage_gui.engine.trainer import LoopSettings, Trainer
 from zimage_gui.events import NullRun
-from zimage_gui.model import attention, recompute
+from zimage_gui.model import attention
 from zimage_gui.model.lora import LoraSpec, attach_lora
 from zimage_gui.model.quantise import bytes_per_number
 from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
@@ -105,21 +105,6 @@ def test_the_estimate_of_a_step_is_within_a_tenth_of_what_is_counted(config: Any
     assert expected == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
 
 
-class Flash(torch.autograd.Function):
-    """Shapes of a flash kernel alone, as the meta device has none: it keeps its inputs, its result and one fp32
-    number per row and head."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.empty_like(grad), torch.empty_like(grad), torch.empty_like(grad)
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -130,11 +115,7 @@ class Flash(torch.autograd.Function):
     ],
     ids=["lora", "lora recomputed", "finetune", "finetune recomputed"],
 )
-def test_so_it_is_at_the_released_models_width(config: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(attention, "_kernel", Flash.apply)
-    # on the meta device every address is 0
-    monkeypatch.setattr(recompute, "_address", lambda tensor: tensor.untyped_storage()._cdata)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # knows no meta device
+def test_so_it_is_at_the_released_models_width(config: Any, tmp_path: Path) -> None:
     batch, shape = Batch(1024, 1024, 128, 2), TransformerConfig(n_layers=3, n_refiner_layers=1)
     with torch.device("meta"):
         model = ZImageTransformer(shape).to(torch.bfloat16)
@@ -150,7 +131,7 @@ def test_so_it_is_at_the_released_models_width(config: Any, tmp_path: Path, monk
     latents, time = torch.empty(2, 16, 128, 128, device="meta"), torch.empty(2, device="meta")
     captions = [torch.empty(128, 2560, dtype=torch.bfloat16, device="meta")] * 2
     model.train()
-    with LiveBytes() as made:
+    with on_meta(), LiveBytes() as made:
         trainer._predict(latents, time, captions).square().mean().backward()
     found = estimate(config, ModelSizes(config=shape), Workload(batch), "cuda").training
     assert found["activations"] + found["gradients"] == pytest.approx(made.peak, rel=0.1)
