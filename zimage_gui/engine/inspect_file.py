@@ -73,7 +73,7 @@ def inspect(path: Path) -> FileReport:
         found = folder_report(path, inspect)
         return found if found is not None else _model(path)
     if path.name.endswith(_INDEX):
-        return replace(_model(path.parent), path=path)
+        return _model(path)
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -225,7 +225,7 @@ def _incomplete(path: Path, error: MissingFiles) -> FileReport:
 
 def _crowd(path: Path) -> FileReport | None:
     """A sound safetensors file with more tensors than any model has; None when that is not what is wrong."""
-    if not path.is_file() or path.suffix.lower() == ".bpk":
+    if not path.is_file() or path.suffix.lower() == ".bpk" or path.name.endswith(_INDEX):
         return None
     header = read_header(path, "input")
     if len(header.tensors) <= MOST_TENSORS:
