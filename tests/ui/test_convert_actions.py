@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from zimage_gui.config.convert_model import ConvertConfig, MergeConfig
 from zimage_gui.config.lora_tools import ExtractLoraConfig
+from zimage_gui.config.schema import Options
 from zimage_gui.demo.project import DATA
 from zimage_gui.engine import lora_extract as extract_lora
 from zimage_gui.engine.comfy_folder import copy_into_comfy, models_folder
@@ -14,6 +16,7 @@ from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.errors import UserError
 from zimage_gui.events import NullRun
 from zimage_gui.ui.convert_actions import ACTIONS, actions_for, needed_bytes, output_name
+from zimage_gui.ui.convert_checks import early_problems
 from zimage_gui.ui.convert_words import plan_words
 
 FILES = Path(__file__).parents[1] / "data"
@@ -60,6 +63,24 @@ def test_the_size_of_an_extracted_lora_is_told_beforehand(tmp_path):
         told = needed_bytes(BY_KEY["extract"], inspect(source), {"rank": "3", "dtype": "keep"})
         assert told == pytest.approx(made, rel=0.05)
     assert needed_bytes(BY_KEY["extract"], inspect(SINGLE), {"energy": "0.9"}) is None
+
+
+def test_mistakes_that_headers_tell_are_told_before_anything_is_started(tmp_path):
+    vae = DATA / "vae"
+    (tmp_path / "taken.safetensors").touch()
+    given: list[tuple[Options, str]] = [
+        (ConvertConfig(input=SINGLE, output=tmp_path / "a.gguf"), "output"),
+        (ConvertConfig(input=SINGLE, output=tmp_path / "a.bpk", dtype="fp8_comfy"), "dtype"),
+        (ConvertConfig(input=SINGLE, output=tmp_path / "taken.safetensors"), "output"),
+        (MergeConfig(dit=vae, lora_weight=(LORA,), output=tmp_path / "a.bpk"), "dit"),
+        (MergeConfig(dit=SINGLE, lora_weight=(SINGLE,), output=tmp_path / "a.bpk"), "lora_weight"),
+        (MergeConfig(lora_weight=(LORA, LORA), output=tmp_path / "a.bpk"), "output"),
+        (ExtractLoraConfig(base=vae, tuned=SINGLE, output=tmp_path / "a.safetensors"), "base"),
+    ]
+    for config, option in given:
+        assert [problem.option for problem in early_problems(config, "output")] == [option]
+    whole = MergeConfig(dit=SINGLE, lora_weight=(LORA,), output=tmp_path / "a")
+    assert early_problems(whole, "output") == []
 
 
 def _changed(folder: Path) -> Path:

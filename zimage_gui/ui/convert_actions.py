@@ -125,7 +125,7 @@ def _extracted_bytes(found: FileReport, raw: Mapping[str, Raw]) -> int | None:
     if not rank.isdigit():
         return None
     sides = (
-        sum(info.shape) + (4 if ".qkv." in name else 0) * min(info.shape)  # written as q, k and v
+        sum(info.shape) + (2 if ".qkv." in name else 0) * min(info.shape)  # written as q, k and v
         for name, info in found.tensors.items()
         if len(info.shape) == 2 and name.endswith(".weight")
     )

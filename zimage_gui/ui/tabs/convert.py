@@ -6,7 +6,6 @@ own, beside whatever trains.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,12 @@ import gradio as gr
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.engine.inspect_report import FileReport
-from zimage_gui.errors import UserError
+from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.files import free_name
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.comfy_copy import ComfyCopy
 from zimage_gui.ui.convert_actions import ACTIONS, FileAction, actions_for, output_name
+from zimage_gui.ui.convert_checks import early_problems
 from zimage_gui.ui.convert_words import plan_words
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.file_report import report_html
@@ -43,8 +43,8 @@ _OTHER_HALF = {
 _FIRST = "Look into a file first: what fits it appears here."
 _NO_PARTS = "Nothing can be done with such a file here."
 _PARTS = "It holds several things: look into the one that is meant."
-# Options that change the result's size or place.
-_TELLING = ("dtype", "layout", "target", "reverse", "rank")
+# Options that change what is told beforehand of the result.
+_TELLING = ("dtype", "layout", "target", "reverse", "rank", "overwrite")
 
 
 class ConvertTab:
@@ -138,7 +138,7 @@ class ConvertTab:
         for form in self.forms.values():
             form.wire(page)
         page.first(lambda: {self.known: gr.update(choices=known_loras(self.desk))})
-        shown = [self.report, self.file, self.choice, self.copy.box, *self._changed()]
+        shown = [self.report, self.file, self.choice, self.copy.box, self.copy.said, *self._changed()]
         looking: dict[str, Any] = {"outputs": shown, "show_progress_on": self.report, **PRIVATE}
         gr.on([self.inspect.click, self.file.submit], self._look, {self.file}, **looking)
         self.known.select(lambda data: self._look({self.file: data[self.known]}), {self.known}, **looking)
@@ -183,6 +183,7 @@ class ConvertTab:
                 info="" if fitting else _NO_PARTS if not found.parts else _PARTS,
             ),
             self.copy.box: gr.update(visible=found.kind in self.copy.kinds),
+            self.copy.said: "",
         }
         if not fitting:
             return {**updates, **self._hidden()}
@@ -277,10 +278,8 @@ class ConvertTab:
         source = self._inspected(path).path
         fixed = {} if action.takes in (FILES, "path") else {action.takes: source}
         config = self.forms[action.key].read(data, **fixed)
+        raise_if_any(early_problems(config, action.output))
         output = getattr(config, action.output, None) if action.output else None
-        if output is not None and os.path.lexists(output) and not getattr(config, "overwrite", False):
-            remedy = "Choose another name, or set overwrite"
-            raise UserError.one(action.output, output, "exists already", remedy)
         folder = self.desk.run_beside(config, Path(output or source).stem)
         return {
             self.answer: f'<span data-newest="{self.name}" data-run="{folder.name}"></span>'
