@@ -24,6 +24,8 @@ from zimage_gui.errors import Problem, UserError
 TEMP_SUFFIX = ".zimage-tmp"
 LONGEST_HEADER = 25_000_000
 """Bytes. Headers in the wild stay below 1 MB; parsing more than this would cost gigabytes of memory."""
+MOST_ENTRIES = 100_000
+"""Tensors of one file, as in burnpack's bounds; a header with more is not parsed."""
 
 BITS_OF_DTYPE = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -222,6 +224,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(text: bytes, data_start: int, size: int, option: str, path: Path) -> Header:
+    if text.count(b'"data_offsets"') > MOST_ENTRIES:
+        raise _bad(option, path, f"holds more than {MOST_ENTRIES} tensors")
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
