@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 DEEPEST = 128
 MOST_ITEMS = 2_500_000
 """Values in one document. A header of 100,000 tensors, the most the format allows, has 1.7 million."""
+LONGEST_LIST = 1000
+"""Values in one list, and pieces in one text; a header's longest list is a shape."""
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE = 0, 1, 2, 3, 4, 5, 7
 _WIDTHS = {24: 1, 25: 2, 26: 4, 27: 8}
@@ -107,8 +109,7 @@ class _Decoder:
         found: list[bytes] = []
         while (head := self.take(1)[0]) != 0xFF:
             length = self.argument(major, head & 31)
-            self.items += 1
-            if head >> 5 != major or length is None or self.items > MOST_ITEMS:
+            if head >> 5 != major or length is None or len(found) >= LONGEST_LIST:
                 raise self.wrong("a broken text")
             found.append(self.take(length))
         return found
@@ -121,6 +122,8 @@ class _Decoder:
                 if length is None:
                     break
                 raise self.wrong("a break inside a list")
+            if len(found) >= LONGEST_LIST:
+                raise self.wrong("a list that is too long")
             found.append(value)
         return found
 

@@ -24,6 +24,8 @@ from zimage_gui.errors import Problem, UserError
 TEMP_SUFFIX = ".zimage-tmp"
 LONGEST_HEADER = 25_000_000
 """Bytes. Headers in the wild stay below 1 MB; parsing more than this would cost gigabytes of memory."""
+MOST_ENTRIES = 100_000
+"""Tensors of one file, as in burnpack's bounds; a header with more is not parsed."""
 
 BITS_OF_DTYPE = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -222,6 +224,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(text: bytes, data_start: int, size: int, option: str, path: Path) -> Header:
+    if text.count(b'"data_offsets"') > MOST_ENTRIES:
+        raise _bad(option, path, f"holds more than {MOST_ENTRIES} tensors")
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -324,6 +328,10 @@ def _files_of_index(index: Path, option: str) -> list[Path]:
             raise ValueError("file names must lie in the same folder")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _bad(option, index, f"is not a readable index of shards ({error})") from error
+    sets = {(match["stem"], int(match["count"])) for name in names if (match := _SHARD.match(name))}
+    if len(sets) == 1 and (count := next(iter(sets))[1]) > len(names):
+        rule = f"names only {len(names)} of the {count} files of its set"
+        raise UserError.one(option, index, rule, "Download the index again, or give one of the files")
     return _all_there([index.with_name(name) for name in names], option, index)
 
 
@@ -335,7 +343,10 @@ def _all_there(files: list[Path], option: str, asked: Path) -> list[Path]:
     missing = [file for file in files if not file.is_file()]
     if missing:
         names = ", ".join(file.name for file in missing[:5]) + (" …" if len(missing) > 5 else "")
-        rule = f"is a set of {len(files)} files of which {len(missing)} are missing: {names}"
+        lost = "1 is" if len(missing) == 1 else f"{len(missing)} are"
+        rule = f"is a set of {len(files)} files of which {lost} missing: {names}"
+        if len(files) == 1:
+            rule = f"is the index of one file, which is missing: {names}"
         problem = Problem(option, str(asked), rule, "Download the missing files into the same folder")
         raise MissingFiles(problem, tuple(file for file in files if file not in missing))
     return files

@@ -8,6 +8,7 @@ from models import DEMO, FUSED, MUSUBI, SINGLE, assert_same, convert, tensors
 from safetensors.torch import load_file, save_file
 
 from zimage_gui.errors import UserError
+from zimage_gui.model.weights import load_transformer
 
 F8 = torch.float8_e4m3fn
 MATRICES = ("attention.qkv.", "attention.out.", "feed_forward.")
@@ -115,8 +116,10 @@ def test_fp8_is_kept_where_nothing_else_changes_and_not_rounded_in_silence_elsew
         tensors(kept),
     )
     for output in ("o", "o.bpk"):
-        with pytest.raises(UserError, match="would keep fp8 numbers"):
+        with pytest.raises(UserError, match=r"would keep fp8 numbers.*Choose bf16 or f32 \(exact\)\."):
             convert(source, tmp_path / output)
+    with pytest.raises(UserError, match=r"\(exact\), or one of the fp8 forms\."):
+        convert(source, tmp_path / "split.safetensors", layout="diffusers")
 
 
 def test_a_text_encoder_can_be_quantised_and_opened(tmp_path):
@@ -155,3 +158,19 @@ def test_a_number_that_is_none_is_not_quantised(tmp_path, dtype, value):
     with pytest.raises(UserError, match=r"layers\.0\.attention\.out\.weight, which holds infinity or NaN"):
         convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype=dtype)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("form", ["fp8_comfy", "fp8_blocks"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_scale_that_is_no_number_is_refused_wherever_it_would_be_used(tmp_path, form, value):
+    stored = load_file(convert(FUSED, tmp_path / "s.safetensors", dtype=form)[0])
+    stored["layers.1.feed_forward.w2.scale_weight"].view(-1)[-1] = value
+    broken = tmp_path / "broken.safetensors"
+    save_file(stored, broken)
+    reason = r"undefined fp8 scale for layers\.1\.feed_forward\.w2\.weight"
+    with pytest.raises(UserError, match=reason):
+        convert(broken, tmp_path / "o.safetensors", dtype="bf16")
+    with pytest.raises(UserError, match=reason):
+        load_transformer(broken)
+    convert(broken, tmp_path / "kept.safetensors")  # changes no number
+    assert not (tmp_path / "o.safetensors").exists()

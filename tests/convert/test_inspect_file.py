@@ -269,7 +269,7 @@ def test_models_folders_of_comfyui_and_z_image_train_are_told_file_by_file(tmp_p
     seed.mkdir()
     os.link(SINGLE / "ae.safetensors", seed / "ae.safetensors")
     os.link(SINGLE / "z_image_fused.safetensors", seed / "z_image_turbo.safetensors")
-    assert "as z-image-train wants it, with 1 vae, 1 transformer" in inspect(seed).sentence
+    assert "as z-image-train wants it, with 1 VAE, 1 transformer" in inspect(seed).sentence
 
 
 def test_a_set_with_missing_files_is_told_with_their_names(tmp_path):
@@ -278,7 +278,30 @@ def test_a_set_with_missing_files_is_told_with_their_names(tmp_path):
         os.link(HUB / "transformer" / name, tmp_path / name)
     report = inspect(tmp_path)
     assert report.kind == "incomplete" and report.tensors
-    assert "of which 1 are missing: diffusion_pytorch_model-00002-of-00003.safetensors" in report.sentence
+    assert "of which 1 is missing: diffusion_pytorch_model-00002-of-00003.safetensors" in report.sentence
+
+
+def test_an_index_is_read_itself_and_told_when_it_names_too_little(tmp_path):
+    for file in (HUB / "transformer").iterdir():
+        os.link(file, tmp_path / file.name)
+    (tmp_path / "other.safetensors.index.json").write_text('{"weight_map": {"a": "other.safetensors"}}')
+    index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+    assert inspect(index).kind == "transformer"
+    missing = "it is the index of one file, which is missing: other.safetensors"
+    assert missing in inspect(tmp_path / "other.safetensors.index.json").sentence
+    table = json.loads(index.read_text())
+    first = min(table["weight_map"].values())
+    index.unlink()
+    index.write_text(json.dumps({"weight_map": {"x_pad_token": first}}))
+    with pytest.raises(UserError, match="names only 1 of the 3 files of its set"):
+        inspect(index)
+
+
+def test_several_of_a_kind_are_told_in_the_plural(tmp_path):
+    for number in range(2):
+        os.link(SINGLE / "z_image_fused.safetensors", tmp_path / f"{number}.safetensors")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    assert inspect(tmp_path).sentence == "a folder with 2 transformers, 1 broken file"
 
 
 @pytest.mark.parametrize(

@@ -284,3 +284,20 @@ def test_any_bytes_give_a_report_or_one_sentence(tmp_path, content, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     told(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.safetensors", b'{"a":{"data_offsets":0}}' * 100_001, "more than 100000 tensors"),
+        ("a.bpk", b"\x9f" + bytes(1001), "a list that is too long"),
+        ("b.bpk", b"\x7f" + b"\x61a" * 1001 + b"\xff", "a broken text"),
+    ],
+)
+def test_what_no_header_has_is_refused_before_it_is_read_to_its_end(tmp_path, name, content, reason):
+    head = struct.pack("<Q", len(content))
+    if name.endswith(".bpk"):
+        head = struct.pack("<4sHI", b"NRUB", 1, len(content))
+    (tmp_path / name).write_bytes(head + content)
+    with pytest.raises(UserError, match=reason):
+        inspect(tmp_path / name)

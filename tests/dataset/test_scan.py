@@ -55,6 +55,21 @@ def test_every_picture_is_listed_once_with_what_is_wrong(mixed):
     assert "uncaptioned.txt" in report.missing_captions[0].sentence()
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp"])
+def test_a_picture_that_lost_its_end_is_no_picture_for_the_quick_scan_either(tmp_path, name):
+    whole = picture(tmp_path / name, size=(200, 160)).read_bytes()
+    sources = (folder_source(tmp_path, resolution=(64, 64)),)
+    assert len(scan(sources).pictures) == 1
+    (tmp_path / name).write_bytes(whole[: len(whole) - len(whole) // 3])
+    assert [entry.kind for entry in scan(sources).refused] == ["picture"]
+
+
+def test_a_jpeg_with_more_behind_its_end_is_whole(tmp_path):
+    file = picture(tmp_path / "a.jpg")
+    file.write_bytes(file.read_bytes() + b"a film of the same moment" * 9)
+    assert len(scan((folder_source(tmp_path, resolution=(64, 64)),)).pictures) == 1
+
+
 def test_a_broken_picture_is_called_broken_before_anyone_writes_a_caption_for_it(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG not")
     picture(tmp_path / "whole.png", caption=None)

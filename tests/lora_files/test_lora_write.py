@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from zimage_gui.errors import UserError
 from zimage_gui.files import read_header
+from zimage_gui.model.lora_entries import Dora
 from zimage_gui.model.lora_files import (
     LowRank,
     linear_shapes,
@@ -23,6 +24,7 @@ from zimage_gui.model.lora_files import (
     verify_lora,
     write_lora,
 )
+from zimage_gui.model.lora_forms import form_problems
 from zimage_gui.model.lora_write import model_hashes
 
 PLAIN = [name for name in golden_files(broken=False) if name.startswith(("main", "all", "fused"))]
@@ -92,6 +94,14 @@ def test_what_a_form_cannot_say_is_refused_and_nothing_is_written(tmp_path, name
     with pytest.raises(UserError, match=reason):
         write_lora(path, read_lora(DIALECTS / name).entries, form)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("form", ["universal", "peft"])
+def test_a_dora_that_no_form_can_say_is_not_sent_to_another_form(form):
+    inner = LowRank(torch.randn(4, 64), torch.randn(64, 4), 2.0)
+    entries = {"layers.0.attention.to_q": Dora(inner, torch.ones(1, 64), "dora_scale")}
+    (problem,) = form_problems(entries, form)
+    assert "target" not in problem.remedy and "Merge it into a model" in problem.remedy
 
 
 def test_an_alpha_that_is_folded_away_is_remembered(tmp_path):

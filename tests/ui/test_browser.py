@@ -160,6 +160,14 @@ def test_a_model_is_offered_what_fits_it_and_becomes_a_burnpack_file(page, windo
     page.press("#convert-start")
     page.see("#convert-status .zg-notice", "all read back equal")
     assert model.with_suffix(".bpk").stat().st_size > 0.9 * model.stat().st_size
+    page.press("#convert-start")
+    page.see("#convert--output .zg-error", "exists already")
+    page.page.locator("#convert--overwrite input").check()
+    page.see("#convert-plan-convert .zg-notice", "it will be replaced")
+    assert not page.page.locator("#convert--prefix").is_visible()
+    page.page.locator("#convert-advanced input").check()
+    page.page.locator("#convert--prefix").wait_for()
+    page.page.locator("#convert-advanced input").uncheck()
 
 
 def test_a_lora_is_copied_to_comfyui_and_the_folder_is_remembered(page, window):

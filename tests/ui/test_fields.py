@@ -1,5 +1,7 @@
 """From schema to field and back: nothing is rounded, lost or invented on the way."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,13 @@ NEEDED = {"dit": "a.safetensors", "dataset": "pictures"}
 def test_an_untouched_form_means_the_defaults(command):
     config_class = COMMANDS[command]
     assert collect(config_class, defaults(config_class)) == {}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_no_help_holds_what_gradio_takes_for_marks_of_its_own(command):
+    marks = re.compile(r"\*.+\*|__.+__|(?<!\w)_.+_(?!\w)|\[[^\]]+\]\([^)]+\)")
+    helps = {name: option.help for name, option in options_of(COMMANDS[command]).items()}
+    assert [name for name, text in helps.items() if marks.search(text)] == []
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

@@ -68,7 +68,6 @@ class ConvertLoraConfig(Options):
         section="output",
         label="Overwrite",
         help="Replace the output file if it exists.",
-        advanced=True,
     )
 
     def problems(self) -> list[Problem]:

@@ -93,7 +93,6 @@ class ModelOutput(Options):
         section="output",
         label="Overwrite",
         help="Replace the output if it exists.",
-        advanced=True,
     )
 
     @field_validator("prefix")

@@ -20,7 +20,7 @@ class FullParameters(Options):
         section="optimizer",
         label="Train only these",
         help=r"Regular expressions for whole names of weights, layers or blocks, e.g. layers\.(2[0-9]) or "
-        r".*attention.*; only what matches is trained. Empty: everything.",
+        r".+attention.+; only what matches is trained. Empty: everything.",
         advanced=True,
     )
     freeze_patterns: tuple[str, ...] = option(

@@ -75,8 +75,8 @@ class GridOptions(Options):
         None,
         section="prompt",
         label="Wildcards folder",
-        help="Folder of text files: __name__ in a prompt becomes a line of name.txt, chosen by the seed. "
-        "{a|b|c} chooses without any file.",
+        help="Folder of text files: in a prompt, a file's name with two underscores on either side becomes a "
+        "line of it, chosen by the seed. {a|b|c} chooses without any file.",
         path="folder",
         aliases=("wildcard_dir", "wildcards"),
         advanced=True,

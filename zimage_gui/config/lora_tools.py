@@ -14,6 +14,8 @@ from zimage_gui.config.schema import Options, like, option, show
 from zimage_gui.errors import Problem
 
 LoraFormat = Literal["keep", "universal", "native", "comfy", "peft", "rust"]
+USUAL_RANK = 32
+"""Of an extracted LoRA."""
 _DTYPES = {"float32": "fp32", "f32": "fp32", "float16": "fp16", "f16": "fp16", "bfloat16": "bf16"}
 _FORMATS = {
     "other": "universal",
@@ -80,7 +82,6 @@ class LoraOutputOptions(Options):
         section="output",
         label="Overwrite",
         help="Replace the output file if it exists.",
-        advanced=True,
     )
 
 
@@ -123,7 +124,10 @@ class ExtractLoraConfig(LoraSizeOptions, LoraOutputOptions):
         aliases=("model_tuned",),
     )
     rank: int | None = like(
-        LoraSizeOptions, "rank", None, help="Largest rank of each module. Empty: 32, or what energy asks for."
+        LoraSizeOptions,
+        "rank",
+        None,
+        help=f"Largest rank of each module. Empty: {USUAL_RANK}, or what energy asks for.",
     )
     include_patterns: tuple[str, ...] = option(
         (),
@@ -211,7 +215,7 @@ class EditLoraConfig(Options):
         (),
         section="metadata",
         label="Header entries to remove",
-        help="Names, or their beginnings with a star: ss_dataset* or ss_*.",
+        help="Names, or the beginning of several and a star, such as ss_dataset*.",
     )
 
     @field_validator("prune")

@@ -103,7 +103,7 @@ class Networks(Options):
         (),
         section="lora",
         label="Only these layers",
-        help=r"Regular expressions for whole layer names, e.g. .*attention.*; only matching layers "
+        help=r"Regular expressions for whole layer names, e.g. .+attention.+; only matching layers "
         r"get a LoRA.",
         advanced=True,
     )
@@ -183,7 +183,7 @@ class Networks(Options):
         (),
         section="network",
         label="Ranks by pattern",
-        help='Another rank for layers whose whole name matches, e.g. ".*attention.*=32"; the first match '
+        help='Another rank for layers whose whole name matches, e.g. ".+attention.+=32"; the first match '
         "counts.",
         advanced=True,
     )
@@ -191,7 +191,7 @@ class Networks(Options):
         (),
         section="network",
         label="Learning rates by pattern",
-        help='Another learning rate for layers whose whole name matches, e.g. ".*feed_forward.*=5e-5"; the '
+        help='Another learning rate for layers whose whole name matches, e.g. ".+feed_forward.+=5e-5"; the '
         "first match counts.",
         advanced=True,
     )

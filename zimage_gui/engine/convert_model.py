@@ -13,6 +13,7 @@ from zimage_gui.config.convert_model import ConvertConfig, ModelOutput
 from zimage_gui.engine.convert_bpk import BpkPlan, plan_bpk, write_bpk_plan
 from zimage_gui.engine.convert_model_output import output_problems
 from zimage_gui.engine.convert_model_plan import Plan, format_problems, is_folder, layout_of, make_plan
+from zimage_gui.engine.convert_model_scales import refuse_lost_scales
 from zimage_gui.engine.convert_model_source import WORDS, ModelSource, open_model
 from zimage_gui.engine.convert_model_write import write_plan
 from zimage_gui.errors import Problem, UserError, raise_if_any, tried
@@ -56,6 +57,8 @@ def run(config: ConvertConfig, run: Run) -> list[Path]:
         )
         run.emit(Note(text=text))
         return written
+    if config.dtype != "keep":
+        refuse_lost_scales(plan.source)
     written = write_plan(plan, run)
     run.emit(Note(text=sentence(plan)))
     return written

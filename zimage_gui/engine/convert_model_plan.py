@@ -170,7 +170,9 @@ def _refuse_formats(source: ModelSource, config: ModelOutput, layout: str, folde
         raise UserError.one("dtype", config.dtype, "is not made for a VAE", "Choose f32, bf16 or f16")
     if config.dtype == "keep" and source.scaled and (folder or layout != _plain_layout(source)):
         rule = "would keep fp8 numbers, which another layout cannot hold as they are"
-        raise UserError.one("dtype", "keep", rule, "Choose bf16 or f32 (exact), or one of the fp8 forms")
+        anew = not folder and layout != "burn" and source.part != "vae"
+        remedy = "Choose bf16 or f32 (exact)" + (", or one of the fp8 forms" if anew else "")
+        raise UserError.one("dtype", "keep", rule, remedy)
     if folder and source.part == "vae" and not any(name.startswith("encoder.") for name in source.sources):
         rule = "holds a decoder alone, which diffusers cannot load"
         raise UserError.one("input", source.checkpoint.path, rule, "Write a .safetensors or .bpk file")

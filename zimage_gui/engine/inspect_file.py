@@ -13,7 +13,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from zimage_gui.burnpack import BpkHeader, read_bpk_header
+from zimage_gui.burnpack import BpkHeader, is_bpk, read_bpk_header
 from zimage_gui.config.convert import InspectConfig
 from zimage_gui.engine.inspect_folders import folder_report
 from zimage_gui.engine.inspect_models import base_hint, model_verdicts
@@ -23,8 +23,8 @@ from zimage_gui.engine.inspect_things import small_thing
 from zimage_gui.engine.inspect_training import training_facts
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Run
-from zimage_gui.files import MissingFiles, read_header
-from zimage_gui.model.checkpoint import MOST_TENSORS, Checkpoint, Place, open_checkpoint
+from zimage_gui.files import Header, MissingFiles, read_header
+from zimage_gui.model.checkpoint import Checkpoint, Crowded, Place, open_checkpoint
 from zimage_gui.model.gguf import MAGIC as GGUF
 from zimage_gui.model.gguf import read_gguf
 from zimage_gui.model.recognise import Recognised, recognise_checkpoint
@@ -73,7 +73,7 @@ def inspect(path: Path) -> FileReport:
         found = folder_report(path, inspect)
         return found if found is not None else _model(path)
     if path.name.endswith(_INDEX):
-        return replace(_model(path.parent), path=path)
+        return _model(path)
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -119,11 +119,10 @@ def _model(path: Path) -> FileReport:
         checkpoint = open_checkpoint(path, "input")
     except MissingFiles as error:
         return _incomplete(path, error)
-    except UserError:
-        crowd = _crowd(path)
-        if crowd is None:
+    except Crowded as error:
+        if path.is_dir() or is_bpk(path):
             raise
-        return crowd
+        return _crowd(path, error.header)
     return _report(path, checkpoint)
 
 
@@ -223,13 +222,8 @@ def _incomplete(path: Path, error: MissingFiles) -> FileReport:
     )  # fmt: skip
 
 
-def _crowd(path: Path) -> FileReport | None:
-    """A sound safetensors file with more tensors than any model has; None when that is not what is wrong."""
-    if not path.is_file() or path.suffix.lower() == ".bpk":
-        return None
-    header = read_header(path, "input")
-    if len(header.tensors) <= MOST_TENSORS:
-        return None
+def _crowd(path: Path, header: Header) -> FileReport:
+    """A sound safetensors file with more tensors than any model has."""
     size = sum(info.end - info.start for info in header.tensors.values())
     sentence = (
         f"a safetensors file with {len(header.tensors):,} tensors, more than any model this program knows, "

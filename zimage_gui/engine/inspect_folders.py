@@ -25,6 +25,12 @@ _MODELS = (".safetensors", ".bpk", ".gguf", ".ckpt", ".pt", ".pth", ".sft")
 _COMFY_FOLDERS = ("diffusion_models", "unet", "text_encoders", "clip", "vae", "loras", "checkpoints")
 _SEED_NAMES = ("z_image", "ae.", "qwen3_4b_text_encoder.")
 _CAPTIONS = (".txt", ".caption")
+_CALLED = {
+    "vae": "VAE", "sd_vae": "other VAE", "lora": "LoRA", "all_in_one": "all-in-one file", "gguf": "GGUF file",
+    "controlnet": "ControlNet", "omni": "Omni model", "pixel": "pixel-space model",
+    "lumina2": "Lumina 2 model", "quantised": "quantised model", "incomplete": "incomplete model",
+    "unknown": "unknown file", "broken": "broken file", "empty": "empty file",
+}  # fmt: skip
 
 Look = Callable[[Path], FileReport]
 
@@ -217,9 +223,14 @@ def _parts(paths: list[Path], look: Look) -> list[FileReport]:
 
 
 def _listed(counts: Counter[str], total: int) -> str:
-    words = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in counts.most_common())
+    words = ", ".join(f"{count} {_called(kind, count)}" for kind, count in counts.most_common())
     more = total - sum(counts.values())
     return (words or "no model files") + (f" and {more} more files" if more > 0 else "")
+
+
+def _called(kind: str, count: int) -> str:
+    word = _CALLED.get(kind, kind.replace("_", " "))
+    return word if count == 1 else f"{word}s"
 
 
 def _dataset(folder: Path, names: list[str]) -> FileReport | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zimage_gui.config.lora_tools import ExtractLoraConfig
+from zimage_gui.config.lora_tools import USUAL_RANK, ExtractLoraConfig
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.lora_io import DTYPES, output_problems, save
 from zimage_gui.engine.lora_losses import Losses
@@ -28,7 +28,6 @@ from zimage_gui.model.tensor_files import read_source
 from zimage_gui.model.weights import transformer_config_of, transformer_tensors
 
 _SHOWN = 4
-_USUAL_RANK = 32
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def run(config: ExtractLoraConfig, run: Run) -> list[Path]:
     base, tuned = _open(config.base, "base"), _open(config.tuned, "tuned")
     names = [name for name in base.sources if _is_linear(name) and _wanted(config, name)]
     device, dtype = pick_device(config.device), DTYPES.get(config.dtype, torch.float32)
-    rank = config.rank or (_USUAL_RANK if config.energy is None else None)
+    rank = config.rank or (USUAL_RANK if config.energy is None else None)
     losses = Losses()
     entries: dict[str, Entry] = {}
     for done, name in enumerate(names, 1):

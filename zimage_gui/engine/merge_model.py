@@ -16,6 +16,7 @@ from zimage_gui.engine.convert_model import checked_plan, early_problems, senten
 from zimage_gui.engine.convert_model_numbers import Changes
 from zimage_gui.engine.convert_model_output import output_problems
 from zimage_gui.engine.convert_model_plan import Plan
+from zimage_gui.engine.convert_model_scales import refuse_lost_scales
 from zimage_gui.engine.convert_model_source import ModelSource, open_model
 from zimage_gui.engine.convert_model_write import write_plan
 from zimage_gui.errors import Problem, UserError, raise_if_any, tried
@@ -54,6 +55,7 @@ def run(config: MergeConfig, run: Run) -> list[Path]:
             changes.setdefault(f"{path}.weight", []).append((entry, multiplier))
         text = f"LoRA {file.path.name} at {multiplier:g}: all of its {len(file.entries)} modules are merged"
         run.emit(Note(text=text))
+    refuse_lost_scales(merge.plan.source)
     written = write_plan(merge.plan, run, _checked(changes, merge.plan))
     run.emit(Note(text=sentence(merge.plan)))
     return written

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zimage_gui.burnpack import is_bpk, read_bpk_header
-from zimage_gui.errors import UserError
+from zimage_gui.errors import Problem, UserError
 from zimage_gui.files import Header, TensorInfo, expand_shards, read_header
 
 # Bytes; a real config.json has about one thousand.
@@ -29,6 +29,14 @@ PART_CLASSES = {
     "vae": ("AutoencoderKL",),
     "text_encoder": ("qwen3", "Qwen3ForCausalLM", "Qwen3Model"),
 }
+
+
+class Crowded(UserError):
+    """A sound file with more tensors than any model has."""
+
+    def __init__(self, problem: Problem, header: Header) -> None:
+        super().__init__([problem])
+        self.header = header
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def open_checkpoint(path: Path, option: str = "file") -> Checkpoint:
         metadata.update(header.metadata)
         if len(header.tensors) > MOST_TENSORS:
             rule = f"holds {len(header.tensors)} tensors, more than any model this program knows"
-            raise UserError.one(option, file, rule, "Choose another file")
+            raise Crowded(Problem(option, str(file), rule, "Choose another file"), header)
         for name, info in header.tensors.items():
             if name in places:
                 rule = f"holds {name} twice, in {places[name].file.name} and {file.name}"

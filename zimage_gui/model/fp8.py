@@ -1,15 +1,18 @@
 """Numbers of scaled fp8 (e4m3): quantising rows of a weight, and giving them their values back.
 
-Knows the arithmetic only. A stored number q with scale s means q · s, computed in fp32.
+Knows the arithmetic only, and that no scale is infinite. A stored number q with scale s means q · s,
+computed in fp32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from zimage_gui.errors import UserError
 from zimage_gui.model.fp8_names import block_scale_shape
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -26,6 +29,14 @@ def dequantised(rows: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32)
         return values.mul_(factor.reshape(1))  # of no dimension it would be rounded to `dtype` first
     blocks = values.view(len(rows), factor.numel() // len(rows), -1)
     return blocks.mul_(factor.view(len(rows), -1, 1)).view(rows.shape)
+
+
+def checked_scale(scale: Tensor, weight: str, option: str, path: Path) -> Tensor:
+    """The scale of a stored weight; raises UserError when one of its numbers is infinite or NaN."""
+    if not bool(torch.isfinite(scale).all()):
+        rule = f"has an infinite or undefined fp8 scale for {weight}"
+        raise UserError.one(option, path, rule, "Download the model again, or use its bf16 file")
+    return scale
 
 
 def block_scales(rows: Tensor, dtype: torch.dtype) -> Tensor:

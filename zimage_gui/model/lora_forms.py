@@ -79,8 +79,12 @@ def form_problems(entries: Mapping[str, Entry], form: Form, prefix: str = "diffu
     doras = {path: entry for path, entry in entries.items() if isinstance(entry, Dora)}
     allowed = form == "peft" or (form == "universal" and prefix == "transformer")
     refused = [path for path, entry in doras.items() if not (allowed and _is_pefts(entry))]
+    odd = [path for path, entry in doras.items() if not _is_pefts(entry)]
     problems = []
-    if refused:
+    if odd:
+        rule = f"{_some(odd)} is a DoRA of another kind than PEFT's, which no form here can say"
+        problems.append(Problem(_OPTION, form, rule, "Merge it into a model instead"))
+    elif refused:
         rule = f"{_some(refused)} is a DoRA, whose size per row this form cannot say"
         remedy = "Use the target peft (exact in diffusers), or merge it into a model"
         problems.append(Problem(_OPTION, form, rule, remedy))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.checkpoint import Checkpoint
+from zimage_gui.model.fp8 import checked_scale
 from zimage_gui.model.fp8_names import FP8
 from zimage_gui.model.keymaps import Source
 from zimage_gui.model.offload import swapped_positions
@@ -358,6 +359,7 @@ def _scale_of(checkpoint: Checkpoint, source: Source, files: Mapping[Path, Binar
     if where is None:
         return None
     scale = read_tensor(files[where.file], where.info)
+    checked_scale(scale, source.name, checkpoint.option, checkpoint.path)
     return scale if scale.numel() == 1 or source.rows is None else scale[slice(*source.rows)]
 
 

@@ -16,7 +16,7 @@ from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.errors import UserError
 from zimage_gui.ui.actions import PRIVATE, QUIET, plain_html
 from zimage_gui.ui.desk import Desk
-from zimage_gui.ui.form import Updates, browse_button
+from zimage_gui.ui.form import Updates, beside, browse_button
 from zimage_gui.ui.html import notice
 from zimage_gui.ui.page import Page
 
@@ -66,7 +66,7 @@ class ComfyCopy:
                 found.path, found.kind, self.desk.working / Path(folder).expanduser()
             )
         except UserError as error:
-            return {self.said: notice(str(error), "bad")}
+            return {self.said: notice(" ".join(map(beside, error.problems)), "bad")}
         except OSError as error:
             return {self.said: notice(f"The copy failed: {error.strerror or error}.", "bad")}
         words = "is there already, byte for byte" if was_there else "was copied"

@@ -6,14 +6,18 @@ Knows the converting commands and the kinds of `inspect`. Knows nothing of gradi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from zimage_gui.config.lora_tools import USUAL_RANK
 from zimage_gui.engine.inspect_report import FileReport
 from zimage_gui.ui.values import Raw
 
 MODELS = ("transformer", "vae", "text_encoder", "all_in_one", "quantised")
+# Quantisations, in the words of `recognise`, of which at least one action makes something.
+_READ = re.compile(r"fp8|burn's")
 _BYTES = {"f32": 4, "fp32": 4, "f16": 2, "fp16": 2, "bf16": 2, "fp8_comfy": 1, "fp8_blocks": 1}
 _LORA_ENDINGS = {"other": "universal", "default": "native", "comfy": "comfy", "peft": "peft", "rust": "rust"}
 
@@ -21,7 +25,8 @@ _LORA_ENDINGS = {"other": "universal", "default": "native", "comfy": "comfy", "p
 @dataclass(frozen=True)
 class FileAction:
     """One entry of the list. takes: the option that the file becomes; words: the entry's text; output: the
-    option that names the result, empty when nothing is written."""
+    option that names the result, empty when nothing is written; anew: what stands in its form is about one
+    file, and does not stay for the next."""
 
     key: str
     command: str
@@ -30,6 +35,7 @@ class FileAction:
     takes: str
     output: str
     suffix: Callable[[Mapping[str, Raw]], str] = lambda raw: ""
+    anew: bool = False
 
 
 def _model_suffix(raw: Mapping[str, Raw]) -> str:
@@ -71,7 +77,7 @@ ACTIONS = (
     FileAction("resize", "resize-lora", "Change its rank", ("lora",), "input", "output", _resized),
     FileAction(
         "edit", "edit-lora", "Scale, prune or describe it", ("lora",), "input", "output",
-        lambda raw: "_edited.safetensors",
+        lambda raw: "_edited.safetensors", anew=True,
     ),
     FileAction("verify", "verify-lora", "Verify it against a model", ("lora",), "input", ""),
     FileAction(
@@ -83,19 +89,24 @@ ACTIONS = (
 
 def actions_for(found: FileReport | None) -> list[FileAction]:
     """What makes sense for a file; nothing for what is no model and no LoRA."""
-    return [action for action in ACTIONS if found is not None and found.kind in action.kinds]
+    if found is None or (found.kind == "quantised" and not _READ.search(found.sentence)):
+        return []
+    return [action for action in ACTIONS if found.kind in action.kinds]
 
 
 def output_name(action: FileAction, source: Path, raw: Mapping[str, Raw], folder: Path) -> Path:
     """Where the result goes unless the user says otherwise."""
     stem = source.stem if source.suffix in (".safetensors", ".bpk") else source.name
+    stem = stem.removesuffix(".safetensors.index.json")
     return folder / f"{stem.split('-00001-of-')[0]}{action.suffix(raw)}"
 
 
 def needed_bytes(action: FileAction, found: FileReport, raw: Mapping[str, Raw]) -> int | None:
     """About how large the result is, from the header alone; None where that cannot be said beforehand."""
-    if not action.output or action.key in ("extract", "merge-loras", "average"):
+    if not action.output or action.key == "merge-loras":
         return None
+    if action.key == "extract":
+        return _extracted_bytes(found, raw)
     if action.key == "resize":
         return _resized_bytes(found, str(raw.get("rank") or ""))
     width = _BYTES.get(str(raw.get("dtype") or "keep"))
@@ -106,6 +117,19 @@ def needed_bytes(action: FileAction, found: FileReport, raw: Mapping[str, Raw]) 
         math.prod(info.shape) * (width if len(info.shape) == 2 and "layers." in name else wide)
         for name, info in found.tensors.items()
     )
+
+
+def _extracted_bytes(found: FileReport, raw: Mapping[str, Raw]) -> int | None:
+    """At most: when every matrix differs."""
+    rank = str(raw.get("rank") or ("" if raw.get("energy") else USUAL_RANK))
+    if not rank.isdigit():
+        return None
+    sides = (
+        sum(info.shape) + (2 if ".qkv." in name else 0) * min(info.shape)  # written as q, k and v
+        for name, info in found.tensors.items()
+        if len(info.shape) == 2 and name.endswith(".weight")
+    )
+    return int(rank) * sum(sides) * _BYTES.get(str(raw.get("dtype") or "keep"), 4)
 
 
 def _resized_bytes(found: FileReport, rank: str) -> int | None:

@@ -140,7 +140,7 @@ class Form:
         """The list as HTML with what `problems.js` needs; a quiet one only marks the fields."""
         known = options_of(self.config_class)
         marks = [
-            {"option": one.option, "words": _beside(one), "section": known[one.option].section}
+            {"option": one.option, "words": beside(one), "section": known[one.option].section}
             for one in problems
             if one.option in known
         ]
@@ -159,7 +159,7 @@ class Form:
         option = options_of(self.config_class).get(problem.option)
         if option is None:
             return escape(problem.sentence())
-        words = escape(f"{option.label}: {_beside(problem)}")
+        words = escape(f"{option.label}: {beside(problem)}")
         if problem.option not in self.fields:
             return words
         return (
@@ -265,7 +265,7 @@ def merged(*parts: Updates) -> Updates:
     return whole
 
 
-def _beside(problem: Problem) -> str:
+def beside(problem: Problem) -> str:
     """The sentence without the option's name, which the label above the field already says."""
     sentence = problem.sentence()
     head = f"{problem.option} = " if problem.value else f"{problem.option}: "

@@ -29,6 +29,11 @@ box.addEventListener('change', () => window.zgAdvanced(box.checked));
 """
 
 
+def all_settings(elem_id: str, before: str = "") -> None:
+    """The switch that shows advanced settings, on all tabs together; `before`: HTML in front of it."""
+    plain_html(before + SWITCH, js_on_load=SWITCH_SCRIPT, elem_id=elem_id, min_width=110)
+
+
 class PresetBar:
     """Build it above its form, `wire` it after both are built."""
 
@@ -62,14 +67,13 @@ class PresetBar:
             self.save = gr.Button("Save preset", size="sm", elem_id=f"{name}-save-preset")
             self.upload = gr.UploadButton("Import TOML", size="sm", file_types=[".toml"], type="filepath")
             self.reset = gr.Button("Reset to defaults", size="sm", elem_id=f"{name}-reset")
-            plain_html(self._index(), js_on_load=SWITCH_SCRIPT, elem_id=f"{name}-advanced", min_width=110)
+            all_settings(f"{name}-advanced", self._index())
 
     def _index(self) -> str:
-        """The switch, with the names of all settings for the search: closed sections are not in the
-        page yet."""
+        """The names of all settings for the search: closed sections are not in the page yet."""
         known = options_of(self.form.config_class)
         entries = [[name, option.label, option.section] for name, option in known.items()]
-        return f'<span id="{self.form.name}-index" data-index="{escape(json.dumps(entries))}"></span>{SWITCH}'
+        return f'<span id="{self.form.name}-index" data-index="{escape(json.dumps(entries))}"></span>'
 
     def _choices(self) -> list[tuple[str, str]]:
         return [(preset.name.replace("_", " "), preset.name) for preset in self.presets.list()]

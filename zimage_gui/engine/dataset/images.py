@@ -22,6 +22,9 @@ read.
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "AVIF", "GIF", "TIFF")
+_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}
+_TAIL = 64
+"""Bytes; more zeros than that at the end of a file come from a copy that was broken off."""
 _TURNED_SIDEWAYS = (5, 6, 7, 8)
 
 # Pillow warns from half of MAX_PIXELS on; a 100-megapixel photograph is nothing to warn about here.
@@ -81,6 +84,25 @@ def read_info(path: Path) -> PictureInfo:
         raise
     except Exception as error:
         raise PictureProblem(_sentence(error, path)) from error
+
+
+def seems_whole(path: Path) -> bool:
+    """Whether the file ends as its kind does; of one that does not, only decoding tells. Some cameras write
+    more behind the end of a JPEG.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL))
+            tail = file.read().rstrip(b"\0")
+    except OSError:
+        return False
+    if head.startswith(b"RIFF"):
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    if head.startswith(b"BM"):
+        return int.from_bytes(head[2:6], "little") <= size
+    return next((tail.endswith(end) for start, end in _ENDS.items() if head.startswith(start)), True)
 
 
 def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:

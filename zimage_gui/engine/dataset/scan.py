@@ -15,7 +15,7 @@ from pathlib import Path
 from zimage_gui.engine.dataset.buckets import Fit, Size, choose_bucket, fit
 from zimage_gui.engine.dataset.captions import Caption, caption_variants, read_caption
 from zimage_gui.engine.dataset.discover import Listed, list_folder, list_jsonl
-from zimage_gui.engine.dataset.images import PictureProblem, read_info, read_pixels
+from zimage_gui.engine.dataset.images import PictureProblem, read_info, read_pixels, seems_whole
 from zimage_gui.engine.dataset.sources import Source
 
 MOST_CAPTIONS = 1000
@@ -119,7 +119,8 @@ def scan(
 ) -> ScanReport:
     """Look at every picture of every source.
 
-    decode: read the pixels too, which finds pictures that are cut short; without it only headers are read.
+    decode: read the pixels of every picture, which finds all that are damaged; without it only headers are
+    read, and the pixels of files that do not end as they should.
     told: called as pictures are done. Raises nothing for bad pictures; missing folders are `sources.check`'s.
     """
     report = ScanReport(sources)
@@ -162,6 +163,8 @@ def _look(source: Source, listed: Listed, decode: bool) -> Picture | Refused:
     # The picture comes first: writing a caption for one that cannot be used would be work for nothing.
     try:
         info = read_pixels(listed.path)[0] if decode else read_info(listed.path)
+        if not decode and not seems_whole(listed.path):
+            read_pixels(listed.path)
         chosen = _fit(info.size, source)
     except PictureProblem as problem:
         return Refused(listed.path, "picture", str(problem))

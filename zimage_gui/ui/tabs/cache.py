@@ -24,6 +24,7 @@ from zimage_gui.ui.html import notice
 from zimage_gui.ui.live import Live
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
+from zimage_gui.ui.preset_bar import all_settings
 
 PICTURES = frozenset(options_of(PictureFolder))
 
@@ -67,6 +68,7 @@ class CacheTab:
                         "Update the caches", variant="primary", elem_id="cache-update", scale=2
                     )
                     self.check = gr.Button("Look", elem_id="cache-look")
+                    all_settings("cache-advanced")
                 self.answer = plain_html(elem_id="cache-answer")
                 self.panel.build(self.live, self.name)
         self._wire(page)

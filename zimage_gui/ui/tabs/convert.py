@@ -6,7 +6,6 @@ own, beside whatever trains.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,20 +16,23 @@ import gradio as gr
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.engine.inspect_file import inspect
 from zimage_gui.engine.inspect_report import FileReport
-from zimage_gui.errors import UserError
+from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.files import free_name
 from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.comfy_copy import ComfyCopy
 from zimage_gui.ui.convert_actions import ACTIONS, FileAction, actions_for, output_name
+from zimage_gui.ui.convert_checks import early_problems
 from zimage_gui.ui.convert_words import plan_words
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.file_report import report_html
-from zimage_gui.ui.form import Form, Updates, browse_button, guarded, merged
+from zimage_gui.ui.form import Form, Updates, beside, browse_button, guarded, merged
 from zimage_gui.ui.html import notice
 from zimage_gui.ui.live import Live
 from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, known_loras
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
+from zimage_gui.ui.preset_bar import all_settings
+from zimage_gui.ui.values import defaults
 
 DROPPED = [".safetensors", ".bpk", ".gguf", ".png", ".toml", ".json"]
 # Options of `merge` that belong to its other half.
@@ -38,8 +40,11 @@ _OTHER_HALF = {
     "merge-model": ("rank", "energy", "lora_format"),
     "merge-loras": ("dit", "layout", "prefix", "max_shard_size"),
 }  # fmt: skip
-# Options that change the result's size or place.
-_TELLING = ("dtype", "layout", "target", "reverse", "rank")
+_FIRST = "Look into a file first: what fits it appears here."
+_NO_PARTS = "Nothing can be done with such a file here."
+_PARTS = "It holds several things: look into the one that is meant."
+# Options that change what is told beforehand of the result.
+_TELLING = ("dtype", "layout", "target", "reverse", "rank", "overwrite")
 
 
 class ConvertTab:
@@ -105,7 +110,7 @@ class ConvertTab:
         self.choice = gr.Radio(
             [],
             label="What to do with it",
-            info="Look into a file first: what fits it appears here.",
+            info=_FIRST,
             interactive=True,
             elem_id="convert-choice",
         )
@@ -123,6 +128,7 @@ class ConvertTab:
         with gr.Row(elem_classes=["zg-actions"], visible=False) as self.buttons:
             self.start = gr.Button("Start", variant="primary", elem_id="convert-start")
             self.suggest = gr.Button("Suggest an output name", elem_id="convert-suggest")
+            all_settings("convert-advanced")
         self.answer = plain_html(elem_id="convert-answer")
         self.panel.build(self.live, self.name)
 
@@ -132,7 +138,7 @@ class ConvertTab:
         for form in self.forms.values():
             form.wire(page)
         page.first(lambda: {self.known: gr.update(choices=known_loras(self.desk))})
-        shown = [self.report, self.file, self.choice, self.copy.box, *self._changed()]
+        shown = [self.report, self.file, self.choice, self.copy.box, self.copy.said, *self._changed()]
         looking: dict[str, Any] = {"outputs": shown, "show_progress_on": self.report, **PRIVATE}
         gr.on([self.inspect.click, self.file.submit], self._look, {self.file}, **looking)
         self.known.select(lambda data: self._look({self.file: data[self.known]}), {self.known}, **looking)
@@ -154,7 +160,7 @@ class ConvertTab:
     def _changed(self) -> list[Any]:
         """Everything that the handlers of the right side may change."""
         forms = [part for form in self.forms.values() for part in form.outputs()]
-        return [*forms, *self.groups.values(), *self.plans.values(), self.buttons, self.answer]
+        return [*forms, *self.groups.values(), *self.plans.values(), self.buttons, self.suggest, self.answer]
 
     # ---- handlers ---------------------------------------------------------------------------------------
 
@@ -165,7 +171,8 @@ class ConvertTab:
         try:
             found = self._inspected(path)
         except UserError as error:
-            return {self.report: notice(str(error), "bad"), self.file: path, **self._nothing()}
+            words = " ".join(map(beside, error.problems))
+            return {self.report: notice(words, "bad"), self.file: path, **self._nothing()}
         fitting = actions_for(found)
         updates: Updates = {
             self.report: report_html(found),
@@ -173,9 +180,10 @@ class ConvertTab:
             self.choice: gr.update(
                 choices=[(one.words, one.key) for one in fitting],
                 value=fitting[0].key if fitting else None,
-                info="" if fitting else "Nothing can be done with such a file here.",
+                info="" if fitting else _NO_PARTS if not found.parts else _PARTS,
             ),
             self.copy.box: gr.update(visible=found.kind in self.copy.kinds),
+            self.copy.said: "",
         }
         if not fitting:
             return {**updates, **self._hidden()}
@@ -184,7 +192,7 @@ class ConvertTab:
 
     def _nothing(self) -> Updates:
         return {
-            self.choice: gr.update(choices=[], value=None),
+            self.choice: gr.update(choices=[], value=None, info=_FIRST),
             self.copy.box: gr.update(visible=False),
             **self._hidden(),
         }
@@ -205,16 +213,20 @@ class ConvertTab:
     def _open(self, action: FileAction, found: FileReport, raw: Mapping[str, Any]) -> Updates:
         """Shows the action's form with the file and a free output name in it."""
         form = self.forms[action.key]
-        contents = self._names(action, found, raw)
+        source = str(found.path)
+        anew = action.anew and self.desk.drafts.load(action.key).get(action.takes) != source
+        raw = {**(defaults(form.config_class) if anew else raw), "overwrite": False}
+        contents = {**self._names(action, found, raw), "overwrite": False}
         if action.takes == FILES:
-            contents |= {FILES: str(found.path), STRENGTHS: "1"}
+            contents |= {FILES: source, STRENGTHS: "1"}
         elif action.takes == "path":
-            contents |= {"path": str(found.path)}
-        form.keep(contents)
+            contents |= {"path": source}
+        form.keep({**contents, action.takes: source}, rest=anew)
         return merged(
             self._hidden(),
-            form.put(contents),
+            form.put(contents, rest=anew),
             {self.groups[action.key]: gr.update(visible=True), self.buttons: gr.update(visible=True)},
+            {self.suggest: gr.update(visible=bool(action.output))},
             {self.plans[action.key]: plan_words(action, found, {**raw, **contents}, self.desk.working)},
         )
 
@@ -266,10 +278,8 @@ class ConvertTab:
         source = self._inspected(path).path
         fixed = {} if action.takes in (FILES, "path") else {action.takes: source}
         config = self.forms[action.key].read(data, **fixed)
+        raise_if_any(early_problems(config, action.output))
         output = getattr(config, action.output, None) if action.output else None
-        if output is not None and os.path.lexists(output) and not getattr(config, "overwrite", False):
-            remedy = "Choose another name, or set overwrite"
-            raise UserError.one(action.output, output, "exists already", remedy)
         folder = self.desk.run_beside(config, Path(output or source).stem)
         return {
             self.answer: f'<span data-newest="{self.name}" data-run="{folder.name}"></span>'
