@@ -104,12 +104,20 @@ def test_options_that_contradict_are_named_and_nothing_is_written(tmp_path, opti
     assert not list(tmp_path.iterdir())
 
 
-def test_numbers_that_fp16_cannot_hold_are_refused_with_their_name(tmp_path):
-    whole = load_file(FUSED)
-    whole["layers.0.feed_forward.w2.weight"][0, 0] = 1e6
+@pytest.mark.parametrize(
+    ("number", "stored", "dtype"),
+    [
+        (1e6, torch.bfloat16, "f16"),
+        (1e39, torch.float64, "f32"),
+        (3.4e38, torch.float32, "bf16"),
+    ],
+)
+def test_numbers_that_the_format_cannot_hold_are_refused_with_their_name(tmp_path, number, stored, dtype):
+    whole = {name: tensor.to(stored) for name, tensor in load_file(FUSED).items()}
+    whole["layers.0.feed_forward.w2.weight"][0, 0] = number
     save_file(whole, tmp_path / "s.safetensors")
     with pytest.raises(UserError, match=r"cannot hold 1 numbers of layers.0.feed_forward.w2.weight"):
-        convert(tmp_path / "s.safetensors", tmp_path / "o.safetensors", dtype="f16")
+        convert(tmp_path / "s.safetensors", tmp_path / "o.safetensors", dtype=dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
 
 

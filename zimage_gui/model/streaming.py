@@ -29,6 +29,7 @@ from zimage_gui.model.tensor_files import DTYPES, read_tensor
 CHUNK = 2 << 20
 """Bytes read at once: large enough for the disk, small enough for the processor's cache."""
 _LEARNT = 31 << 20
+_WORDS = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
 # Numbers are turned as integers of the same width.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -254,17 +255,18 @@ def gathered(chunks: Iterable[Tensor], shape: tuple[int, ...]) -> Tensor:
 
 
 def cast_floats(chunk: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """A chunk in another number format. Raises UserError naming the tensor when fp16 cannot hold a number."""
+    """A chunk in another number format. Raises UserError naming the tensor when that cannot hold a number."""
     if chunk.dtype == dtype:
         return chunk
-    if dtype != torch.float16:
-        return chunk.to(dtype)
-    cast = chunk.to(torch.float32).to(dtype)  # several times faster than from bf16 at once
-    if not all_finite(cast):
+    # fp16 by way of fp32: several times faster than from bf16 at once
+    cast = (chunk.to(torch.float32) if dtype == torch.float16 else chunk).to(dtype)
+    largest = torch.finfo(dtype).max
+    if largest < torch.finfo(chunk.dtype).max and not all_finite(cast):
         lost = int((~torch.isfinite(cast) & torch.isfinite(chunk)).sum())
         if lost:
-            rule = f"cannot hold {lost} numbers of {name}: they lie beyond 65504"
-            raise UserError.one("dtype", "f16", rule, "Choose bf16 or f32")
+            wider = "Choose bf16 or f32" if dtype == torch.float16 else "Choose a wider one"
+            rule = f"cannot hold {lost} numbers of {name}: they lie beyond {largest:.6g}"
+            raise UserError.one("dtype", _WORDS[dtype], rule, wider)
     return cast
 
 
