@@ -190,6 +190,8 @@ def test_typed_prompts_make_pictures_until_the_stream_ends(options, run, monkeyp
     assert [read_settings(picture)["prompt"] for picture in pictures] == ["a cat", "a fox"]
     assert read_settings(pictures[1])["seed"] == 3 and _pixels(pictures[1]).shape == (32, 32, 3)
     assert "This line --w must be a whole number" in _texts(run, "warning")
+    steps = [event for event in run.events if event.kind == "progress" and event.unit == "steps"]
+    assert [(event.done, event.total) for event in steps if event.done] == [(1, 1), (1, 1)]
     assert _texts(run, "stage").count("Loading the transformer") == 1
 
 

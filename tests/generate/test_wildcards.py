@@ -65,6 +65,10 @@ def test_a_missing_file_and_an_endless_one_are_told_before_anything_is_made(fold
     assert "prompt = __nobody__: has no file nobody.txt" in words
     with pytest.raises(UserError, match="without end"):
         Wildcards(folder).resolved("__endless__", 1)
+    for name in ("i", "doubling"):
+        (folder / f"{name}.txt").write_text(f"__{name}__ __{name}__", encoding="utf-8")
+        with pytest.raises(UserError, match=rf"prompt = __{name}__: has .* without end"):
+            Wildcards(folder).resolved(f"__{name}__", 1)
 
 
 def test_each_picture_chooses_by_its_own_seed_and_names_its_prompt(options, run, folder):

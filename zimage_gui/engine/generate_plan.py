@@ -71,7 +71,9 @@ def problems_of(
         if wanted.dit is not None and not any(problem.option == "dit" for problem in problems):
             problems += swap_problems(config, transformer_config_of(wanted.dit).n_layers)
     problems += latent_problems(config.latent_path)
-    return problems + ([] if loras_are_on else lora_problems(config, files.dit))
+    if loras_are_on or config.latent_path:
+        return problems
+    return problems + lora_problems(config, files.dit)
 
 
 def _requests_and_problems(config: GenerateConfig) -> tuple[list[PictureRequest], list[Problem]]:
