@@ -71,6 +71,12 @@ def test_a_missing_file_and_an_endless_one_are_told_before_anything_is_made(fold
             Wildcards(folder).resolved(f"__{name}__", 1)
 
 
+def test_names_of_one_letter_stand_side_by_side(folder):
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(name.upper(), encoding="utf-8")
+    assert Wildcards(folder).resolved("__a__ and __b__, __a__", 1) == "A and B, A"
+
+
 def test_each_picture_chooses_by_its_own_seed_and_names_its_prompt(options, run, folder):
     config = options(prompt="a {red|green|blue|black} __animal__", batch_count=4, wildcards_dir=folder)
     prompts = [request.prompt for request in requests_of(config, [PromptLine(config.prompt)])]

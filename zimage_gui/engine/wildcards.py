@@ -22,7 +22,7 @@ _LARGEST_FILE = 10_000_000
 _MOST_CHOICES = 10_000
 # The innermost choice, one that holds no other; a backslash makes a brace plain text.
 _CHOICE = re.compile(r"(?<!\\)\{((?:[^{}\\]|\\.)*?(?<!\\)\|(?:[^{}\\]|\\.)*?)(?<!\\)\}", re.DOTALL)
-_NAME = re.compile(r"(?<![\\\w])__([^\W_](?:[\w\-./\x20]*?[^\W_])?)__(?!\w)")
+_NAME = re.compile(r"(?<![\\\w])__([^\W_](?:(?:(?!__)[\w\-./\x20])*?[^\W_])?)__(?!\w)")
 _BAR = re.compile(r"(?<!\\)\|")
 _ESCAPED = re.compile(r"\\([{}|]|__)")
 _SPECIAL = re.compile(r"[{}|]|__")
