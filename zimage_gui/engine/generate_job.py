@@ -219,6 +219,10 @@ def tell_choices(
         run.emit(Note(text=f"Guidance {pairs}"))
     elif config.negative_prompt:
         run.emit(Note(text="The negative prompt has no effect: guidance_scale is 0"))
+    unseen = {r.strength for r in requests if r.image_path and r.strength < 1 and float(r.sigmas[0]) >= 1}
+    for strength in sorted(unseen):
+        text = f"Strength {strength:g} of so few steps is all of them: each begins from pure noise"
+        run.emit(Note(text=f"{text} and sees no picture. Give more steps or less strength"))
     note = format_note(generator.device, config.mixed_precision, generator.dtype)
     if note:
         run.emit(Note(text=note))
