@@ -190,6 +190,11 @@ def test_a_prompt_over_512_tokens_is_warned_about(options, run):
     assert "zebra" in _texts(run, "warning")
 
 
+def test_a_prompt_of_a_book_is_warned_about_in_a_line(options, run):
+    generate(options(prompt="a cat " * 50_000, infer_steps=1, image_size=(32, 32)), run)
+    assert len(_texts(run, "warning")) < 500 and " … " in _texts(run, "warning")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_makes_a_similar_picture(options, run, precision):
     (full,) = generate(options(infer_steps=4), run)

@@ -71,6 +71,11 @@ def test_a_missing_file_and_an_endless_one_are_told_before_anything_is_made(fold
             Wildcards(folder).resolved(f"__{name}__", 1)
 
 
+@pytest.mark.parametrize("text", ["x" * 300_000, "{a|a} " + "x" * 300_000])
+def test_a_long_prompt_is_no_endless_one(text):
+    assert Wildcards(None).resolved(text, 1).endswith("x" * 300_000)
+
+
 def test_names_of_one_letter_stand_side_by_side(folder):
     for name in "ab":
         (folder / f"{name}.txt").write_text(name.upper(), encoding="utf-8")

@@ -45,10 +45,10 @@ class Wildcards:
             while match := _CHOICE.search(text):
                 options = _BAR.split(match[1])
                 text = text[: match.start()] + options[next(picks) % len(options)] + text[match.end() :]
-            if len(text) > _LONGEST_TEXT:
-                break
             if text == before:
                 return _ESCAPED.sub(r"\1", text)
+            if len(text) > max(_LONGEST_TEXT, 2 * len(given)):
+                break
         rule = "has wildcards that name each other without end"
         raise UserError.one("prompt", given[:80], rule, "Correct the wildcard files")
 
