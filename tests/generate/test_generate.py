@@ -190,6 +190,11 @@ def test_a_prompt_over_512_tokens_is_warned_about(options, run):
     assert "zebra" in _texts(run, "warning")
 
 
+def test_a_prompt_of_a_book_is_warned_about_in_a_line(options, run):
+    generate(options(prompt="a cat " * 50_000, infer_steps=1, image_size=(32, 32)), run)
+    assert len(_texts(run, "warning")) < 500 and " … " in _texts(run, "warning")
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_makes_a_similar_picture(options, run, precision):
     (full,) = generate(options(infer_steps=4), run)
@@ -239,6 +244,27 @@ def test_a_lora_that_fits_nothing_leaves_the_resident_model_sound(options, run):
 def test_a_file_that_is_no_latent_is_refused(options):
     (problem,) = check(options(prompt=None, latent_path=[LORA]))
     assert "latent" in problem.sentence()
+
+
+def test_a_pickled_latent_is_named_and_never_opened(options, tmp_path):
+    torch.save(torch.zeros(16, 8, 8), tmp_path / "latent.pt")
+    (problem,) = check(options(prompt=None, latent_path=[tmp_path / "latent.pt"]))
+    assert "PyTorch pickle" in problem.sentence() and "safetensors" in problem.remedy
+
+
+def test_a_latent_of_undefined_numbers_is_told_instead_of_drawn(options, run, tmp_path):
+    save_file({"latent": torch.full((16, 8, 8), float("nan"))}, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="infinite or undefined numbers"):
+        generate(options(prompt=None, latent_path=[tmp_path / "nan.safetensors"]), run)
+    assert not [event for event in run.events if event.kind == "sample"]
+
+
+def test_decoding_takes_no_notice_of_loras_and_says_so(options, run, tmp_path):
+    """The first seed's lines may name a LoRA beside latents; only the VAE has work."""
+    (latent,) = generate(options(output_type="latent", save_path=tmp_path), run)
+    config = options(latent_path=[latent], lora_weight=[LORA])
+    assert len(generate(config, run)) == 1
+    assert "lora_weight" in "".join(event.text for event in run.events if event.kind == "note")
 
 
 def test_the_text_encoder_runs_once_for_each_new_text(options, run, monkeypatch):

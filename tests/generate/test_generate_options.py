@@ -147,6 +147,13 @@ def test_a_picture_is_begun_from_and_what_was_done_to_it_is_told(options, run, s
     assert [event.done for event in run.events if event.kind == "progress" and event.unit == "steps"][-1] == 2
 
 
+@pytest.mark.parametrize(("steps", "strength", "words"), [(2, 0.6, 1), (2, 0.5, 0), (9, 0.95, 1), (4, 1.0, 0)])
+def test_a_picture_of_which_no_step_sees_anything_is_told(options, run, start, steps, strength, words):
+    """diffusers rounds the steps up: 0.6 of 2 are 2, which begin from pure noise. Strength 1 asks for that."""
+    generate(options(image_path=start, strength=strength, infer_steps=steps), run)
+    assert _texts(run, "note").count("begins from pure noise") == words
+
+
 def test_less_strength_stays_nearer_to_the_picture(options, run, start):
     def distance(**changes) -> float:
         (path,) = generate(options(image_path=start, infer_steps=10, **changes), run)
@@ -190,6 +197,8 @@ def test_typed_prompts_make_pictures_until_the_stream_ends(options, run, monkeyp
     assert [read_settings(picture)["prompt"] for picture in pictures] == ["a cat", "a fox"]
     assert read_settings(pictures[1])["seed"] == 3 and _pixels(pictures[1]).shape == (32, 32, 3)
     assert "This line --w must be a whole number" in _texts(run, "warning")
+    steps = [event for event in run.events if event.kind == "progress" and event.unit == "steps"]
+    assert [(event.done, event.total) for event in steps if event.done] == [(1, 1), (1, 1)]
     assert _texts(run, "stage").count("Loading the transformer") == 1
 
 

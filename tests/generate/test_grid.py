@@ -64,6 +64,10 @@ def test_an_axis_is_an_option_and_its_values(text, name, values):
         ({"grid_x": "seed=1,2", "grid_y": "seed=3,4"}, "and so does another axis"),
         ({"grid_x": "lora_multiplier=0,1"}, "lora_weight is empty"),
         ({"compare_lora": True}, "lora_weight is empty"),
+        ({"grid_x": "strength=0.5,1"}, "without image_path it changes nothing"),
+        ({"grid_x": "cfg_truncation=0.5,1"}, "guidance_scale is 0"),
+        ({"grid_x": "cfg_normalization=1,2", "grid_y": "seed=1,2"}, "guidance_scale is 0"),
+        ({"grid_x": "steps=1..4:0.5"}, "its step is no whole number"),
         ({"grid_x": "seed=1,2", "output": Path("a.png")}, "does not go with output"),
         ({"grid_x": "dit=nowhere.safetensors"}, "does not exist"),
         ({"grid_x": "prompt=__nothing__", "wildcards_dir": DATA}, "has no file nothing.txt"),
@@ -72,6 +76,13 @@ def test_an_axis_is_an_option_and_its_values(text, name, values):
 def test_a_wrong_grid_is_told_in_a_sentence(options, changes, words):
     with pytest.raises((UserError, ValidationError), match=re.escape(words)):
         raise_if_any(check(options(**changes)))
+
+
+def test_an_axis_may_vary_what_another_one_or_a_line_switches_on(options, tmp_path):
+    (tmp_path / "p.txt").write_text("a --l 4", encoding="utf-8")
+    axis = {"grid_x": "cfg_truncation=0.5,1"}
+    for more in ({"grid_y": "guidance_scale=0,4"}, {"prompt": None, "from_file": tmp_path / "p.txt"}):
+        assert not check(options(**axis, **more))
 
 
 def test_cells_are_the_pictures_that_their_settings_give_alone(options, run):

@@ -59,6 +59,16 @@ def test_the_switches_of_cuda_are_set_and_set_back(options, run):
     assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.benchmark
 
 
+def test_cuda_graphs_are_refused_where_they_cannot_work(options):
+    def said(**changes) -> str:
+        return " ".join(problem.sentence() for problem in check(options(cuda_graphs=True, **changes)))
+
+    assert "cuda_graphs = true: needs a CUDA device, and the device is cpu" in said()
+    assert "does not go with blocks_to_swap" in said(blocks_to_swap=1)
+    assert "does not go with compile_mode" in said(compile=True, compile_mode="max-autotune")
+    assert "compile_mode" not in said(compile_mode="max-autotune")
+
+
 def test_the_compiler_gets_what_the_options_say(options):
     assert compiler_of(options()) is None
     config = options(

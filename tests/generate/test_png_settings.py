@@ -1,6 +1,7 @@
 """Settings in pictures: ours, A1111's and ComfyUI's."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -149,6 +150,28 @@ def test_any_text_in_a_picture_is_harmless(tmp_path_factory, texts):
 )
 def test_values_of_another_type_are_left_out(tmp_path, text):
     assert read_settings(_picture(tmp_path, {"zimage_gui": text, "prompt": text, "workflow": text})) == {}
+
+
+@pytest.mark.parametrize("inside", [{"id": 1, "type": "sub"}, {"id": 1, "type": "Note"}])
+def test_subgraphs_that_hold_each_other_a_million_times_end_at_once(tmp_path, inside):
+    nodes = [{"id": number, "type": "sub"} for number in range(9)]
+    subgraph = {"id": "sub", "nodes": [*nodes, inside], "links": []}
+    workflow = {"nodes": nodes, "links": [], "definitions": {"subgraphs": [subgraph]}}
+    begun = time.process_time()
+    assert read_settings(_picture(tmp_path, {"workflow": json.dumps(workflow)})) == {}
+    assert time.process_time() - begun < 5
+
+
+def test_numbers_no_option_takes_are_left_out(tmp_path):
+    """A1111 writes seed -1 for "random"; a form filled with it would only be refused."""
+    text = "x\nSteps: 99999, Seed: -1, Size: 99999x64, Shift: inf"
+    assert read_settings(_picture(tmp_path, {"parameters": text})) == {"prompt": "x", "negative_prompt": ""}
+
+
+def test_half_a_character_in_a_picture_is_left_out(tmp_path):
+    """No browser and no tokenizer takes it."""
+    picture = _picture(tmp_path, {"zimage_gui": '{"prompt": "\\ud800 x", "seed": 3}'})
+    assert read_settings(picture) == {"seed": 3}
 
 
 def test_a_file_that_is_no_picture_is_refused(tmp_path):

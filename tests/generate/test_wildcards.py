@@ -65,6 +65,21 @@ def test_a_missing_file_and_an_endless_one_are_told_before_anything_is_made(fold
     assert "prompt = __nobody__: has no file nobody.txt" in words
     with pytest.raises(UserError, match="without end"):
         Wildcards(folder).resolved("__endless__", 1)
+    for name in ("i", "doubling"):
+        (folder / f"{name}.txt").write_text(f"__{name}__ __{name}__", encoding="utf-8")
+        with pytest.raises(UserError, match=rf"prompt = __{name}__: has .* without end"):
+            Wildcards(folder).resolved(f"__{name}__", 1)
+
+
+@pytest.mark.parametrize("text", ["x" * 300_000, "{a|a} " + "x" * 300_000])
+def test_a_long_prompt_is_no_endless_one(text):
+    assert Wildcards(None).resolved(text, 1).endswith("x" * 300_000)
+
+
+def test_names_of_one_letter_stand_side_by_side(folder):
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(name.upper(), encoding="utf-8")
+    assert Wildcards(folder).resolved("__a__ and __b__, __a__", 1) == "A and B, A"
 
 
 def test_each_picture_chooses_by_its_own_seed_and_names_its_prompt(options, run, folder):

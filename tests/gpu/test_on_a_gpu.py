@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from zimage_gui.demo.project import DATA
+from zimage_gui.engine.generator import Generator, PictureRequest
+from zimage_gui.engine.model_files import ModelFiles
+from zimage_gui.engine.model_key import Memory, ModelKey
 from zimage_gui.model.weights import load_transformer, load_vae
 
 pytestmark = [
@@ -46,6 +49,27 @@ def test_the_autoencoder_gives_the_cpu_values_on_a_gpu() -> None:
     on_cpu, on_gpu = vaes[0].encode_mode(images), vaes[1].encode_mode(images.cuda())
     # cuDNN computes convolutions in TF32 unless told otherwise: ten bits of mantissa
     assert (on_gpu.cpu() - on_cpu).abs().max() < 1e-2 * on_cpu.abs().max()
+
+
+def test_replayed_graphs_give_the_latents_of_plain_steps() -> None:
+    def latents(graphs: bool) -> torch.Tensor:
+        notes: list[str] = []
+        ours.note = notes.append
+        ours.use_graphs(graphs)
+        found = [
+            ours.latents(PictureRequest("a red circle", "x", 128, 128, 6, g, 3.0, 1)) for g in (0.0, 3.0, 0.0)
+        ]
+        assert not notes
+        return torch.cat(found)
+
+    for quant in ("none", "fp8"):
+        files = ModelFiles(DATA / "transformer", DATA / "vae", DATA / "text_encoder")
+        key = ModelKey.of(files, None, torch.device("cuda"), "bf16", Memory(base=quant))
+        ours = Generator(key)
+        plain = latents(False)
+        recorded = latents(True)
+        assert ours._graphs is not None and len(ours._graphs._recordings) == 2
+        assert (recorded - plain).abs().max() < 0.02 * plain.abs().max()
 
 
 def test_a_lora_is_trained_stopped_resumed_and_used_on_a_gpu(tmp_path: Path) -> None:

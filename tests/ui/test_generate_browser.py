@@ -168,3 +168,7 @@ def test_a_picture_of_the_gallery_and_a_dropped_one_fill_the_form(tab, window):
     tab.see("#generate-answer .zg-notice", sheet.name)
     tab.page.wait_for_timeout(500)
     assert tab.field("generate", "grid_x").input_value() == "seed=1, 2"
+    (window.folder / "broken.png").write_bytes(sheet.read_bytes()[:200])
+    tab.page.set_input_files("#generate-drop input[type=file]", str(window.folder / "broken.png"))
+    tab.see("text=is not a picture that can be read")
+    tab.page.wait_for_selector("#generate-answer .zg-notice", state="detached")

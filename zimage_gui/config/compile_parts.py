@@ -80,6 +80,34 @@ class Compiling(Options):
         return [Problem("compile_mode", self.compile_mode, rule, "Leave out one of the two")]
 
 
+class Graphs(Options):
+    cuda_graphs: bool = option(
+        False,
+        section="performance",
+        label="CUDA graphs",
+        help="Record a step of each picture size once and replay it, which saves the GPU's waits for Python: "
+        "for small pictures. Takes the memory of one more pass for each of the last two sizes. Needs a CUDA "
+        "device, and weights that stay there (blocks_to_swap 0).",
+        advanced=True,
+    )
+
+    def _graph_problems(self) -> list[Problem]:
+        if not self.cuda_graphs:
+            return []
+        rivals = {}
+        if getattr(self, "blocks_to_swap", 0):
+            rivals["blocks_to_swap"] = "moves the weights"
+        if getattr(self, "compiled_with", None) and self._records_by_itself():
+            rivals["compile_mode"] = "records graphs of its own"
+        return [
+            Problem("cuda_graphs", "true", f"does not go with {name}, which {why}", f"Leave out {name}")
+            for name, why in rivals.items()
+        ]
+
+    def _records_by_itself(self) -> bool:
+        return getattr(self, "compile_mode", "default") in ("reduce-overhead", "max-autotune")
+
+
 class DynamoCompiling(Compiling):
     """With the older spelling that came with accelerate."""
 

@@ -16,7 +16,7 @@ from zimage_gui.config.common import (
     precision_option,
     regular_expressions,
 )
-from zimage_gui.config.compile_parts import Compiling, Kernels
+from zimage_gui.config.compile_parts import Compiling, Graphs, Kernels
 from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
 from zimage_gui.config.grid_parts import GridOptions
 from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
@@ -28,6 +28,7 @@ class GenerateConfig(
     RunOptions,
     Kernels,
     Compiling,
+    Graphs,
     GenerateQuant,
     Swapping,
     TextEncoderMemory,
@@ -324,7 +325,7 @@ class GenerateConfig(
             found.append(
                 Problem(edge, show(getattr(self, edge)), "excludes image_size", "Leave out one of the two")
             )
-        found += self._compile_problems()
+        found += [*self._compile_problems(), *self._graph_problems()]
         return [*found, *self._output_problems(), *self._grid_problems(self._alone())]
 
     def _alone(self) -> dict[str, bool]:

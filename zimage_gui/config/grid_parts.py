@@ -26,6 +26,7 @@ AXES = (
     "scheduler", "cfg_truncation", "cfg_normalization", "strength", "prompt",
 )  # fmt: skip
 """Options that a grid may vary."""
+_OF_GUIDANCE = ("cfg_truncation", "cfg_normalization")
 MOST_CELLS = 1000
 _RANGE = re.compile(r"(-?[\d.]+)\.\.(-?[\d.]+)(?::([\d.]+))?")
 
@@ -127,10 +128,27 @@ class GridOptions(Options):
         if idle is not None and "lora_weight" not in names and not getattr(self, "lora_weight", ()):
             rule = "varies LoRAs, and lora_weight is empty"
             found.append(Problem(idle.given_by, idle.name, rule, "Give a LoRA, or leave it out"))
+        found += self._idle_axes(axes)
         given = [name for name, is_given in alone.items() if is_given]
         if axes and given:
             rule = f"does not go with {' and '.join(given)}"
             found.append(Problem(axes[0].given_by, axes[0].name, rule, "Leave out one of the two"))
+        return found
+
+    def _idle_axes(self, axes: tuple[Axis, ...]) -> list[Problem]:
+        """Axes whose pictures would all be the same; the lines of a prompt file may change that."""
+        if getattr(self, "from_file", None) is not None:
+            return []
+        guided = getattr(self, "guidance_scale", 0) > 0 or any(a.name == "guidance_scale" for a in axes)
+        found = []
+        for axis in axes:
+            if axis.name == "strength" and getattr(self, "image_path", None) is None:
+                rule, remedy = "without image_path it changes nothing", "Give a picture to begin from"
+            elif axis.name in _OF_GUIDANCE and not guided:
+                rule, remedy = "guidance_scale is 0, so it changes nothing", "Give a guidance_scale above 0"
+            else:
+                continue
+            found.append(Problem(axis.given_by, axis.name, rule, remedy))
         return found
 
 
@@ -182,8 +200,10 @@ def _range(part: str, known: Option) -> list[str]:
         raise ValueError(f"has the range {part}, which is none") from None
     if step <= 0 or last < first or (last - first) / step > MOST_CELLS:
         raise ValueError(f"has the range {part}; it must rise, in at most {MOST_CELLS} steps")
+    if known.kind == "int" and not step.is_integer():
+        raise ValueError(f"has the range {part}; its step is no whole number, as {known.name} is")
     if known.kind == "int":
-        return [str(number) for number in range(int(match[1]), int(match[2]) + 1, max(1, round(step)))]
+        return [str(number) for number in range(int(match[1]), int(match[2]) + 1, int(step))]
     count = math.floor((last - first) / step + 1e-9)
     return [f"{first + index * step:.10g}" for index in range(count + 1)]
 

@@ -96,6 +96,7 @@ def _set_up(generator: Generator, config: GenerateConfig, run: Run) -> None:
     set_cuda_switches(config)
     generator.attention = config.attn_mode
     generator.cfg_batch = config.cfg_batch
+    generator.use_graphs(config.cuda_graphs)
     generator.text_encoder_cpu = config.text_encoder_cpu
     generator.on_load = _Loading(run).told
     pictures = generator.pictures

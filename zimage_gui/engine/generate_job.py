@@ -28,6 +28,8 @@ from zimage_gui.events import SKIP_FILE, Note, Run, Stage, Warning
 _AT_ONCE = 256
 """Pictures whose prompts are encoded together; their features wait in memory."""
 _MANY_TEXTS = 8
+_OF_SAMPLING = ("prompt", "from_file", "interactive", "lora_weight", "image_path")
+"""Options that have no part in the decoding of latents."""
 
 
 class Painter:
@@ -44,6 +46,7 @@ class Painter:
     def begin(self, steps: int, sentence: str) -> None:
         """The models are there: from now on steps of `steps` are counted."""
         self.run.emit(Stage(name="generate", text=sentence))
+        self._done = 0
         self.meter = Meter(self.run, steps, "steps")
 
     def encode(self, requests: Sequence[PictureRequest]) -> None:
@@ -172,6 +175,9 @@ class Job:
         """Pictures of latent files written earlier."""
         self.files.prepare()
         self.run.emit(Stage(name="decode", text="Decoding latents"))
+        idle = [name for name in _OF_SAMPLING if getattr(self.config, name)]
+        if idle:
+            self.run.emit(Note(text=f"Latents are only decoded: {', '.join(idle)} not used"))
         for path in self.config.latent_path:
             if self.run.stop_requested():
                 raise Interrupted("stopped between two pictures")
@@ -213,6 +219,10 @@ def tell_choices(
         run.emit(Note(text=f"Guidance {pairs}"))
     elif config.negative_prompt:
         run.emit(Note(text="The negative prompt has no effect: guidance_scale is 0"))
+    unseen = {r.strength for r in requests if r.image_path and r.strength < 1 and float(r.sigmas[0]) >= 1}
+    for strength in sorted(unseen):
+        text = f"Strength {strength:g} of so few steps is all of them: each begins from pure noise"
+        run.emit(Note(text=f"{text} and sees no picture. Give more steps or less strength"))
     note = format_note(generator.device, config.mixed_precision, generator.dtype)
     if note:
         run.emit(Note(text=note))

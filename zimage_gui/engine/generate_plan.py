@@ -17,7 +17,7 @@ from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine import merge_model
 from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.generator import LoraChoice, PictureRequest
-from zimage_gui.engine.kernels import compile_problems
+from zimage_gui.engine.kernels import compile_problems, graph_problems
 from zimage_gui.engine.latent_files import latent_problems
 from zimage_gui.engine.model_files import ModelFiles, find_models
 from zimage_gui.engine.preflight import swap_problems
@@ -55,6 +55,7 @@ def problems_of(
     problems += absent
     looks: list[Callable[[], object]] = [
         lambda: raise_if_any(compile_problems(config, pick_device(config.device))),
+        lambda: raise_if_any(graph_problems(config, pick_device(config.device))),
         partial(use_backend, config.attn_mode),
     ]
     for look in looks:
@@ -71,7 +72,9 @@ def problems_of(
         if wanted.dit is not None and not any(problem.option == "dit" for problem in problems):
             problems += swap_problems(config, transformer_config_of(wanted.dit).n_layers)
     problems += latent_problems(config.latent_path)
-    return problems + ([] if loras_are_on else lora_problems(config, files.dit))
+    if loras_are_on or config.latent_path:
+        return problems
+    return problems + lora_problems(config, files.dit)
 
 
 def _requests_and_problems(config: GenerateConfig) -> tuple[list[PictureRequest], list[Problem]]:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from zimage_gui.engine.decoding import PictureVae, Say, silent
 from zimage_gui.engine.devices import free_memory, number_format
-from zimage_gui.engine.kernels import compile_blocks
+from zimage_gui.engine.kernels import compile_blocks, switches_now
 from zimage_gui.engine.model_key import ModelKey, stamps_of
-from zimage_gui.engine.sampler import REFERENCE, Kept, OnStep, Sampling, bytes_of_both, denoise
+from zimage_gui.engine.sampler import REFERENCE, Forward, Kept, OnStep, Sampling, bytes_of_both, denoise
 from zimage_gui.engine.start_picture import mask_tensor, picture_tensor
 from zimage_gui.model import flow
 from zimage_gui.model.attention import use_backend
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
+from zimage_gui.model.cuda_graphs import GraphedNetwork, Record, record_on_cuda
 from zimage_gui.model.lora_files import AppliedLora, LoraFile, LoraStack, read_lora
 from zimage_gui.model.offload import BlockSwap
 from zimage_gui.model.quantise import Quant, bytes_per_number, stored_bytes
@@ -106,6 +107,9 @@ class Generator:
         self._starts: OrderedDict[object, Tensor] = OrderedDict()
         self._stack: LoraStack | None = None
         self._swap: BlockSwap | None = None
+        self._graphs: GraphedNetwork | None = None
+        self._records = False
+        self.record: Record = record_on_cuda
         self._loras: tuple[tuple[LoraChoice, tuple[tuple[str, int, int], ...]], ...] = ()
         self._counts: list[int] = []
 
@@ -148,6 +152,8 @@ class Generator:
             self._stack = LoraStack(self.transformer)
         if self._swap is not None:
             self._swap.home()
+        if self._graphs is not None:
+            self._graphs.forget()
         self._counts = self._stack.set(
             [
                 AppliedLora(files[choice.path].select(choice.include, choice.exclude), choice.multiplier)
@@ -175,11 +181,13 @@ class Generator:
         noise = torch.cat([starting_noise(request, self.device) for request in requests])
         start, kept = self._begun(first, noise)
 
+        forward = self._forward()
+
         def sampled(batched: bool) -> Tensor:
             guidance = first.sampling.guidance(first.guidance_scale, batched)
             return denoise(
                 transformer, start, positive, negative[0] if negative else None, first.sigmas, guidance,
-                on_step, solver=first.sampling.sampler, kept=kept,
+                on_step, solver=first.sampling.sampler, kept=kept, forward=forward,
             )  # fmt: skip
 
         if negative and self._both_fit(start):
@@ -189,6 +197,21 @@ class Generator:
                 self.note("Memory is short for both prompts at once: one after the other")
             _collect()
         return sampled(False)
+
+    def use_graphs(self, wanted: bool) -> None:
+        """Whether passes are recorded as CUDA graphs from the next picture on."""
+        self._records = wanted
+        if not wanted:
+            self._graphs = None
+
+    def _forward(self) -> Forward | None:
+        """The recorded transformer where passes are recorded, else None."""
+        if not self._records:
+            return None
+        if self._graphs is None or self._graphs.network is not self.transformer:
+            self._graphs = GraphedNetwork(self.transformer, lambda text: self.note(text), self.record)
+        self._graphs.surroundings = (self.attention, *switches_now())
+        return self._graphs
 
     def _both_fit(self, latents: Tensor) -> bool:
         """Whether prompt and negative prompt of these latents go through the transformer as one batch."""
@@ -252,7 +275,7 @@ class Generator:
 
     def close(self) -> None:
         """Frees every model."""
-        self._text_encoder = self._transformer = self._stack = self._swap = None
+        self._text_encoder = self._transformer = self._stack = self._swap = self._graphs = None
         self.pictures.close()
         self._starts.clear()
         self._loras, self._counts = (), []
@@ -268,7 +291,7 @@ class Generator:
         if dtype != self.dtype or key.but_for_transformer() != self.key.but_for_transformer():
             return False
         self.key = key
-        self._transformer = self._stack = self._swap = None
+        self._transformer = self._stack = self._swap = self._graphs = None
         self._loras, self._counts = (), []
         _collect()
         return True

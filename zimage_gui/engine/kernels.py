@@ -3,6 +3,7 @@ options and where compiled code is kept; must not know what a model computes.
 """
 
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def compile_problems(config: Any, device: torch.device) -> list[Problem]:
         return []
     option = "compile_backend" if config.compile else "dynamo_backend"
     return [Problem(option, backend, *found)]
+
+
+def graph_problems(config: Any, device: torch.device) -> list[Problem]:
+    """What keeps passes from being recorded on this machine."""
+    if not config.cuda_graphs or device.type == "cuda":
+        return []
+    rule = f"needs a CUDA device, and the device is {device}"
+    return [Problem("cuda_graphs", "true", rule, "Leave it out")]
+
+
+def switches_now() -> tuple[Hashable, ...]:
+    """The process's switches that choose kernels."""
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
 
 
 def set_cuda_switches(config: Any) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zimage_gui.engine.png_settings import OWN_KEY, own_settings
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.files import read_header
+from zimage_gui.model.recognise import by_first_bytes
 from zimage_gui.model.tensor_files import FLOATS, read_tensor
 
 _CHANNELS = 16
@@ -22,6 +24,11 @@ def latent_problems(paths: Sequence[Path]) -> list[Problem]:
     """What keeps these files from being decoded, from their headers."""
     problems: list[Problem] = []
     for path in paths:
+        if (found := by_first_bytes(path)) is not None:
+            rule = f"is {found.sentence}; it is not opened"
+            remedy = "Save the tensor with safetensors, under the name latent"
+            problems.append(Problem("latent_path", str(path), rule, remedy))
+            continue
         try:
             info = read_header(path, "latent_path").tensors.get("latent")
         except UserError as error:
@@ -61,10 +68,14 @@ def latent_metadata(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def read_latent(path: Path) -> tuple[Tensor, dict[str, str]]:
-    """Latents (B, 16, h, w) fp32 in model space and the header's metadata of a latent file."""
+    """Latents (B, 16, h, w) fp32 in model space and the header's metadata of a latent file. Raises UserError
+    for latents that no picture comes from."""
     header = read_header(path, "latent_path")
     with path.open("rb") as file:
         latents = read_tensor(file, header.tensors["latent"]).float()
+    if not bool(torch.isfinite(latents).all()):
+        rule, remedy = "holds infinite or undefined numbers", "Make the latents again, or choose another file"
+        raise UserError.one("latent_path", path, rule, remedy)
     return (latents if latents.dim() == 4 else latents[None]), header.metadata
 
 

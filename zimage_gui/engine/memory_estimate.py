@@ -279,7 +279,9 @@ def _moving(config: Any, step: Step, moment: Moment, here: float) -> dict[str, f
 def _phases(config: Any, sizes: ModelSizes, batch: Batch, resident: float, item: int) -> dict[str, float]:
     """The encoders while caching, and previews beside the trained model."""
     encoder = sizes.text_encoder
-    text = encoder.kept_as(NUMBER_BYTES["fp8"] if config.fp8_llm else 2.0, 2.0)
+    # caches are encoded in bf16, the prompts of previews in the format that generate takes for them
+    item_of_text = 4.0 if config.sample_prompts is not None and config.mixed_precision == "no" else 2.0
+    text = encoder.kept_as(NUMBER_BYTES["fp8"] if config.fp8_llm else item_of_text, item_of_text)
     text += (4 * sizes.text.hidden_size + 3 * sizes.text.intermediate_size) * 2 * _MOST_CAPTION
     pixels = batch.width * batch.height
     maps = _VAE_MAPS * sizes.vae_width * 4.0 * pixels

@@ -12,8 +12,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from pydantic import ValidationError
 
 from zimage_gui import __version__
+from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.png_foreign import a1111_text, from_a1111, from_comfy, from_workflow
 from zimage_gui.errors import UserError
 
@@ -47,9 +49,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Options of `generate` found in a picture, by name; empty when it carries none that are known.
 
     Reads ours, A1111's `parameters`, and the sampler of a ComfyUI graph, as it was run (`prompt`) or as it is
-    drawn (`workflow`). Raises UserError when the file is no picture.
+    drawn (`workflow`). Values that their option does not take are left out. Raises UserError when the file is
+    no picture.
     """
-    return settings_in(_texts(path))
+    return {name: value for name, value in settings_in(_texts(path)).items() if _is_taken(name, value)}
+
+
+def _is_taken(name: str, value: object) -> bool:
+    try:
+        str(value).encode()  # half a character (a lone surrogate) is valid in JSON and nowhere else
+        GenerateConfig(**{name: value})
+    except (ValidationError, UnicodeEncodeError):
+        return False
+    return True
 
 
 _Reader = Callable[[str], dict[str, Any]]

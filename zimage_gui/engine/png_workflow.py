@@ -26,14 +26,19 @@ _INPUT = "-10"
 _LEFT_OUT = (2, 4)
 """Modes of nodes that are muted or bypassed."""
 _DEEPEST = 8
+_MOST_NODES = 10_000
+"""Nodes that are looked at: subgraphs within subgraphs can make a thousand million of a few lines."""
 
 
 def graph_of(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """Nodes by ids (`outer:inner` inside subgraphs) with their inputs; what cannot be read is left out."""
+    """Nodes by ids (`outer:inner` inside subgraphs) with their inputs; what cannot be read is left out.
+
+    Raises ValueError when there are more than any drawing has.
+    """
     parts = workflow.get("definitions")
     subgraphs = parts.get("subgraphs") if isinstance(parts, dict) else None
     known = {part["id"]: part for part in subgraphs or () if isinstance(part, dict) and "id" in part}
-    return dict(_nodes(workflow, known, "", {}, _DEEPEST))
+    return dict(_nodes(workflow, known, "", {}, _DEEPEST, iter(range(_MOST_NODES))))
 
 
 def _nodes(
@@ -42,18 +47,22 @@ def _nodes(
     prefix: str,
     given: Mapping[str, Any],
     depth: int,
+    left: Iterator[int],
 ) -> Iterator[tuple[str, Any]]:
-    """The nodes of a scope and of the subgraphs in it. `given`: values at the scope's own inputs by name."""
+    """The nodes of a scope and of the subgraphs in it. `given`: values at the scope's own inputs by name;
+    `left`: one for each node that may still be looked at."""
     links = dict(_links(scope))
     names = [str(one.get("name")) for one in scope.get("inputs", ()) if isinstance(one, dict)]
     for node in scope.get("nodes", ()):
+        if next(left, None) is None:
+            raise ValueError("more nodes than a workflow has")
         if not isinstance(node, dict) or node.get("mode") in _LEFT_OUT:
             continue
         own = f"{prefix}{node.get('id')}"
         kind = str(node.get("type"))
         if kind in known and depth:
             inside, overrides = _outside_values(node)
-            for name, inner in _nodes(known[kind], known, f"{own}:", inside, depth - 1):
+            for name, inner in _nodes(known[kind], known, f"{own}:", inside, depth - 1, left):
                 inner["inputs"] |= overrides.get(name.rpartition(":")[2], {})
                 yield name, inner
             continue

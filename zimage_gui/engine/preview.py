@@ -17,13 +17,14 @@ from torch import Tensor
 
 from zimage_gui.engine.checkpoints import OutputNames
 from zimage_gui.engine.dataset.report import count_of
-from zimage_gui.engine.devices import computing_in
+from zimage_gui.engine.devices import computing_in, number_format
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.png_settings import png_bytes
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
 from zimage_gui.engine.sampler import REFERENCE, Cancelled, Sampling, denoise, sampling_of
 from zimage_gui.events import Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write
+from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.quantise import Quant
 from zimage_gui.model.text_encoder import encode_prompts
 from zimage_gui.model.tokenizer import load_tokenizer
@@ -193,7 +194,7 @@ def encode_previews(
     texts = {prompt.prompt for prompt in prompts}
     texts |= {prompt.negative_prompt for prompt in prompts if prompt.guidance_scale > 0}
     quant: Quant = "fp8" if config.fp8_llm else "none"
-    encoder = load_text_encoder(config.text_encoder, device, torch.bfloat16, quant=quant)
+    encoder = load_text_encoder(config.text_encoder, device, _encoder_format(config, device), quant=quant)
     tokenizer = load_tokenizer(config.tokenizer, config.text_encoder, encoder.config.vocab_size)
     features = {}
     for text in sorted(texts):
@@ -204,3 +205,9 @@ def encode_previews(
     gc.collect()
     vae = load_vae(config.vae, "cpu", torch.float32, decoder_only=True)
     return Previews(run, names, config, prompts, features, vae, device)
+
+
+def _encoder_format(config: Any, device: torch.device) -> torch.dtype:
+    """That in which `generate` reads prompts, so that the pictures are the same; caches are bf16 always."""
+    weights = open_checkpoint(part_folder(config.text_encoder, "text_encoder"), "text_encoder").weights
+    return number_format(device, config.mixed_precision, weights)

@@ -6,7 +6,7 @@ must not know prompts as text, files, LoRAs or the VAE.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Cancelled(Exception):
 
 
 OnStep = Callable[[int, int, Tensor], bool | None]
+Forward = Callable[[Tensor, Modulation, Tensor], Tensor]
+"""A pass of the network, given what `modulations` and `refine_captions` made."""
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,22 @@ def denoise(
     *,
     solver: str = "euler",
     kept: Kept | None = None,
+    forward: Forward | None = None,
 ) -> Tensor:
     """Integrates dx/dσ = v = -(model output) from sigmas[0] to sigmas[-1].
 
     start_BCHW: fp32, model space, on the transformer's device: noise where sigmas[0] is 1, else a picture
     with that share of noise; sigmas (N+1,) fall to 0; positive and negative hold one (L_i, cap) feature
     tensor per picture; guidance above 0 needs `negative`. `on_step(done, total, latents)` runs after each
-    step; when it returns True, Cancelled is raised. Returns fp32 latents of the same shape. Latents and the
-    update stay fp32 whatever the transformer's dtype.
+    step; when it returns True, Cancelled is raised. `forward` runs in the transformer's stead. Returns fp32
+    latents of the same shape. Latents and the update stay fp32 whatever the transformer's dtype.
     """
     guidance = Guidance(guidance) if isinstance(guidance, float | int) else guidance
     if guidance.scale > 0 and negative is None:
         raise ValueError("guidance needs the features of a negative prompt")
     levels = [float(sigma) for sigma in sigmas]
-    velocity = _velocity(transformer, positive, negative, guidance, _Times(transformer, levels[:-1]))
+    times = _Times(transformer, levels[:-1])
+    velocity = _velocity(transformer, positive, negative, guidance, times, forward or transformer)
     start = latents = start_BCHW.to(torch.float32)
     steps = len(levels) - 1
     for done, latents in enumerate(SOLVERS[solver](start, levels, velocity, _keeper(kept)), 1):
@@ -151,20 +155,22 @@ def _velocity(
     negative: Sequence[Tensor] | None,
     guidance: Guidance,
     times: "_Times",
+    forward: Forward,
 ) -> Callable[[Tensor, float], Tensor]:
     """v(x, σ) with all guidance in it. Captions are refined here once: they depend on no step."""
     one = _refined(transformer, positive)
     other = _refined(transformer, negative) if negative is not None and guidance.scale > 0 else None
     both = _both(transformer, positive, negative, one, other) if guidance.batched else None
+    output = partial(_output, transformer, forward)
 
     def velocity(latents: Tensor, sigma: float) -> Tensor:
         time = times.at(sigma)
         if other is None or float(flow.sampling_time(torch.tensor(sigma))) > guidance.truncation:
-            return -_output(transformer, latents, time, one)
+            return -output(latents, time, one)
         if both is not None:
-            ahead, opposite = _output(transformer, torch.cat([latents, latents]), time, both).chunk(2)
+            ahead, opposite = output(torch.cat([latents, latents]), time, both).chunk(2)
         else:
-            ahead, opposite = (_output(transformer, latents, time, part) for part in (one, other))
+            ahead, opposite = (output(latents, time, part) for part in (one, other))
         return -flow.limited(flow.guided(ahead, opposite, guidance.scale), ahead, guidance.normalization)
 
     return velocity
@@ -198,10 +204,12 @@ def _both(
     return [*positive, *negative]
 
 
-def _output(transformer: ZImageTransformer, latents: Tensor, time: Modulation, captions: Captions) -> Tensor:
+def _output(
+    transformer: ZImageTransformer, forward: Forward, latents: Tensor, time: Modulation, captions: Captions
+) -> Tensor:
     """The raw model output, about x0 - noise, in fp32."""
     if isinstance(captions, Tensor):
-        output: Tensor = transformer(latents, time, captions)
+        output = forward(latents, time, captions)
     else:
         output = torch.stack(transformer.forward_any(list(latents), time, captions))
     return output.float()

@@ -22,7 +22,7 @@ _LARGEST_FILE = 10_000_000
 _MOST_CHOICES = 10_000
 # The innermost choice, one that holds no other; a backslash makes a brace plain text.
 _CHOICE = re.compile(r"(?<!\\)\{((?:[^{}\\]|\\.)*?(?<!\\)\|(?:[^{}\\]|\\.)*?)(?<!\\)\}", re.DOTALL)
-_NAME = re.compile(r"(?<![\\\w])__([^\W_](?:[\w\-./\x20]*?[^\W_])?)__(?!\w)")
+_NAME = re.compile(r"(?<![\\\w])__([^\W_](?:(?:(?!__)[\w\-./\x20])*?[^\W_])?)__(?!\w)")
 _BAR = re.compile(r"(?<!\\)\|")
 _ESCAPED = re.compile(r"\\([{}|]|__)")
 _SPECIAL = re.compile(r"[{}|]|__")
@@ -38,19 +38,19 @@ class Wildcards:
     def resolved(self, text: str, seed: int) -> str:
         """The text with every choice made. Raises UserError for a name without a file, and for choices that
         never end."""
-        picks = _picks(seed)
+        given, picks = text, _picks(seed, text)
         for _ in range(_DEEPEST):
             before = text
             text = self._names(text, picks)
             while match := _CHOICE.search(text):
                 options = _BAR.split(match[1])
                 text = text[: match.start()] + options[next(picks) % len(options)] + text[match.end() :]
-            if len(text) > _LONGEST_TEXT:
-                break
             if text == before:
                 return _ESCAPED.sub(r"\1", text)
+            if len(text) > max(_LONGEST_TEXT, 2 * len(given)):
+                break
         rule = "has wildcards that name each other without end"
-        raise UserError.one("prompt", text[:80], rule, "Correct the wildcard files")
+        raise UserError.one("prompt", given[:80], rule, "Correct the wildcard files")
 
     def problems(self, text: str) -> list[Problem]:
         """What is wrong with any file that the text may come to, whatever the seed."""
@@ -113,10 +113,11 @@ def escaped(text: str) -> str:
     return _SPECIAL.sub(lambda match: "\\" + match[0], text)
 
 
-def _picks(seed: int) -> Iterator[int]:
+def _picks(seed: int, text: str) -> Iterator[int]:
     for number in range(_MOST_CHOICES):
         yield int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8], "big")
-    raise UserError.one("prompt", "", f"has more than {_MOST_CHOICES} choices", "Use fewer")
+    rule = f"has more than {_MOST_CHOICES} choices, or wildcards that name each other without end"
+    raise UserError.one("prompt", text[:80], rule, "Use fewer, or correct the wildcard files")
 
 
 def _wrong(name: str, rule: str, remedy: str) -> UserError:

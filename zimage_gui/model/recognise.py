@@ -49,7 +49,7 @@ def recognise(path: Path, option: str = "file", part: str | None = None) -> Reco
     Raises UserError when it is missing, cut off or malformed; an unknown but sound file is kind "unknown".
     """
     place = part_folder(path, part) if part else path
-    foreign = _by_first_bytes(place) if place.is_file() else None
+    foreign = by_first_bytes(place) if place.is_file() else None
     if foreign is not None:
         return foreign
     if place.is_dir() and not any(place.glob("*.safetensors*")) and not any(place.glob("*.bpk")):
@@ -87,7 +87,8 @@ def _plain(shapes: Shapes, checkpoint: Checkpoint, parts: list[str]) -> Recognis
     return _vae(shapes, checkpoint) if "vae" in parts else _text_encoder(shapes, checkpoint)
 
 
-def _by_first_bytes(path: Path) -> Recognised | None:
+def by_first_bytes(path: Path) -> Recognised | None:
+    """What is known of a file that is no safetensors file; None of any other."""
     try:
         with open(path, "rb") as file:
             head = file.read(8)

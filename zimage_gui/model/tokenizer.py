@@ -34,6 +34,8 @@ _SPLIT = (
 )
 # Bytes; the real tokenizer.json has 11.4 MB.
 _LONGEST_FILE = 100_000_000
+_SHOWN = 150
+"""Characters of either end of the lost words that a warning names."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class EncodedPrompt:
         """One sentence for the user when words were lost."""
         if not self.lost_words:
             return None
-        return f"The prompt exceeds {MAX_TOKENS} tokens; its last words are not seen: {self.lost_words}"
+        lost = self.lost_words
+        shown = lost if len(lost) <= 2 * _SHOWN else f"{lost[:_SHOWN]} … {lost[-_SHOWN:]}"
+        return f"The prompt exceeds {MAX_TOKENS} tokens; its last words are not seen: {shown}"
 
 
 class Tokenizer:

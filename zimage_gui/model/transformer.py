@@ -310,7 +310,7 @@ class ZImageTransformer(nn.Module):
     def refine_captions(self, captions: Sequence[Tensor], *, run_block: RunBlock = call_block) -> Tensor:
         """The caption part of `embed`, (B, L, D): it depends on neither picture nor time, so that a sampler
         computes it once for all steps."""
-        return self._refined(captions, self._rope(0, 0, 0, _padded_length(captions)), run_block)
+        return self._refined(captions, self.rope(0, 0, 0, _padded_length(captions)), run_block)
 
     def _refined(self, captions: Sequence[Tensor], rope_L1C2: Tensor, run_block: RunBlock) -> Tensor:
         caption_BLD = self._embed_captions(captions)
@@ -332,7 +332,7 @@ class ZImageTransformer(nn.Module):
         image_BLD = self._embed_image(latents_BCHW)
         image_length = image_BLD.shape[1]
         caption_length = captions.shape[1] if isinstance(captions, Tensor) else _padded_length(captions)
-        rope_L1C2 = self._rope(rows, columns, image_length, caption_length)
+        rope_L1C2 = self.rope(rows, columns, image_length, caption_length)
         for block, factors in zip(self.noise_refiner, modulation.refiners, strict=True):
             image_BLD = run_block(block, image_BLD, rope_L1C2[:image_length], factors)
         if not isinstance(captions, Tensor):
@@ -363,7 +363,8 @@ class ZImageTransformer(nn.Module):
         time_BT = self._embed_time(time_B)
         return Modulation((time_BT,) * len(self.noise_refiner), (time_BT,) * len(self.layers), time_BT)
 
-    def _rope(self, rows: int, columns: int, image_length: int, caption_length: int) -> Tensor:
+    def rope(self, rows: int, columns: int, image_length: int, caption_length: int) -> Tensor:
+        """The rotary table of [picture, caption], both padded; of one shape it is one tensor while cached."""
         axes, theta = self.config.axes_dims, self.config.rope_theta
         return rope_tables(rows, columns, image_length, caption_length, axes, theta, self.device)
 
