@@ -63,6 +63,22 @@ def test_a_picture_of_a1111_is_read(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("Sampler: DPM++ 2M Karras", {"sampler": "dpmpp_2m"}),
+        ("Sampler: DPM++ 2M SGM Uniform", {"sampler": "dpmpp_2m", "scheduler": "sgm_uniform"}),
+        ("Sampler: Heun, Schedule type: Beta", {"sampler": "heun", "scheduler": "beta"}),
+        ("Sampler: Euler a", {}),
+        ("Sampler: DPM++ 2M SDE Karras", {}),
+    ],
+)
+def test_samplers_of_a1111_are_known_with_their_schedule_in_the_name(tmp_path, said, found):
+    text = f"a cat\nSteps: 20, {said}"
+    rest = {"prompt": "a cat", "negative_prompt": "", "infer_steps": 20}
+    assert read_settings(_picture(tmp_path, {"parameters": text})) == rest | found
+
+
 def test_a_comfyui_graph_is_read(tmp_path):
     graph = {
         "3": {

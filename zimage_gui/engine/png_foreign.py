@@ -19,6 +19,7 @@ _A1111_SCHEDULES = {
     "simple": "Simple", "normal": "Normal", "sgm_uniform": "SGM Uniform", "beta": "Beta",
     "linear_quadratic": "Linear Quadratic",
 }  # fmt: skip
+_OTHER_SCHEDULES = ("Karras", "Exponential", "Polyexponential", "Uniform", "Automatic")
 # Option of `generate` <- key of A1111's last line. CFG there is the common c = g + 1.
 _A1111_NUMBERS = {"Steps": ("infer_steps", int), "Seed": ("seed", int), "Shift": ("flow_shift", float)}
 _LORA_TAG = re.compile(r"\s*<lora:([^<>:]{1,300}):(-?\d{1,3}(?:\.\d{1,9})?)(?::[^<>]*)?>")
@@ -61,8 +62,7 @@ def from_a1111(text: str) -> dict[str, Any]:
     for key, (option, kind) in _A1111_NUMBERS.items():
         if key in pairs:
             found[option] = kind(pairs[key])
-    found |= _named(pairs, "Sampler", "sampler", _A1111_SAMPLERS)
-    found |= _named(pairs, "Schedule type", "scheduler", _A1111_SCHEDULES)
+    found |= _sampling(pairs.get("Sampler", "").strip(), pairs.get("Schedule type", "").strip())
     if "CFG scale" in pairs:
         found["guidance_scale"] = max(0.0, float(pairs["CFG scale"]) - 1)
     if size := re.fullmatch(r"(\d{2,5})x(\d{2,5})", pairs.get("Size", "")):
@@ -70,10 +70,13 @@ def from_a1111(text: str) -> dict[str, Any]:
     return found
 
 
-def _named(pairs: Mapping[str, str], key: str, option: str, words: Mapping[str, str]) -> dict[str, str]:
-    """The option under the name that A1111 gives its value, when it is one of ours."""
-    said = pairs.get(key, "").strip()
-    return {option: name for name in words if words[name] == said}  # noqa: B035 - at most one
+def _sampling(sampler: str, schedule: str) -> dict[str, str]:
+    """The two by our names, as far as we have them. Older files name both in one: `DPM++ 2M SGM Uniform`."""
+    for word in (*_A1111_SCHEDULES.values(), *_OTHER_SCHEDULES):
+        if sampler.endswith(f" {word}"):
+            sampler, schedule = sampler.removesuffix(f" {word}"), schedule or word
+    named = (("sampler", sampler, _A1111_SAMPLERS), ("scheduler", schedule, _A1111_SCHEDULES))
+    return {option: ours for option, said, words in named for ours in words if words[ours] == said}
 
 
 def _loras(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:

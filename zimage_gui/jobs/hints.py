@@ -22,7 +22,7 @@ OUT_OF_RAM = (
     "The computer's memory is full. Close other programs, lower the number of loader workers or the batch "
     "size, or make the swap or page file larger."
 )
-RESUME = "What was saved before is whole; where a state was saved (save_state), the run can be resumed."
+RESUME = "What was saved before is whole; a training whose state was saved (save_state) can be resumed."
 DISK_FULL = f"The disk is full. Make room or choose another output folder. {RESUME}"
 CUDA_BROKEN = (
     "The graphics card or its driver gave up. Restart the program; if it comes again, update the driver and "
