@@ -29,48 +29,31 @@ def writing_behind(file: BinaryIO) -> Iterator[Put]:
     block ends. Then all is written, or, when the block or the writing fails, what still waits is thrown away.
     Raises the OSError of the disk, at a later chunk or at the end; another if a chunk reads back differently.
     """
-    thread = _Thread(file)
-    thread.start()
-    try:
-        yield thread.put
-    except BaseException:
-        thread.finish(throw_away=True)
-        raise
-    thread.finish(throw_away=False)
+    file.flush()
+    with open(file.name, "rb", buffering=0) as back:
+        back.seek(file.tell())
+        thread = _Thread(file, back)
+        thread.start()
+        try:
+            yield thread.put
+        except BaseException:
+            thread.finish(throw_away=True)
+            raise
+        thread.finish(throw_away=False)
     if thread.error is not None:
         raise thread.error
 
 
-class _Waiting(queue.Queue[Chunk | None]):
-    """Is full when its chunks have so many bytes, however many they are."""
-
-    def __init__(self) -> None:
-        super().__init__(_WAITING)
-        self._bytes = 0
-
-    def _qsize(self) -> int:
-        return self._bytes
-
-    def _put(self, item: Chunk | None) -> None:
-        self._bytes += _size(item)
-        super()._put(item)
-
-    def _get(self) -> Chunk | None:
-        item = super()._get()
-        self._bytes -= _size(item)
-        return item
-
-
-def _size(item: Chunk | None) -> int:
-    """Never 0: a queue of that size is empty."""
-    return 1 + (memoryview(item).nbytes if item is not None else 0)
-
-
 class _Thread(threading.Thread):
-    def __init__(self, file: BinaryIO) -> None:
+    """Two SimpleQueues join it to the one who makes the chunks: an exception out of a signal handler (Ctrl-C)
+    can end a call of theirs but never come in its midst, where a `Queue` may be left locked for ever."""
+
+    def __init__(self, file: BinaryIO, back: Any) -> None:
         super().__init__(name="writing-behind", daemon=True)
-        self._file = file
-        self._queue = _Waiting()
+        self._file, self._back = file, back
+        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._ahead = 0
         self._throw_away = False
         self._buffer = bytearray()
         self.error: BaseException | None = None
@@ -78,33 +61,32 @@ class _Thread(threading.Thread):
     def put(self, chunk: Chunk) -> None:
         if self.error is not None:
             raise self.error
-        self._queue.put(chunk)
+        self._chunks.put(chunk)
+        self._ahead += memoryview(chunk).nbytes
+        while self._ahead > _WAITING:
+            self._ahead -= self._done.get()
 
     def finish(self, throw_away: bool) -> None:
         self._throw_away = throw_away
-        self._queue.put(None)
+        self._chunks.put(None)
         self.join()
 
     def run(self) -> None:
-        """Takes chunks to the last, even after an error: nobody may wait for a full queue for ever."""
-        try:
-            self._file.flush()
-            with open(self._file.name, "rb", buffering=0) as back:
-                back.seek(self._file.tell())
-                while (chunk := self._queue.get()) is not None:
-                    if not self._throw_away:
-                        self._write(chunk, back)
-        except BaseException as error:
-            self.error = error
-            while self._queue.get() is not None:
-                pass
+        """Takes chunks to the last, even after an error: nobody may wait for ever for what is done."""
+        while (chunk := self._chunks.get()) is not None:
+            if self.error is None and not self._throw_away:
+                try:
+                    self._write(chunk)
+                except BaseException as error:
+                    self.error = error
+            self._done.put(memoryview(chunk).nbytes)
 
-    def _write(self, chunk: Any, back: Any) -> None:
+    def _write(self, chunk: Any) -> None:
         self._file.write(chunk)
         self._file.flush()
         size = memoryview(chunk).nbytes
         if len(self._buffer) != size:
             self._buffer = bytearray(size)
         # A bytearray is compared at the speed of memory, a memoryview a hundred times slower.
-        if back.readinto(self._buffer) != size or self._buffer != chunk:
+        if self._back.readinto(self._buffer) != size or self._buffer != chunk:
             raise OSError(errno.EIO, "what was written reads back differently; check the disk")
