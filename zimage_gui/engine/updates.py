@@ -68,7 +68,7 @@ class SingleUpdates:
         """Update what still has a gradient: nothing after a backward pass that updates."""
         for parameter in self._group_of:
             if parameter.grad is not None:
-                self._update(parameter)
+                self.update(parameter)
 
     @torch.no_grad()
     def _in_backward(self, parameter: Tensor) -> None:
@@ -78,9 +78,10 @@ class SingleUpdates:
         self._norms.append(norm)
         if self._max_norm > 0:
             gradient.mul_((self._max_norm / (norm + 1e-6)).clamp_(max=1.0))
-        self._update(parameter)
+        self.update(parameter)
 
-    def _update(self, parameter: Tensor) -> None:
+    def update(self, parameter: Tensor) -> None:
+        """Update one parameter that has its gradient, and free that."""
         if self._rounding and parameter.dtype is torch.bfloat16:
             self._update_rounded(parameter)
         else:
