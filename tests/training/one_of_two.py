@@ -10,7 +10,7 @@ from tiny_project import finetune_config, lora_config
 
 from zimage_gui.engine.train import run
 from zimage_gui.errors import UserError
-from zimage_gui.events import NullRun, Step, Validation
+from zimage_gui.events import NullRun, Sample, Step, Validation, Warning
 
 KINDS = {"lora": lora_config, "full": finetune_config}
 
@@ -27,6 +27,8 @@ def seen(project: Path, kind: str, options: dict[str, Any]) -> dict[str, Any]:
         "losses": [event.loss for event in events.events if isinstance(event, Step)],
         "norms": [event.grad_norm for event in events.events if isinstance(event, Step)],
         "validated": [event.loss for event in events.events if isinstance(event, Validation)],
+        "pictures": [event.path for event in events.events if isinstance(event, Sample)],
+        "warnings": [event.text for event in events.events if isinstance(event, Warning)],
         "results": [path.name for path in results],
         "error": error,
     }

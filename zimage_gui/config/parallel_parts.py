@@ -17,8 +17,8 @@ from zimage_gui.errors import Problem, UserError
 
 RANK, COUNT, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """What torchrun and accelerate launch tell each process they start."""
-FSDP = "ACCELERATE_USE_FSDP"
-"""What accelerate launch says when its settings ask for FSDP."""
+FSDP, CPU = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU"
+"""What accelerate launch says when its settings ask for FSDP, or for the CPU."""
 
 
 class Parallel(Options):
@@ -135,6 +135,10 @@ def launcher_problems(config: Any) -> list[Problem]:
         if _is_set(variable):
             rule = f"asks for {name}, which is not used here"
             found.append(Problem(variable, os.environ[variable], rule, "Start accelerate launch without it"))
+    if _is_set(CPU) and os.environ.get("MASTER_PORT") and not os.environ.get(COUNT) and not config.gpus:
+        rule = "comes from accelerate launch --cpu, which starts one process whatever num_processes says"
+        remedy = "Use gpus = 2 with device = cpu, or torchrun --nproc_per_node 2"
+        found.append(Problem(CPU, os.environ[CPU], rule, remedy))
     if not _is_set(FSDP):
         return found
     if not hasattr(config, "shard_weights"):
@@ -146,6 +150,9 @@ def launcher_problems(config: Any) -> list[Problem]:
     if _is_set("FSDP_OFFLOAD_PARAMS"):
         rule = "asks to keep weights in CPU memory, which shard_weights does not do"
         found.append(Problem("FSDP_OFFLOAD_PARAMS", os.environ["FSDP_OFFLOAD_PARAMS"], rule, remedy))
+    if (strategy := os.environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")) not in ("FULL_SHARD", "1"):
+        rule = "asks to share out less than shard_weights does, which is all"
+        found.append(Problem("FSDP_SHARDING_STRATEGY", strategy, rule, "Set FULL_SHARD, or leave FSDP out"))
     if _is_set("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
         rule = "is gradient_checkpointing here, which is off"
         name = "FSDP_ACTIVATION_CHECKPOINTING"

@@ -62,8 +62,8 @@ class Shards:
 
     def gradient_norm(self) -> Tensor:
         """Length of the whole gradient."""
-        norm = torch.nn.utils.get_total_norm(self._gradients()).float()
-        square = norm.square().to(self._trained[0].device)
+        norms = torch._foreach_norm(self._gradients(), 2, dtype=torch.float32)
+        square = torch.stack(norms).square().sum()
         self._processes.sum_tensor(square)
         return square.sqrt()
 

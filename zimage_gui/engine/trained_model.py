@@ -72,6 +72,8 @@ def _shared_out(
     prepare = partial(shard, group=processes.data_group, device=device, dtype=dtype)
     model = load_transformer(config.dit, "cpu", dtype, prepare=prepare)
     text = f"weights, gradients and optimizer are shared out over {processes.count} processes"
+    if not config.shard_weights:
+        text += ", as accelerate launch asks; of its other settings for FSDP none is used"
     run.emit(Note(text=text))
     return model
 
