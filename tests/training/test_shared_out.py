@@ -9,6 +9,11 @@ from one_of_two import seen
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from test_processes import same, two_processes
+from tiny_project import TRANSFORMER
+
+from zimage_gui.engine.shards import turns
+from zimage_gui.model.rows import rows_of
+from zimage_gui.model.transformer import ZImageTransformer
 
 FULL = {"save_precision": "fp32", "batch_size": 1, "max_train_steps": 5}
 # An optimizer whose updates are the gradients: others make their own of gradients that are all rounding.
@@ -104,3 +109,17 @@ def test_two_processes_that_share_out_the_weights_are_one(project: Path) -> None
     for name in moved:
         apart, way = (float((two[name] - other[name]).float().abs().mean()) for other in (single, before))
         assert apart < 0.1 * way, name
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_each_process_keeps_its_share_of_rows_and_of_optimizer_states(processes: int) -> None:
+    for rows in (1, 2, 7, 64, 129):
+        cut = [len(part) for part in torch.arange(rows).chunk(processes)]
+        bounds = [rows_of(rows, rank, processes) for rank in range(processes)]
+        assert [last - first for first, last in bounds] == cut + [0] * (processes - len(cut))
+    with torch.device("meta"):
+        sizes = [one.numel() for one in ZImageTransformer(TRANSFORMER).parameters()]
+    rounds = turns(sizes, processes)
+    assert sorted(number for one in rounds for number in one) == list(range(len(sizes)))
+    owned = [sum(sizes[one[place]] for one in rounds if place < len(one)) for place in range(processes)]
+    assert max(owned) - min(owned) <= max(sizes)

@@ -14,6 +14,7 @@ from zimage_gui.engine.checkpoints import Mark, OutputNames, Retention, drop
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.state import random_states, save_state
 from zimage_gui.engine.trainer import Progress, Trainer
+from zimage_gui.engine.trainer_state import state_of
 from zimage_gui.engine.validation import Validation, ValidationTimes
 from zimage_gui.events import Checkpoint, Note, Run, Stage
 from zimage_gui.events import Validation as ValidationEvent
@@ -174,7 +175,7 @@ class RunKeeper:
             weights = {name: shards.first_weight(name) for name in weights}
         values = {
             "weights": weights,
-            "trainer": self.trainer.state(),
+            "trainer": state_of(self.trainer),
             "random": random_states(),
             "run": self.facts | {"name": self.names.name, "saved_at": time.time()},
         }

@@ -40,7 +40,7 @@ class Shards:
         self.answers: dict[str, Callable[[Any], object]] = {"weight": self._give_weight}
         self._optimizer: Optimizer | None = None
         self._updates: SingleUpdates | None = None
-        self._rounds = _rounds([one.numel() for one in self.stand_ins], processes.count)
+        self._rounds = turns([one.numel() for one in self.stand_ins], processes.count)
 
     def answer(self, question: tuple[str, Any]) -> None:
         kind, about = question
@@ -191,7 +191,7 @@ def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(one.expand(parameter.shape))
 
 
-def _rounds(sizes: Sequence[int], processes: int) -> list[list[int]]:
+def turns(sizes: Sequence[int], processes: int) -> list[list[int]]:
     """Weights by size, as many at a time as there are processes: the one at place p is updated by process p.
     Every other round is turned, so that each process gets as much."""
     order = sorted(range(len(sizes)), key=lambda number: -sizes[number])

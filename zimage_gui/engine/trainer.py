@@ -370,62 +370,6 @@ class Trainer:
         if not math.isfinite(float(grad_norm)) and not self.scaler.is_enabled():
             raise NonFiniteLoss(f"the gradient near step {self.progress.step} is {float(grad_norm)}")
 
-    def state(self) -> dict[str, Any]:
-        """Everything but the weights that the next update depends on."""
-        progress, shards = self.progress, self.shards
-        values: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict() if shards is None else shards.first_optimizer_state(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": {
-                "step": progress.step, "epoch": progress.epoch, "position": progress.position,
-                "losses": list(progress.losses),
-            },
-        }  # fmt: skip
-        for name, part in (("average", self.average), ("patience", self.patience)):
-            if part is not None:
-                values[name] = part.state()
-        if shards is not None and "average" in values:
-            values["average"]["averages"] = shards.first_rows("average", values["average"]["averages"])
-        return values
-
-    def restore(self, values: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        saved = values["optimizer"]
-        _load_optimizer(self.optimizer, saved if self.shards is None else self.shards.owned(saved))
-        self.schedule.load_state_dict(values["schedule"])
-        if self.scaler.is_enabled() and values["scaler"]:
-            self.scaler.load_state_dict(values["scaler"])
-        saved = values["progress"]
-        self.progress.step, self.progress.epoch, self.progress.position = (
-            saved["step"],
-            saved["epoch"],
-            saved["position"],
-        )
-        self.progress.losses.extend(saved["losses"])
-        if self.average is not None and "average" in values:
-            average = values["average"]
-            if self.shards is not None:
-                own = {name: self.shards.rows(name, one) for name, one in average["averages"].items()}
-                average = average | {"averages": own}
-            self.average.restore(average)
-        elif self.average is not None:
-            self.average.begin()
-        if self.patience is not None and "patience" in values:
-            self.patience.restore(values["patience"])
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """`load_state_dict` that keeps each tensor's type: torch casts the averages of bf16 weights to bf16."""
-    optimizer.load_state_dict(saved)
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
-        state = optimizer.state.get(parameter, {})
-        for name, value in saved["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and name in state and state[name].dtype != value.dtype:
-                state[name] = value.to(state[name].device)
-
 
 def _recomputed(
     block: Any, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None, keeps_rng: bool
