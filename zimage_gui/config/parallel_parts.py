@@ -91,7 +91,8 @@ class Parallel(Options):
         swapped = getattr(self, "blocks_to_swap", 0) if not hasattr(self, "network_dim") else 0
         if processes_of(self) > 1 and swapped:
             rule = "keeps gradients in CPU memory, where several processes do not add them up"
-            remedy = "Set shard_weights instead, or use one process"
+            instead = "Leave it out" if getattr(self, "shard_weights", False) else "Set shard_weights instead"
+            remedy = f"{instead}, or use one process"
             found.append(Problem("blocks_to_swap", str(swapped), rule, remedy))
         return found
 

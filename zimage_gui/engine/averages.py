@@ -3,7 +3,7 @@
 Knows parameters by name. Must not know what they belong to or when they change.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,18 @@ def decay_at(decay: float, updates: int) -> float:
 
 
 class WeightAverage:
-    """a <- d a + (1 - d) w after each update, in fp32. device: where it is kept; None: beside each weight."""
+    """a <- d a + (1 - d) w after each update, in fp32. device: where it is kept; None: beside each weight.
+    at_home: has every weight where it may be changed, called before."""
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], decay: float, device: torch.device | None = None
+        self,
+        parameters: Mapping[str, Tensor],
+        decay: float,
+        device: torch.device | None = None,
+        at_home: Callable[[], object] = lambda: None,
     ) -> None:
         self._parameters, self._decay, self._device = parameters, decay, device
+        self._at_home = at_home
         self._updates = 0
         self.averages: dict[str, Tensor] = {}
         self.begin()
@@ -37,6 +43,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        self._at_home()
         weight = 1 - decay_at(self._decay, self._updates)
         self._updates += 1
         for name, average in self.averages.items():
@@ -45,6 +52,7 @@ class WeightAverage:
     @contextmanager
     def in_place(self) -> Generator[None, None, None]:
         """The average stands in the parameters; afterwards they are what they were. They wait on the CPU."""
+        self._at_home()
         waiting = {name: value.detach().to("cpu", copy=True) for name, value in self._parameters.items()}
         try:
             self._fill(self.averages)
@@ -54,6 +62,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _fill(self, values: Mapping[str, Tensor]) -> None:
+        self._at_home()
         for name, parameter in self._parameters.items():
             parameter.copy_(values[name])
 

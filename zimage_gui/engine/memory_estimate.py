@@ -176,9 +176,8 @@ def estimate(
     if shared > 1:
         training["blocks while they are whole"] = _whole_blocks(sizes, step)
     away = 0.0 if lora or step.in_backward else _swapped_share(config, sizes)
-    training |= _moving(config, step, moment, (1 - away) / shared, shared)
+    training |= _moving(step, moment, (1 - away) / shared)
     weights = training["transformer"]
-    resident = weights + training.get("LoRA", 0.0) + training["optimizer"] + training.get("average", 0.0)
     ram = {"program": _PROGRAM[device == "cuda"]}
     if host:
         ram["swapped blocks"] = host
@@ -186,8 +185,14 @@ def estimate(
         ram["their gradients and states"] = away * step.trained * (step.gradient + step.state)
     if step.inputs_away and step.recomputed:
         ram["block inputs"] = step.recomputed * sizes.config.dim * item * load.batch.rows.all
-    if config.ema_decay and config.ema_device == "cpu":
-        ram["average"] = 4.0 * step.trained
+    if config.ema_decay:
+        average = 4.0 * step.trained / shared
+        beside = 0.0 if lora else _swapped_share(config, sizes)  # of weights that wait in CPU memory
+        if config.ema_device != "cpu":
+            training["average"] = average * (1 - beside)
+        if config.ema_device == "cpu" or beside:
+            ram["average"] = average - training.get("average", 0.0)
+    resident = weights + training.get("LoRA", 0.0) + training["optimizer"] + training.get("average", 0.0)
     if load.states:
         ram["state while it is written"] = step.trained * (step_item(config) + step.state)
     if config.sample_prompts is not None:
@@ -276,17 +281,13 @@ def _whole_blocks(sizes: ModelSizes, step: Step) -> float:
     return block_numbers(sizes.config) * (4.0 * step.gradient + _FP32)
 
 
-def _moving(config: Any, step: Step, moment: Moment, here: float, shared: int = 1) -> dict[str, float]:
-    """here: the share of the trained numbers that stay on the device; shared: processes that share out
-    all."""
-    parts = {
+def _moving(step: Step, moment: Moment, here: float) -> dict[str, float]:
+    """here: the share of the trained numbers that stay on the device."""
+    return {
         "optimizer": state_bytes(step) * here,
         "gradients": moment.gradients * here,
         "activations": moment.activations,
     }
-    if config.ema_decay and config.ema_device != "cpu":
-        parts["average"] = 4.0 * step.trained / shared
-    return parts
 
 
 def _phases(config: Any, sizes: ModelSizes, batch: Batch, resident: float, item: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ import gc
 import random
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -205,10 +206,12 @@ def _watch(config: Any, method: Method, trainer: Trainer) -> None:
     shards = trainer.shards
     if config.ema_decay and (trainer.processes.first or shards is not None):
         kept_on = torch.device("cpu") if config.ema_device == "cpu" else None
-        average = WeightAverage(
-            {name: kept(value) for name, value in method.named_parameters().items()},
-            config.ema_decay, kept_on,
-        )  # fmt: skip
+        own: Mapping[str, torch.Tensor] = method.named_parameters()
+        if shards is not None:
+            own = {name: kept(value) for name, value in own.items()}
+        swap = trainer.swap
+        at_home = (lambda: None) if swap is None else swap.home
+        average = WeightAverage(own, config.ema_decay, kept_on, at_home)
         trainer.average = average
         if shards is not None:
             shards.give_rows("average", lambda: average.averages)
