@@ -70,7 +70,7 @@ def test_two_processes_that_share_out_the_weights_are_one(project: Path) -> None
     ada, again = ADAFACTOR | {"sample_prompts": prompts}, project / "again"
     # Of five pictures four are trained: some updates are of both processes, some of one alone.
     sgd = SGD | {"gradient_checkpointing": True, "validation_split": 0.2}
-    first, _ = together(
+    first, second = together(
         project,
         {
             "sgd": sgd | {"gradient_accumulation_steps": 3},
@@ -78,8 +78,14 @@ def test_two_processes_that_share_out_the_weights_are_one(project: Path) -> None
             "again": ada | {"resume": project / "ada" / STATE.format(2)},
             "once more": ada | {"resume": again / STATE.format(4)},
             "bf16": BF16 | PATTERNS,
+            "adam": FULL | {"optimizer_type": "AdamW", "max_train_steps": 2},
         },
     )
+    weights, states = zip(*(process["adam"]["kept"] for process in (first, second)), strict=True)
+    with torch.device("meta"):
+        count = sum(one.numel() for one in ZImageTransformer(TRANSFORMER).parameters())
+    assert sum(weights) == count and sum(states) == pytest.approx(2 * count, rel=0.01)
+    assert max(weights) < 0.51 * count and min(states) > 0
     alike(first["sgd"], alone(project, "sgd", sgd, 6))
     assert same(*ends(project, "sgd"), 1e-5)
     one = alone(project, "ada", ada)
