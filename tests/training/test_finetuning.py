@@ -249,6 +249,12 @@ def test_nothing_below_the_first_trained_block_has_a_gradient_or_a_graph(project
             "stochastic_rounding",
             "all gradients together",
         ),
+        ({"shard_weights": True, "gpus": "2", "optimizer_type": "Prodigy"}, "shard_weights", "all gradients together"),
+        (
+            {"full_bf16": True, "mixed_precision": "bf16", "optimizer_type": "AdamWScheduleFree"},
+            "stochastic_rounding",
+            "all gradients together",
+        ),
     ],
 )
 def test_what_cannot_go_together_is_one_sentence(project: Path, options: dict, option: str, part: str) -> None:

@@ -10,9 +10,8 @@ import torch
 from torch.optim import Optimizer
 
 from zimage_gui.config.parallel_parts import shards_weights
-from zimage_gui.engine.optimizer_extras import has_two_faces
 from zimage_gui.engine.optimizers import OptimizerError, optimizer_factory, parse_assignments
-from zimage_gui.engine.updates import Factory, SingleUpdates, why_not_alone
+from zimage_gui.engine.updates import SingleUpdates, why_not_alone
 from zimage_gui.errors import Problem
 from zimage_gui.events import Note, Run, Warning
 from zimage_gui.model.transformer import ZImageTransformer
@@ -94,8 +93,6 @@ def _optimizer_problems(config: Any) -> list[Problem]:
         arguments = parse_assignments(config.optimizer_args)
         factory = optimizer_factory(config.optimizer_type, arguments, _TRIAL_RATE)
         reason = why_not_alone(factory, rounding=_rounds(config))
-        if reason is None and shards_weights(config) and _has_two_faces(factory):
-            reason = "keeps its averages in the weights themselves"
     except OptimizerError:  # told by the check of the optimizer itself
         return []
     if reason is None:
@@ -107,10 +104,6 @@ def _optimizer_problems(config: Any) -> list[Problem]:
     value = str(getattr(config, wanted) or shards_weights(config)).lower()
     rule = f"cannot work with {config.optimizer_type}, which {reason}"
     return [Problem(wanted, value, rule, f"Use Adafactor, AdamW or AdamW8bit, or set {wanted} to false")]
-
-
-def _has_two_faces(factory: Factory) -> bool:
-    return has_two_faces(factory([torch.nn.Parameter(torch.zeros(2, 2))]))
 
 
 def _pattern_problems(config: Any) -> list[Problem]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zimage_gui.engine.objective import stream_seed
+from zimage_gui.engine.optimizer_extras import set_training
 
 _ROUNDED_BITS = 16  # what fp32 has below bf16
 _TRIAL_STEPS = 3
@@ -159,6 +160,7 @@ def _trial(factory: Factory, *, alone: bool, dtype: torch.dtype = torch.float32)
     start = (torch.linspace(-1, 1, 12).view(4, 3), torch.linspace(0.5, 1, 3))
     parameters = [nn.Parameter(value.to(dtype)) for value in start]
     optimizer = factory(parameters)
+    set_training(optimizer)
     updates = SingleUpdates(optimizer, 0, rounding=dtype is torch.bfloat16)
     for step in range(_TRIAL_STEPS):
         for number, parameter in enumerate(parameters):
