@@ -429,7 +429,9 @@ def test_pictures_are_shown_as_they_are_trained_and_nothing_is_encoded(project):
         project.picture(name, size=(200, 100), colour="white")
     project.vae = None
     assert project.latents(debug_mode="console", console_width=10, console_num_images=1) == []
-    assert project.told.count("\n@@@@@@@@@@") == 3 and "a.png, 160x96" in project.told  # 10 wide, half as high
+    assert (
+        project.told.count("\n@@@@@@@@@@") == 3 and "a.png, 160x96" in project.told
+    )  # 10 wide, half as high
     assert project.latents(debug_mode="image") == []
     shown = sorted((project.watched.folder / "resized").iterdir())
     for path in shown:

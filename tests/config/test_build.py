@@ -107,7 +107,9 @@ def test_the_older_switches_for_fp8_choose_it() -> None:
 def test_a_secret_is_not_repeated():
     config = build(TrainLoraConfig, {**TRAIN, "wandb_api_key": "hunter2", "huggingface_token": "hunter3"})
     assert (config.wandb_api_key, config.huggingface_token) == ("hunter2", "hunter3")
-    assert "hunter" not in dump(config) and "hunter" not in refusal(TrainLoraConfig, {"huggingface_token": "hunter2"})
+    assert "hunter" not in dump(config) and "hunter" not in refusal(
+        TrainLoraConfig, {"huggingface_token": "hunter2"}
+    )
 
 
 def test_network_args_become_the_options_they_stand_for():

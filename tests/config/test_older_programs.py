@@ -177,7 +177,14 @@ def test_the_first_programs_other_pictures():
 
 
 def test_accelerates_dynamo_options_are_those_of_compile() -> None:
-    words = ["--dynamo_backend", "INDUCTOR", "--dynamo_mode", "max-autotune", "--dynamo_fullgraph", "--dynamo_dynamic"]
+    words = [
+        "--dynamo_backend",
+        "INDUCTOR",
+        "--dynamo_mode",
+        "max-autotune",
+        "--dynamo_fullgraph",
+        "--dynamo_dynamic",
+    ]
     cls = COMMANDS["train-lora"]
     parsed = parse(cls, words)
     config, _ = gather(cls, [read(cls, parsed.given, None)])

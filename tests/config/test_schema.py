@@ -20,11 +20,7 @@ from zimage_gui.config.toml_io import plain
 from zimage_gui.config.training import TrainLoraConfig
 
 ALL = [(command, name) for command, cls in COMMANDS.items() for name in options_of(cls)]
-WALKED = [
-    (command, name)
-    for command, name in ALL
-    if name not in ("auth", "network_args", "width", "height")
-]
+WALKED = [(command, name) for command, name in ALL if name not in ("auth", "network_args", "width", "height")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -53,7 +53,9 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "prune": _patterns,
     "train_patterns": _patterns,
     "freeze_patterns": _patterns,
-    "network_reg_dims": st.lists(st.sampled_from([".*w[12]=4", r"layers\.\d{1,2}\..*=32", "ä=1"]), max_size=3).map(tuple),
+    "network_reg_dims": st.lists(
+        st.sampled_from([".*w[12]=4", r"layers\.\d{1,2}\..*=32", "ä=1"]), max_size=3
+    ).map(tuple),
     "network_reg_lrs": st.lists(st.sampled_from([".*w1=1e-5", ".*=0.5", "ä=0"]), max_size=3).map(tuple),
     "lokr_factor": st.one_of(st.just(-1), st.integers(1, 100_000)),
     "gradient_checkpointing_fraction": st.sampled_from(["1", "0", "0.25", "auto"]),

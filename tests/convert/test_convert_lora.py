@@ -174,5 +174,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert code == 2
-    assert "out.safetensors: cannot be written: the drive takes no file of this size" in capsys.readouterr().err
+    assert (
+        "out.safetensors: cannot be written: the drive takes no file of this size" in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir())

@@ -173,7 +173,8 @@ def test_the_room_counted_is_that_of_the_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EFBIG, "FAT32 at most 4 GB"), (errno.EIO, "(x)")]
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EFBIG, "FAT32 at most 4 GB"), (errno.EIO, "(x)")],
 )
 def test_why_nothing_was_written_is_told_apart(number, words):
     assert words in str(unwritten(OSError(number, "x"), Path("o.bpk")))

@@ -136,7 +136,10 @@ def test_a_text_encoder_can_be_quantised_and_opened(tmp_path):
     ("change", "reason"),
     [
         ({"layers.0.attention.out.scale_weight": torch.ones(7)}, "scales neither tensor, rows nor blocks"),
-        ({"layers.1.attention.out.scale_weight": None}, "layers.1.attention.out.weight in fp8 without its scale"),
+        (
+            {"layers.1.attention.out.scale_weight": None},
+            "layers.1.attention.out.weight in fp8 without its scale",
+        ),
         ({"layers.9.attention.out.scale_weight": torch.ones(())}, "no scale of exactly one weight"),
         ({"layers.0.attention.out.scale_weight": torch.ones(64, 2, dtype=torch.uint8)}, "does not read"),
     ],

@@ -147,7 +147,9 @@ def test_a_picture_is_begun_from_and_what_was_done_to_it_is_told(options, run, s
     assert [event.done for event in run.events if event.kind == "progress" and event.unit == "steps"][-1] == 2
 
 
-@pytest.mark.parametrize(("steps", "strength", "words"), [(2, 0.6, 1), (2, 0.5, 0), (9, 0.95, 1), (4, 1.0, 0)])
+@pytest.mark.parametrize(
+    ("steps", "strength", "words"), [(2, 0.6, 1), (2, 0.5, 0), (9, 0.95, 1), (4, 1.0, 0)]
+)
 def test_a_picture_of_which_no_step_sees_anything_is_told(options, run, start, steps, strength, words):
     """diffusers rounds the steps up: 0.6 of 2 are 2, which begin from pure noise. Strength 1 asks for that."""
     generate(options(image_path=start, strength=strength, infer_steps=steps), run)
@@ -269,7 +271,9 @@ def test_the_text_encoder_goes_to_the_cpu_when_asked():
 
 def test_the_options_reach_the_models(options, run):
     resident = Resident()
-    resident.run(options(text_encoder_cpu=True, cfg_batch="never", vae_tiling="always", vae_dtype="bf16"), run)
+    resident.run(
+        options(text_encoder_cpu=True, cfg_batch="never", vae_tiling="always", vae_dtype="bf16"), run
+    )
     generator = resident._generator
     assert generator.text_encoder_cpu and generator.cfg_batch == "never"
     assert (generator.pictures.tiling, generator.vae.decoder.conv_in.weight.dtype) == (
@@ -280,10 +284,14 @@ def test_the_options_reach_the_models(options, run):
     assert generator.vae.decoder.conv_in.weight.dtype is torch.float32
 
 
-def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_refused(options, run, tmp_path) -> None:
+def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_refused(
+    options, run, tmp_path
+) -> None:
     pictures = []
     for name, compiled in (("plain", False), ("compiled", True)):
-        config = options(compile=compiled, compile_backend="eager", output=tmp_path / f"{name}.png", compile_fullgraph=True)
+        config = options(
+            compile=compiled, compile_backend="eager", output=tmp_path / f"{name}.png", compile_fullgraph=True
+        )
         (path,) = generate(config, run)
         pictures.append(np.asarray(Image.open(path)).astype(int))
     assert "compiled at the first step" in _texts(run, "note")
@@ -293,7 +301,18 @@ def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_ref
 
 
 def test_the_bell_rings_when_all_is_done_and_asked_for(tmp_path, capfd):
-    words = ["generate", "--model_dir", str(HUB), "--prompt", "a", "--image_size", "32", "32", "--infer_steps", "1"]
+    words = [
+        "generate",
+        "--model_dir",
+        str(HUB),
+        "--prompt",
+        "a",
+        "--image_size",
+        "32",
+        "32",
+        "--infer_steps",
+        "1",
+    ]
     words += ["--device", "cpu", "--save_path", str(tmp_path / "out"), "--runs_dir", str(tmp_path / "runs")]
     for bell in ([], ["--bell"]):
         assert main([*words, *bell]) == 0

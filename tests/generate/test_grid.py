@@ -151,7 +151,10 @@ def test_a_stopped_grid_keeps_what_is_made_and_goes_on_from_there(options, tmp_p
 def test_with_and_without_lora_are_two_files_from_one_seed(options, run):
     without, with_lora, _ = generate(options(lora_weight=[LORA], compare_lora=True), run)
     assert "_7_without-LoRA_" in without.name and "_7_with-LoRA_" in with_lora.name
-    assert (read_settings(without)["lora_weight"], read_settings(with_lora)["lora_weight"]) == ([], [LORA.name])
+    assert (read_settings(without)["lora_weight"], read_settings(with_lora)["lora_weight"]) == (
+        [],
+        [LORA.name],
+    )
     assert not np.array_equal(_pixels(without), _pixels(with_lora))
 
 

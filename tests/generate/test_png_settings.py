@@ -147,7 +147,9 @@ def test_a_comfyui_workflow_with_a_subgraph_is_read(tmp_path):
     }  # fmt: skip
 
 
-@given(st.dictionaries(st.sampled_from(["zimage_gui", "parameters", "prompt", "workflow"]), st.text(max_size=80)))
+@given(
+    st.dictionaries(st.sampled_from(["zimage_gui", "parameters", "prompt", "workflow"]), st.text(max_size=80))
+)
 def test_any_text_in_a_picture_is_harmless(tmp_path_factory, texts):
     picture = _picture(tmp_path_factory.mktemp("p"), texts)
     assert isinstance(read_settings(picture), dict)

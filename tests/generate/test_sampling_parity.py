@@ -192,7 +192,9 @@ def test_what_the_time_alone_decides_is_computed_before_the_steps(reference):
     """The time's layers run once for a schedule, and the network's output stays what it is for a plain time."""
     network = reference.transformer
     captions, rows = _features(reference, "a cat"), []
-    layers = [module for name, module in network.named_modules() if "adaLN" in name or name == "t_embedder.mlp"]
+    layers = [
+        module for name, module in network.named_modules() if "adaLN" in name or name == "t_embedder.mlp"
+    ]
     hooks = [
         layer.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
         for layer in layers

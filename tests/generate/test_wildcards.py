@@ -27,7 +27,9 @@ def folder(tmp_path):
 def test_choices_are_fixed_by_the_seed_for_ever(folder):
     cards = Wildcards(folder)
     found = [cards.resolved("a {red|blue} __animal__ __more/place__", seed) for seed in range(4)]
-    assert found == [Wildcards(folder).resolved("a {red|blue} __animal__ __more/place__", seed) for seed in range(4)]
+    assert found == [
+        Wildcards(folder).resolved("a {red|blue} __animal__ __more/place__", seed) for seed in range(4)
+    ]
     assert [Wildcards(None).resolved("{a|b|c|d|e|f}", seed) for seed in range(8)] == list("baafeaff")
     assert len(set(found)) > 1
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from zimage_gui.demo.project import DATA
 from zimage_gui.engine.generator import Generator, PictureRequest
@@ -79,7 +80,16 @@ def test_a_lora_is_trained_stopped_resumed_and_used_on_a_gpu(tmp_path: Path) -> 
         "--output_dir", str(tmp_path / "out"), "--output_name", "z", "--runs_dir", str(tmp_path / "runs"), "--save_state_on_train_end",
     ]  # fmt: skip
     watch = ["--ema_decay", "0.9", "--validation_split", "0.2", "--early_stop", "validation"]
-    objective = ["--loss_type", "huber", "--min_snr_gamma", "5", "--noise_offset", "0.05", "--num_timestep_buckets", "4"]
+    objective = [
+        "--loss_type",
+        "huber",
+        "--min_snr_gamma",
+        "5",
+        "--noise_offset",
+        "0.05",
+        "--num_timestep_buckets",
+        "4",
+    ]
     command(*train, *watch, *objective, "--output_name", "watched", "--max_train_steps", "10")
     command(*train, "--max_train_steps", "10")
     command(*train, "--max_train_steps", "20", "--resume", str(tmp_path / "out" / "z-state"))
@@ -88,3 +98,30 @@ def test_a_lora_is_trained_stopped_resumed_and_used_on_a_gpu(tmp_path: Path) -> 
         "--image_size", "128", "128", "--lora_weight", str(tmp_path / "out" / "z.safetensors"), "--save_path", str(tmp_path / "pictures"),
     )  # fmt: skip
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two CUDA devices are needed")
+def test_two_gpus_share_out_a_finetune_and_end_as_one(tmp_path: Path) -> None:
+    command("demo", "--to", str(tmp_path / "demo"))
+    demo = tmp_path / "demo"
+    train = [
+        "finetune", "--model_dir", str(demo / "models" / "hub"), "--dataset_config", str(demo / "dataset.toml"),
+        "--output_dir", str(tmp_path / "out"), "--runs_dir", str(tmp_path / "runs"), "--max_train_steps", "4", "--seed", "1",
+        "--mixed_precision", "no", "--save_precision", "fp32", "--optimizer_type", "SGD", "--learning_rate", "0.01",
+    ]  # fmt: skip
+    command(
+        *train, "--gpus", "2", "--shard_weights", "--ema_decay", "0.9", "--save_state", "--output_name", "two"
+    )
+    command(
+        *train,
+        "--gradient_accumulation_steps",
+        "2",
+        "--ema_decay",
+        "0.9",
+        "--device",
+        "cuda",
+        "--output_name",
+        "one",
+    )
+    two, one = (load_file(tmp_path / "out" / f"{name}.safetensors") for name in ("two", "one"))
+    assert all(torch.allclose(two[name], one[name], rtol=1e-3, atol=1e-4) for name in one)

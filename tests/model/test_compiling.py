@@ -73,6 +73,33 @@ def test_compiled_blocks_have_the_output_and_gradients_of_plain_ones(run_block, 
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(one.abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("way", "run_block"), [("updated", recomputed), ("gathered", call_block_keeping_products)]
+)
+def test_compiled_blocks_whose_trained_weights_are_swapped_train_as_those_never_moved(way, run_block) -> None:
+    torch._dynamo.reset()
+    made, twin = model(False).requires_grad_(), model(False).requires_grad_()
+    swap = BlockSwap(list(made.layers), 2, CPU, 1, way)
+    inputs = torch.randn(1, 16, 8, 8), torch.tensor([0.4]), [torch.randn(20, 16)]
+
+    @torch.no_grad()
+    def update(parameter: Tensor) -> None:
+        parameter -= 0.1 * parameter.grad
+        parameter.grad = None
+
+    for network in (made, twin):
+        TRACED.apply(network.layers)
+        for parameter in network.parameters() if way == "updated" or network is twin else ():
+            parameter.register_post_accumulate_grad_hook(update)
+    for _ in range(2):
+        for network in (made, twin):
+            network(*inputs, run_block=run_block).square().mean().backward()
+        swap.bring_home()
+        for parameter in made.parameters() if way == "gathered" else ():
+            update(parameter)
+    assert all(torch.equal(one, two) for one, two in zip(made.parameters(), twin.parameters(), strict=True))
+
+
 def test_blocks_of_one_kind_share_one_piece_of_code() -> None:
     torch._dynamo.reset()
     pieces: list[torch.fx.GraphModule] = []

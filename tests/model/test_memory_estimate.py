@@ -105,6 +105,22 @@ def test_the_estimate_of_a_step_is_within_a_tenth_of_what_is_counted(config: Any
     assert expected == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
 
 
+def test_processes_that_share_out_the_weights_need_their_share_and_a_few_whole_blocks() -> None:
+    one, two, many = (
+        estimate(
+            full(gpus=gpus, shard_weights=bool(gpus)),
+            ModelSizes(),
+            Workload(Batch(1024, 1024, 128, 1)),
+            "cuda",
+        ).training
+        for gpus in ("", "2", "8")
+    )
+    for part in ("transformer", "optimizer", "gradients"):
+        assert (two[part], many[part]) == (one[part] / 2, one[part] / 8)
+    assert one["activations"] == two["activations"] and "blocks while they are whole" not in one
+    assert two["blocks while they are whole"] == many["blocks while they are whole"] < one["transformer"] / 4
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -1,6 +1,5 @@
 """What a training step keeps for its backward pass: counted, and without effect on any gradient."""
 
-
 import pytest
 import torch
 from live_bytes import LiveBytes

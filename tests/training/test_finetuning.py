@@ -85,7 +85,9 @@ def read_elsewhere(path: Path, layout: str, expected: dict[str, torch.Tensor]) -
     if layout == "comfy":
         stored = load_file(path)
         fused = torch.cat([expected[f"layers.0.attention.to_{part}.weight"] for part in "qkv"])
-        assert torch.equal(stored["layers.0.attention.qkv.weight"], fused) and not any("to_q" in name for name in stored)
+        assert torch.equal(stored["layers.0.attention.qkv.weight"], fused) and not any(
+            "to_q" in name for name in stored
+        )
         assert torch.equal(stored["final_layer.linear.weight"], expected["all_final_layer.2-1.linear.weight"])
         return
     from diffusers import ZImageTransformer2DModel
@@ -98,7 +100,10 @@ def read_elsewhere(path: Path, layout: str, expected: dict[str, torch.Tensor]) -
     assert set(theirs) == set(expected) and all(torch.equal(theirs[name], expected[name]) for name in theirs)
 
 
-PATTERNS = {"train_patterns": (r"layers\.1", "all_final_layer"), "freeze_patterns": (r".*norm.*", r".*\.w3\.weight")}
+PATTERNS = {
+    "train_patterns": (r"layers\.1", "all_final_layer"),
+    "freeze_patterns": (r".*norm.*", r".*\.w3\.weight"),
+}
 
 
 class Counted:
@@ -115,10 +120,14 @@ class Counted:
             parameter.register_post_accumulate_grad_hook(self._count)
         optimizer = build_optimizer("AdamW", [], 1e-3, self.parameters)
         rounding = dtype is torch.bfloat16
-        updates = SingleUpdates(optimizer, 0, in_backward=fused, rounding=rounding) if fused or rounding else None
+        updates = (
+            SingleUpdates(optimizer, 0, in_backward=fused, rounding=rounding) if fused or rounding else None
+        )
         settings = LoopSettings(0, 9, 1, max_grad_norm=0.0, gradient_checkpointing=True)
         schedule = build_schedule(ScheduleSpec(), optimizer, 9)
-        self.trainer = Trainer(self.method, optimizer, schedule, Objective(), settings, NullRun(folder), updates)
+        self.trainer = Trainer(
+            self.method, optimizer, schedule, Objective(), settings, NullRun(folder), updates
+        )
 
     def _count(self, _: torch.Tensor) -> None:
         self.live.append(sum(p.grad.nbytes for p in self.parameters if p.grad is not None))
@@ -127,7 +136,9 @@ class Counted:
         for number in range(3):
             generator = torch.Generator().manual_seed(number)
             captions = [torch.randn(length, 16, generator=generator) for length in (3, 9)]
-            self.trainer.update([Batch(torch.randn(2, 16, 4, 6, generator=generator), captions, ["x", "y"], [0, 1])])
+            self.trainer.update(
+                [Batch(torch.randn(2, 16, 4, 6, generator=generator), captions, ["x", "y"], [0, 1])]
+            )
         return self
 
 
@@ -194,12 +205,21 @@ def test_a_state_fits_with_and_without_updates_in_the_backward_pass(project: Pat
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "comfy"])
-def test_frozen_weights_are_in_the_file_as_they_were_and_nowhere_in_the_state(project: Path, layout: str) -> None:
+def test_frozen_weights_are_in_the_file_as_they_were_and_nowhere_in_the_state(
+    project: Path, layout: str
+) -> None:
     config = finetune_config(
-        project, save_layout=layout, save_precision="fp32", save_state=True, fused_backward_pass=True, **PATTERNS
+        project,
+        save_layout=layout,
+        save_precision="fp32",
+        save_state=True,
+        fused_backward_pass=True,
+        **PATTERNS,
     )
     _, results = train(config, project)
-    before = dict(load_transformer(project / "models" / "dit.safetensors", dtype=torch.float32).named_parameters())
+    before = dict(
+        load_transformer(project / "models" / "dit.safetensors", dtype=torch.float32).named_parameters()
+    )
     after = dict(load_transformer(results[-2], dtype=torch.float32).named_parameters())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     wanted = {
@@ -210,7 +230,9 @@ def test_frozen_weights_are_in_the_file_as_they_were_and_nowhere_in_the_state(pr
     read_elsewhere(results[-2], layout, after)
     state = load_file(results[-1] / "weights.safetensors")
     assert {name.removeprefix("weights.") for name in state} == wanted
-    kept = {name.split(".")[3] for name in load_file(results[-1] / "trainer.safetensors") if ".state." in name}
+    kept = {
+        name.split(".")[3] for name in load_file(results[-1] / "trainer.safetensors") if ".state." in name
+    }
     assert len(kept) == len(wanted)
 
 
@@ -221,10 +243,14 @@ def test_nothing_below_the_first_trained_block_has_a_gradient_or_a_graph(project
     assert not method.trains_embedding and len(method.parameters()) == len(method.named_parameters()) > 0
     inputs: list[bool] = []
     for block in model.layers:
-        block.register_forward_hook(lambda _, given, out: inputs.extend((given[0].requires_grad, out.requires_grad)))
+        block.register_forward_hook(
+            lambda _, given, out: inputs.extend((given[0].requires_grad, out.requires_grad))
+        )
     model(torch.randn(1, 16, 4, 4), torch.tensor([0.5]), [torch.randn(5, 16)]).square().mean().backward()
     assert inputs == [False, False, False, True]
-    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(method.named_parameters())
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(
+        method.named_parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,9 +275,21 @@ def test_nothing_below_the_first_trained_block_has_a_gradient_or_a_graph(project
             "stochastic_rounding",
             "all gradients together",
         ),
+        (
+            {"shard_weights": True, "gpus": "2", "optimizer_type": "Prodigy"},
+            "shard_weights",
+            "all gradients together",
+        ),
+        (
+            {"full_bf16": True, "mixed_precision": "bf16", "optimizer_type": "AdamWScheduleFree"},
+            "stochastic_rounding",
+            "all gradients together",
+        ),
     ],
 )
-def test_what_cannot_go_together_is_one_sentence(project: Path, options: dict, option: str, part: str) -> None:
+def test_what_cannot_go_together_is_one_sentence(
+    project: Path, options: dict, option: str, part: str
+) -> None:
     problems = check(finetune_config(project, **options))
     assert [problem.option for problem in problems] == [option] and part in problems[0].sentence()
 
@@ -260,12 +298,16 @@ def test_lost_updates_and_clipping_by_tensor_are_told(project: Path) -> None:
     options = {"max_train_steps": 1, "full_bf16": True, "mixed_precision": "bf16"}
     reporter, _ = train(finetune_config(project, stochastic_rounding=False, **options), project)
     assert "loses every update" in texts(reporter, Warning)
-    reporter, _ = train(finetune_config(project, fused_backward_pass=True, max_grad_norm=0.5, **options), project)
+    reporter, _ = train(
+        finetune_config(project, fused_backward_pass=True, max_grad_norm=0.5, **options), project
+    )
     assert "loses" not in texts(reporter, Warning) and "each weight tensor by itself" in texts(reporter, Note)
 
 
 def test_a_resumed_run_keeps_the_weights_that_its_state_has(project: Path) -> None:
     _, results = train(finetune_config(project, save_state=True, **PATTERNS), project)
-    again = finetune_config(project, resume=results[-1], max_train_steps=6, train_patterns=PATTERNS["train_patterns"])
+    again = finetune_config(
+        project, resume=results[-1], max_train_steps=6, train_patterns=PATTERNS["train_patterns"]
+    )
     with pytest.raises(UserError, match="is not in the state"):
         train(again, project)

@@ -81,6 +81,12 @@ FINETUNES = {
         "block_swap_ring_size": 1,
     },
     "updated at home": {"gradient_accumulation_steps": 2, "max_train_steps": 3},
+    "averaged": {"ema_decay": 0.9, "validation_split": 0.2, "validate_every_n_steps": 1},
+    "averaged, updated while there": {
+        "ema_decay": 0.9,
+        "fused_backward_pass": True,
+        "gradient_checkpointing": True,
+    },
     "partly frozen": {"freeze_patterns": (r"layers\.0",), "gradient_checkpointing": True},
 }
 
@@ -139,11 +145,13 @@ def test_what_cannot_be_is_refused_with_the_way_out(project: Path) -> None:
     assert "more than the 2 blocks" in problem.sentence()
     for name, value, why in (
         ("mixed_precision", "fp16", "gradients of fp16"),
-        ("ema_decay", 0.9, "excludes ema_decay"),
-        ("compile", True, "excludes compile"),
+        ("compile_mode", "reduce-overhead", "CUDA graphs"),
     ):
         with pytest.raises(UserError, match=why):
-            build(FinetuneConfig, {"dit": "a", "dataset": "b", "blocks_to_swap": 2, name: value})
+            build(
+                FinetuneConfig,
+                {"dit": "a", "dataset": "b", "blocks_to_swap": 2, "compile": True, name: value},
+            )
 
 
 def test_the_first_seeds_switches_around_swapping_are_accepted_with_the_reason() -> None:

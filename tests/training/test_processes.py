@@ -50,7 +50,8 @@ def two_processes(project: Path, plan: dict[str, tuple[str, dict[str, Any]]]) ->
     script = Path(__file__).with_name("one_of_two.py")
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), str(project), str(file)], env=shared | {"RANK": rank, "LOCAL_RANK": rank}
+            [sys.executable, str(script), str(project), str(file)],
+            env=shared | {"RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in ("0", "1")
     ]
@@ -65,7 +66,8 @@ def two_processes(project: Path, plan: dict[str, tuple[str, dict[str, Any]]]) ->
 def same(one: Path, other: Path, tolerance: float = 0.0) -> bool:
     first, second = load_file(one), load_file(other)
     return first.keys() == second.keys() and all(
-        torch.allclose(first[name].float(), second[name].float(), rtol=tolerance, atol=tolerance) for name in first
+        torch.allclose(first[name].float(), second[name].float(), rtol=tolerance, atol=tolerance)
+        for name in first
     )
 
 

@@ -94,7 +94,9 @@ class FakeHub:
     def upload_folder(self, *, folder_path: str, repo_id: str, path_in_repo: str, **_: object) -> None:
         shutil.copytree(folder_path, self._place(repo_id, path_in_repo))
 
-    def snapshot_download(self, repo_id: str, *, allow_patterns: list[str], local_dir: Path, **_: object) -> str:
+    def snapshot_download(
+        self, repo_id: str, *, allow_patterns: list[str], local_dir: Path, **_: object
+    ) -> str:
         (folder,) = [pattern.removesuffix("/*") for pattern in allow_patterns]
         if (self.home / repo_id / folder).is_dir():
             shutil.copytree(self.home / repo_id / folder, local_dir / folder)
@@ -114,7 +116,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_results_and_states_are_uploaded_and_a_run_goes_on_from_there(project: Path, hub: FakeHub, beside: bool) -> None:
+def test_results_and_states_are_uploaded_and_a_run_goes_on_from_there(
+    project: Path, hub: FakeHub, beside: bool
+) -> None:
     whole = project / "whole"
     straight = train(lora_config(project, output_dir=whole, max_train_steps=6))[1][-1]
     options = {
@@ -128,7 +132,9 @@ def test_results_and_states_are_uploaded_and_a_run_goes_on_from_there(project: P
     assert any("the network is slow" in event.text for event in reporter.of(Warning))
     shutil.rmtree(project / "out")
     place = "ann/cats/loras/cats-step00000004-state:main"
-    resumed, results = train(lora_config(project, output_name="cats", huggingface_resume=place, max_train_steps=6))
+    resumed, results = train(
+        lora_config(project, output_name="cats", huggingface_resume=place, max_train_steps=6)
+    )
     assert [step.step for step in resumed.of(Step)] == [5, 6] and equal(results[-1], straight)
     assert results[-1].parent == project / "out"
 
@@ -146,7 +152,15 @@ def test_a_repository_that_cannot_be_made_and_a_state_that_is_not_there_are_told
 def test_places_on_the_hub_are_read_and_what_leads_outside_is_not() -> None:
     assert hub_place("ann/cats/a/b-state") == ("ann/cats", "a/b-state", "main", "model")
     assert hub_place("ann/cats/s:v2:dataset") == ("ann/cats", "s", "v2", "dataset")
-    for wrong in ("ann/cats", "ann", "ann/cats/../x", "ann/cats//x", "ann/cats/x:a:b:c", "ann/cats/x:a:zoo", "../a/b"):
+    for wrong in (
+        "ann/cats",
+        "ann",
+        "ann/cats/../x",
+        "ann/cats//x",
+        "ann/cats/x:a:b:c",
+        "ann/cats/x:a:zoo",
+        "../a/b",
+    ):
         assert hub_place(wrong) is None, wrong
 
 

@@ -85,7 +85,9 @@ def test_rounding_by_chance_keeps_the_mean_and_what_bf16_holds():
     found = rounded_by_chance(value, generator)
     assert set(found.unique().tolist()) == {1.0, 1 + 1 / 128}
     assert float(found.double().mean()) == pytest.approx(1 + 0.3 / 128, abs=2e-5)
-    assert float(rounded_by_chance(-value, generator).double().mean()) == pytest.approx(-1 - 0.3 / 128, abs=2e-5)
+    assert float(rounded_by_chance(-value, generator).double().mean()) == pytest.approx(
+        -1 - 0.3 / 128, abs=2e-5
+    )
     exact = torch.tensor([0.0, -0.0, 1.5, -3e38, 1e-40, float("inf"), -float("inf"), float("nan")]).bfloat16()
     again = rounded_by_chance(exact.float(), generator)
     assert torch.equal(again[:-1], exact[:-1]) and bool(again[-1].isnan())
@@ -103,7 +105,11 @@ def test_rounding_by_chance_keeps_the_mean_and_what_bf16_holds():
 )
 def test_small_updates_of_bf16_weights_arrive_only_when_rounded_by_chance(name, arguments, rate):
     """A step of 1e-4 is lost on a bf16 weight of 1; over many weights the mean shows what arrived."""
-    kinds = {"exact": (torch.float32, False), "nearest": (torch.bfloat16, False), "chance": (torch.bfloat16, True)}
+    kinds = {
+        "exact": (torch.float32, False),
+        "nearest": (torch.bfloat16, False),
+        "chance": (torch.bfloat16, True),
+    }
     moved = {}
     for kind, (dtype, rounding) in kinds.items():
         weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
@@ -155,6 +161,8 @@ def test_an_optimizer_that_needs_all_gradients_is_found_out(cls):
     assert reason is not None and "all gradients together" in reason
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Adafactor", "AdamW8bit", "Lion8bit", "SGD", "RAdam", "NAdam", "Adagrad"])
+@pytest.mark.parametrize(
+    "name", ["AdamW", "Adafactor", "AdamW8bit", "Lion8bit", "SGD", "RAdam", "NAdam", "Adagrad"]
+)
 def test_usual_optimizers_can_update_one_weight_at_a_time(name):
     assert why_not_alone(optimizer_factory(name, {}, 0.1), rounding=True) is None

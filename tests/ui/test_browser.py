@@ -187,7 +187,9 @@ def test_a_lora_is_copied_to_comfyui_and_the_folder_is_remembered(page, window):
     page.page.locator("#convert-file textarea, #convert-file input").first.fill(str(lora))
     page.press("#convert-inspect")
     page.see("#convert-copy")
-    assert page.page.locator("#convert-comfy textarea, #convert-comfy input").first.input_value() == str(comfy)
+    assert page.page.locator("#convert-comfy textarea, #convert-comfy input").first.input_value() == str(
+        comfy
+    )
 
 
 def test_no_page_ever_asked_another_host(page):

@@ -28,7 +28,9 @@ def made_run(desk, name: str, results=()) -> Path:
     folder = desk.runs_dir / name
     (folder / "samples").mkdir(parents=True)
     write_json(folder / "config.toml", {})
-    status = Status(command="generate", name="", created=1.0, outcome="done", results=tuple(map(str, results)))
+    status = Status(
+        command="generate", name="", created=1.0, outcome="done", results=tuple(map(str, results))
+    )
     write_status(folder, status, durable=False)
     return folder / "samples"
 
@@ -98,7 +100,13 @@ def test_a_damaged_list_of_favourites_counts_as_none(history):
 
 
 def test_only_a_picture_of_the_list_can_be_deleted(history, desk, tmp_path):
-    for place in ("elsewhere.png", "输出 out/holiday.png", "输出 out/20260101-000000-003_3_000.png", "runs", ""):
+    for place in (
+        "elsewhere.png",
+        "输出 out/holiday.png",
+        "输出 out/20260101-000000-003_3_000.png",
+        "runs",
+        "",
+    ):
         assert not history.delete(str(tmp_path / place))
     assert not history.delete(str(tmp_path / "runs" / ".." / "elsewhere.png"))
     assert (tmp_path / "elsewhere.png").is_file() and (tmp_path / "输出 out" / "holiday.png").is_file()

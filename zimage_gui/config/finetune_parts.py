@@ -91,10 +91,10 @@ def _swap_problems(config: Any) -> list[Problem]:
         rule = "cannot be: gradients of fp16 are scaled in one place, and here they are in two"
         remedy = "Set mixed_precision to bf16, or leave blocks_to_swap out"
         found.append(Problem("blocks_to_swap", show(config.blocks_to_swap), rule, remedy))
-    if config.ema_decay:
-        rule = "excludes ema_decay: the average would be put into weights that are on their way"
-        found.append(Problem("blocks_to_swap", show(config.blocks_to_swap), rule, "Leave one of the two out"))
-    if config.compile:
-        rule = "excludes compile here: compiled blocks hold on to the weights that they were compiled with"
-        found.append(Problem("blocks_to_swap", show(config.blocks_to_swap), rule, "Leave one of the two out"))
+    if config.compiled_with is not None and config.compile_mode in ("reduce-overhead", "max-autotune"):
+        rule = (
+            "records where weights lie (CUDA graphs), and weights of blocks_to_swap lie elsewhere each time"
+        )
+        remedy = "Set compile_mode to default or max-autotune-no-cudagraphs, or leave blocks_to_swap out"
+        found.append(Problem("compile_mode", config.compile_mode, rule, remedy))
     return found

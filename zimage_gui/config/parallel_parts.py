@@ -17,6 +17,8 @@ from zimage_gui.errors import Problem, UserError
 
 RANK, COUNT, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """What torchrun and accelerate launch tell each process they start."""
+FSDP, CPU = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU"
+"""What accelerate launch says when its settings ask for FSDP, or for the CPU."""
 
 
 class Parallel(Options):
@@ -89,8 +91,84 @@ class Parallel(Options):
         swapped = getattr(self, "blocks_to_swap", 0) if not hasattr(self, "network_dim") else 0
         if processes_of(self) > 1 and swapped:
             rule = "keeps gradients in CPU memory, where several processes do not add them up"
-            found.append(Problem("blocks_to_swap", str(swapped), rule, "Leave it out, or use one process"))
+            instead = "Leave it out" if getattr(self, "shard_weights", False) else "Set shard_weights instead"
+            remedy = f"{instead}, or use one process"
+            found.append(Problem("blocks_to_swap", str(swapped), rule, remedy))
         return found
+
+
+class Sharding(Options):
+    shard_weights: bool = option(
+        False,
+        section="performance",
+        label="Share out the weights",
+        help="With several processes each keeps only its part of weights, gradients and optimizer state "
+        "(FSDP): two GPUs need half as much each, and send more. On by itself where accelerate launch asks "
+        "for FSDP.",
+        matters="there are several processes",
+    )
+
+
+def sharding_problems(config: Any) -> list[Problem]:
+    """What excludes shared-out weights, and what a launcher asks for that cannot be."""
+    found = launcher_problems(config)
+    if not shards_weights(config):
+        return found
+    shown = show(True)
+    if processes_of(config) < 2:
+        rule = "shares the weights out over several processes, and there is one"
+        remedy = "Set gpus, or leave shard_weights out"
+        found.append(Problem("shard_weights", shown, rule, remedy))
+    if config.mixed_precision == "fp16":
+        rule = "cannot be: gradients of fp16 are scaled in one place, and here they are in several"
+        remedy = "Set mixed_precision to bf16, or leave shard_weights out"
+        found.append(Problem("shard_weights", shown, rule, remedy))
+    return found
+
+
+def launcher_problems(config: Any) -> list[Problem]:
+    """Ways of training that accelerate launch was told to use and that would not be used."""
+    found = []
+    for variable, name in (
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+    ):
+        if _is_set(variable):
+            rule = f"asks for {name}, which is not used here"
+            found.append(Problem(variable, os.environ[variable], rule, "Start accelerate launch without it"))
+    if _is_set(CPU) and os.environ.get("MASTER_PORT") and not os.environ.get(COUNT) and not config.gpus:
+        rule = "comes from accelerate launch --cpu, which starts one process whatever num_processes says"
+        remedy = "Use gpus = 2 with device = cpu, or torchrun --nproc_per_node 2"
+        found.append(Problem(CPU, os.environ[CPU], rule, remedy))
+    if not _is_set(FSDP):
+        return found
+    if not hasattr(config, "shard_weights"):
+        rule = "asks for FSDP, and the frozen weights of a LoRA are not shared out"
+        remedy = "Start accelerate launch without it; base_quant and blocks_to_swap save memory"
+        found.append(Problem(FSDP, os.environ[FSDP], rule, remedy))
+        return found
+    remedy = "Leave it out of accelerate's settings"
+    if _is_set("FSDP_OFFLOAD_PARAMS"):
+        rule = "asks to keep weights in CPU memory, which shard_weights does not do"
+        found.append(Problem("FSDP_OFFLOAD_PARAMS", os.environ["FSDP_OFFLOAD_PARAMS"], rule, remedy))
+    if (strategy := os.environ.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")) not in ("FULL_SHARD", "1"):
+        rule = "asks to share out less than shard_weights does, which is all"
+        found.append(Problem("FSDP_SHARDING_STRATEGY", strategy, rule, "Set FULL_SHARD, or leave FSDP out"))
+    if _is_set("FSDP_ACTIVATION_CHECKPOINTING") and not config.gradient_checkpointing:
+        rule = "is gradient_checkpointing here, which is off"
+        name = "FSDP_ACTIVATION_CHECKPOINTING"
+        found.append(Problem(name, os.environ[name], rule, "Switch gradient_checkpointing on"))
+    return found
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")
+
+
+def shards_weights(config: Any) -> bool:
+    """Whether the processes of this run share out the model's weights."""
+    asked = getattr(config, "shard_weights", None)
+    return asked is not None and bool(asked or (_is_set(FSDP) and processes_of(config) > 1))
 
 
 @dataclass(frozen=True)

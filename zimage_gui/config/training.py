@@ -14,7 +14,7 @@ from zimage_gui.config.finetune_parts import FullParameters, full_parameter_prob
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
 from zimage_gui.config.network_parts import Networks
 from zimage_gui.config.objective_parts import Objectives, objective_problems
-from zimage_gui.config.parallel_parts import Parallel
+from zimage_gui.config.parallel_parts import Parallel, Sharding, launcher_problems, sharding_problems
 from zimage_gui.config.saving_parts import (
     SAVE_PRECISIONS,
     FileMetadata,
@@ -192,6 +192,7 @@ class TrainLoraConfig(TrainingQuant, Swapping, Networks, TrainingConfig):
     def problems(self) -> list[Problem]:
         return [
             *super().problems(),
+            *launcher_problems(self),
             *self._network_problems(),
             *self._format_problems(),
             *self._output_problems(),
@@ -231,7 +232,7 @@ class TrainConfig(TrainLoraConfig):
     resolution: tuple[int, int] = like(TrainLoraConfig, "resolution", (512, 512))
 
 
-class FinetuneConfig(Swapping, FullParameters, TrainingConfig):
+class FinetuneConfig(Sharding, Swapping, FullParameters, TrainingConfig):
     """Train all weights of the transformer."""
 
     command: ClassVar[str] = "finetune"
@@ -266,4 +267,4 @@ class FinetuneConfig(Swapping, FullParameters, TrainingConfig):
     )
 
     def problems(self) -> list[Problem]:
-        return [*super().problems(), *full_parameter_problems(self)]
+        return [*super().problems(), *full_parameter_problems(self), *sharding_problems(self)]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from zimage_gui.config.parallel_parts import shards_weights
 from zimage_gui.engine.optimizers import OptimizerError, optimizer_factory, parse_assignments
 from zimage_gui.engine.updates import SingleUpdates, why_not_alone
 from zimage_gui.errors import Problem
@@ -25,7 +26,7 @@ def trains_model(config: Any) -> bool:
 
 
 def _by_one(config: Any) -> bool:
-    return bool(config.fused_backward_pass or _rounds(config))
+    return bool(config.fused_backward_pass or _rounds(config) or shards_weights(config))
 
 
 def _rounds(config: Any) -> bool:
@@ -96,8 +97,11 @@ def _optimizer_problems(config: Any) -> list[Problem]:
         return []
     if reason is None:
         return []
-    wanted = "fused_backward_pass" if config.fused_backward_pass else "stochastic_rounding"
-    value = str(getattr(config, wanted)).lower()
+    names = ("fused_backward_pass", "shard_weights")
+    wanted = next((name for name in names if getattr(config, name)), "stochastic_rounding")
+    if wanted == "stochastic_rounding" and not _rounds(config):
+        wanted = "shard_weights"  # a launcher asked for it
+    value = str(getattr(config, wanted) or shards_weights(config)).lower()
     rule = f"cannot work with {config.optimizer_type}, which {reason}"
     return [Problem(wanted, value, rule, f"Use Adafactor, AdamW or AdamW8bit, or set {wanted} to false")]
 

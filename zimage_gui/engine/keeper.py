@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from zimage_gui.engine.checkpoints import Mark, OutputNames, Retention, drop
 from zimage_gui.engine.methods import Method
 from zimage_gui.engine.state import random_states, save_state
 from zimage_gui.engine.trainer import Progress, Trainer
+from zimage_gui.engine.trainer_state import state_of
 from zimage_gui.engine.validation import Validation, ValidationTimes
 from zimage_gui.events import Checkpoint, Note, Run, Stage
 from zimage_gui.events import Validation as ValidationEvent
@@ -81,10 +84,24 @@ class RunKeeper:
             self._validate(progress)
 
     def _preview(self, step: int, epoch: int | None) -> None:
-        if self.previews is not None:
-            self.trainer.flush()
-            with self.trainer.averaged():
-                self.previews.make(step, epoch)
+        if self.previews is None and self.trainer.shards is None:
+            return
+        self.trainer.flush()
+        previews = self.previews
+        with self.trainer.averaged():
+            self._first(lambda: None if previews is None else previews.make(step, epoch))
+
+    def _first(self, work: Callable[[], object]) -> None:
+        """Done by the first process, which the others help where they share out the weights."""
+        processes, shards = self.trainer.processes, self.trainer.shards
+
+        def done() -> None:
+            work()
+
+        if shards is not None:
+            processes.once(done, shards.answer)
+        elif processes.first:
+            work()
 
     def _validate(self, progress: Progress) -> None:
         """Measure the held-out pictures, once at each step."""
@@ -93,7 +110,11 @@ class RunKeeper:
         self.trainer.flush()
         self._validated = step = progress.step
         validation, trainer = self.validation, self.trainer
-        loss = trainer.processes.once(lambda: trainer.validation_loss(validation))
+        if trainer.shards is not None:  # every process runs the model, to the same end
+            measured = trainer.validation_loss(validation)
+            loss = trainer.processes.once(lambda: measured)
+        else:
+            loss = trainer.processes.once(lambda: trainer.validation_loss(validation))
         epoch = progress.epoch + (progress.position > 0)
         pictures = len(self.validation.items)
         self.run.emit(ValidationEvent(step=step, epoch=epoch, loss=loss, pictures=pictures))
@@ -123,21 +144,23 @@ class RunKeeper:
         """Write the weights, then the state, then drop what is outdated. Raises `NonFiniteLoss` instead of
         saving bad weights."""
         self.trainer.flush()
-        if not self.trainer.processes.first:
-            return
         epoch = progress.epoch + (progress.position > 0)
+        if self.trainer.processes.first or self.trainer.shards is not None:
+            with self.trainer.averaged():
+                self._first(lambda: self._save_weights(mark, progress.step, epoch))
+        if with_state:
+            self._first(lambda: self._save_state(mark, progress, epoch))
+        self._newest = (mark, with_state)
+        self._drop_outdated(mark)
+
+    def _save_weights(self, mark: Mark, step: int, epoch: int) -> None:
         path = self.names.weights(mark)
-        with self.trainer.averaged():
-            count = self.method.export(path, self.describe(progress.step, epoch))
+        count = self.method.export(path, self.describe(step, epoch))
         if self.sidecar is not None:
             atomic_write(self.names.sidecar(mark), self.sidecar)
         unit = "modules" if self.method.what == "lora" else "tensors"
         self.run.emit(Note(text=f"saved {path.name}; read back: {count} of {count} {unit} match"))
-        self._tell(path, progress.step, epoch, self.method.what)
-        if with_state:
-            self._save_state(mark, progress, epoch)
-        self._newest = (mark, with_state)
-        self._drop_outdated(mark)
+        self._tell(path, step, epoch, self.method.what)
 
     def _drop_outdated(self, mark: Mark) -> None:
         if not self.trainer.processes.first:
@@ -147,9 +170,12 @@ class RunKeeper:
                 self._forget(drop(self.names, outdated, state))
 
     def _save_state(self, mark: Mark, progress: Progress, epoch: int) -> None:
+        weights: dict[str, Tensor] = dict(self.method.named_parameters())
+        if (shards := self.trainer.shards) is not None:
+            weights = {name: shards.first_weight(name) for name in weights}
         values = {
-            "weights": dict(self.method.named_parameters()),
-            "trainer": self.trainer.state(),
+            "weights": weights,
+            "trainer": state_of(self.trainer),
             "random": random_states(),
             "run": self.facts | {"name": self.names.name, "saved_at": time.time()},
         }

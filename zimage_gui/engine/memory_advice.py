@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from zimage_gui.config.parallel_parts import processes_of
 from zimage_gui.config.schema import Options, options_of, show
 from zimage_gui.engine.memory_estimate import GIB
 from zimage_gui.engine.memory_plan import Plan
@@ -68,6 +69,7 @@ def _by_cost(plan: Plan) -> Iterator[tuple[str, Any]]:
         ("fused_backward_pass", True),
         ("gradient_checkpointing_cpu_offload", True),
         *((("ema_device", "cpu"),) if config.ema_decay else ()),
+        *((("shard_weights", True),) if processes_of(config) > 1 else ()),
         *(("blocks_to_swap", blocks * part // 3) for part in (1, 2, 3)),
         ("base_quant", "int8"),
         ("base_quant", "nf4"),
@@ -91,6 +93,9 @@ def _by_cost(plan: Plan) -> Iterator[tuple[str, Any]]:
 def _is_less(config: Any, option: str, value: object) -> bool:
     """Whether this value would save and is allowed beside the rest."""
     now = getattr(config, option)
+    alone = processes_of(config) < 2 or "network_dim" in type(config).model_fields
+    if option in ("blocks_to_swap", "fused_backward_pass") and not alone:
+        return False
     if option == "blocks_to_swap":
         return bool(now < int(str(value)))
     if option == "base_quant":
@@ -99,6 +104,8 @@ def _is_less(config: Any, option: str, value: object) -> bool:
     if option == "fused_backward_pass" and (
         config.gradient_accumulation_steps > 1 or config.mixed_precision == "fp16"
     ):
+        return False
+    if option == "shard_weights" and config.mixed_precision == "fp16":
         return False
     if option == "full_bf16" and config.mixed_precision != "bf16":
         return False

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from zimage_gui.config.parallel_parts import processes_of, shards_weights
 from zimage_gui.engine.dataset.scan import Picture
 from zimage_gui.engine.memory_models import ModelSizes, adapter_numbers, lora_layers
 from zimage_gui.engine.memory_sizes import (
@@ -39,6 +40,7 @@ _CUT_UP = 1.04
 """What torch reserves beyond what is in use at the peak, since freed pieces do not always fit."""
 _PROGRAM = {True: 2.5 * GIB, False: 1.0 * GIB}
 """RAM of the program itself, with CUDA and without."""
+_FP32 = 4.0
 _VAE_MAPS = 6
 """Feature maps of the first width, in fp32, that the VAE holds at once."""
 _CAPTION_TOKENS = 20, 3.5
@@ -167,12 +169,15 @@ def estimate(
     step = _step(config, sizes, load.batch.rows, item)
     moment = fullest(step)
     weights, host = _weights(config, sizes, step, item)
-    training = {"transformer": weights}
+    shared = processes_of(config) if shards_weights(config) else 1
+    training = {"transformer": weights / shared}
     if lora:
         training["LoRA"] = 4.0 * step.trained
+    if shared > 1:
+        training["blocks while they are whole"] = _whole_blocks(sizes, step)
     away = 0.0 if lora or step.in_backward else _swapped_share(config, sizes)
-    training |= _moving(config, step, moment, 1 - away)
-    resident = weights + training.get("LoRA", 0.0) + training["optimizer"] + training.get("average", 0.0)
+    training |= _moving(step, moment, (1 - away) / shared)
+    weights = training["transformer"]
     ram = {"program": _PROGRAM[device == "cuda"]}
     if host:
         ram["swapped blocks"] = host
@@ -180,8 +185,14 @@ def estimate(
         ram["their gradients and states"] = away * step.trained * (step.gradient + step.state)
     if step.inputs_away and step.recomputed:
         ram["block inputs"] = step.recomputed * sizes.config.dim * item * load.batch.rows.all
-    if config.ema_decay and config.ema_device == "cpu":
-        ram["average"] = 4.0 * step.trained
+    if config.ema_decay:
+        average = 4.0 * step.trained / shared
+        beside = 0.0 if lora else _swapped_share(config, sizes)  # of weights that wait in CPU memory
+        if config.ema_device != "cpu":
+            training["average"] = average * (1 - beside)
+        if config.ema_device == "cpu" or beside:
+            ram["average"] = average - training.get("average", 0.0)
+    resident = weights + training.get("LoRA", 0.0) + training["optimizer"] + training.get("average", 0.0)
     if load.states:
         ram["state while it is written"] = step.trained * (step_item(config) + step.state)
     if config.sample_prompts is not None:
@@ -264,16 +275,19 @@ def _swapped_share(config: Any, sizes: ModelSizes) -> float:
     return swapped * block_numbers(sizes.config) / sizes.transformer.all
 
 
-def _moving(config: Any, step: Step, moment: Moment, here: float) -> dict[str, float]:
+def _whole_blocks(sizes: ModelSizes, step: Step) -> float:
+    """Where processes share out the weights: one block computes, the next one comes and is taken apart, and
+    one block's gradients are whole, then in fp32 on their way."""
+    return block_numbers(sizes.config) * (4.0 * step.gradient + _FP32)
+
+
+def _moving(step: Step, moment: Moment, here: float) -> dict[str, float]:
     """here: the share of the trained numbers that stay on the device."""
-    parts = {
+    return {
         "optimizer": state_bytes(step) * here,
         "gradients": moment.gradients * here,
         "activations": moment.activations,
     }
-    if config.ema_decay and config.ema_device != "cpu":
-        parts["average"] = 4.0 * step.trained
-    return parts
 
 
 def _phases(config: Any, sizes: ModelSizes, batch: Batch, resident: float, item: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ files go.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -21,6 +21,7 @@ from zimage_gui.model.lora_entries import Entry
 from zimage_gui.model.lora_merge import linear_shapes
 from zimage_gui.model.lora_write import Form, verify_lora, write_lora
 from zimage_gui.model.offload import BlockSwap
+from zimage_gui.model.rows import fill
 from zimage_gui.model.saving import save_transformer, transformer_settings
 from zimage_gui.model.tensor_files import read_tensor
 from zimage_gui.model.transformer import ZImageTransformer
@@ -95,7 +96,10 @@ class LoraMethod:
 
 @dataclass
 class FullMethod:
-    """All parameters but the `frozen`, in fp32 (computing in `autocast_dtype`) or in bf16 throughout."""
+    """All parameters but the `frozen`, in fp32 (computing in `autocast_dtype`) or in bf16 throughout.
+
+    whole: gives a weight by name, where the processes share out the weights.
+    """
 
     model: ZImageTransformer
     autocast_dtype: torch.dtype | None = None
@@ -103,6 +107,7 @@ class FullMethod:
     save_dtype: torch.dtype = torch.bfloat16
     frozen: frozenset[str] = frozenset()
     swap: BlockSwap | None = None
+    whole: Callable[[str], Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.what: Literal["lora", "model"] = "model"
@@ -120,31 +125,31 @@ class FullMethod:
     def export(self, path: Path, metadata: Mapping[str, str]) -> int:
         """Write the model, read it back and compare every tensor; returns the number of parameters."""
         tensors = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
-        save_transformer(tensors, path, self.layout, self.save_dtype, metadata)
+        save_transformer(tensors, path, self.layout, self.save_dtype, metadata, self.whole)
         if transformer_config_of(path, "output") != self.model.config:  # sizes that tensors do not tell
             settings = json.dumps(transformer_settings(self.model.config), indent=2)
             atomic_write(path.parent / "config.json", settings.encode("utf-8"))
-        return _verified(path, tensors, self.save_dtype)
+        return _verified(path, tensors.keys(), self.whole or tensors.__getitem__, self.save_dtype)
 
 
-def _verified(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
+def _verified(path: Path, names: Collection[str], whole: Callable[[str], Tensor], dtype: torch.dtype) -> int:
     """Number of tensors in the file, when each of them is what was written. Raises `UserError` naming one
     that is not."""
     checkpoint = open_checkpoint(path, "output")
     sources = transformer_sources(checkpoint.shapes)
     with path.open("rb") as file:
-        for name, tensor in tensors.items():
+        for name in names:
             source = sources.get(name)
             place = checkpoint.places[source.name] if source else None
             stored = read_tensor(file, place.info, source.rows) if source and place else None
-            if stored is None or not torch.equal(stored, tensor.to("cpu", dtype)):
+            if stored is None or not torch.equal(stored, whole(name).to("cpu", dtype)):
                 raise UserError.one(
                     "output",
                     path,
                     f"was written but {name} does not read back",
                     "Check the disk and save again",
                 )
-    return len(tensors)
+    return len(names)
 
 
 @torch.no_grad()
@@ -161,5 +166,5 @@ def load_parameters(method: Method, tensors: Mapping[str, Tensor]) -> list[str]:
     ]
     if not wrong:
         for name, parameter in own.items():
-            parameter.copy_(tensors[name])
+            fill(parameter, tensors[name])
     return wrong

@@ -9,7 +9,7 @@ import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -21,20 +21,28 @@ from zimage_gui.engine.devices import computing_in, number_format
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.png_settings import png_bytes
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
-from zimage_gui.engine.sampler import REFERENCE, Cancelled, Sampling, denoise, sampling_of
+from zimage_gui.engine.sampler import REFERENCE, Cancelled, Sampled, Sampling, denoise, sampling_of
+from zimage_gui.errors import ProcessLost
 from zimage_gui.events import Run, Sample, Stage, Warning
 from zimage_gui.files import atomic_write
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 from zimage_gui.model.quantise import Quant
 from zimage_gui.model.text_encoder import encode_prompts
 from zimage_gui.model.tokenizer import load_tokenizer
-from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.vae import AutoencoderKL, to_vae_space
 from zimage_gui.model.weights import load_text_encoder, load_vae
 
 STEPS, SHIFT, GUIDANCE = 20, 3.0, 0.0
 """Where a line of the prompt file says nothing. (The first seed guides by 4 then, which burns Turbo's
 pictures.)"""
+
+
+class PreviewModel(Sampled, Protocol):
+    """What is shown: the model that is trained, or who stands for it."""
+
+    def eval(self) -> object: ...
+
+    def train(self) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,10 @@ class Previews:
     features: dict[str, Tensor]
     vae: AutoencoderKL
     device: torch.device
-    model: ZImageTransformer | None = None
+    model: PreviewModel | None = None
     autocast: torch.dtype | None = None
 
-    def attach(self, model: ZImageTransformer, autocast: torch.dtype | None) -> None:
+    def attach(self, model: PreviewModel, autocast: torch.dtype | None) -> None:
         self.model, self.autocast = model, autocast
 
     def make(self, step: int, epoch: int | None) -> None:
@@ -99,11 +107,11 @@ class Previews:
         self.run.emit(Stage(name="train", text="Training"))
 
     def _tried(
-        self, model: ZImageTransformer, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
+        self, model: PreviewModel, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
     ) -> None:
         try:
             self._one(model, prompt, index, step, epoch)
-        except Cancelled:
+        except (Cancelled, ProcessLost):
             raise
         except Exception as error:  # whatever goes wrong in a preview, training and the other pictures go on
             traceback.print_exc()
@@ -111,7 +119,7 @@ class Previews:
             self.run.emit(Warning(text=f"{what}; training goes on"))
 
     def _one(
-        self, model: ZImageTransformer, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
+        self, model: PreviewModel, prompt: PreviewPrompt, index: int, step: int, epoch: int | None
     ) -> None:
         noise = torch.randn(
             (1, 16, prompt.height // 8, prompt.width // 8),

@@ -23,7 +23,7 @@ from zimage_gui.errors import Interrupted, ProcessLost, UserError
 
 _PATIENCE = timedelta(days=7)  # the first process may cache, make pictures or save for hours
 _BUCKET_BYTES = 64 * 2**20
-_MADE, _STOPPED, _FAILED = range(3)
+_MADE, _STOPPED, _FAILED, _ASKED = range(4)
 
 T = TypeVar("T")
 
@@ -49,13 +49,13 @@ class Processes:
         """Whether this is the one that owns the run's folder and results."""
         return self.rank == 0
 
-    def once(self, make: Callable[[], T]) -> T:
+    def once(self, make: Callable[[], T], answer: Callable[[Any], object] | None = None) -> T:
         """What the first process makes, in all of them. When it fails the others raise `ProcessLost`, when it
-        is stopped `Interrupted`."""
+        is stopped `Interrupted`. answer: what they do each time it asks meanwhile."""
         if self._groups is None:
             return make()
         if not self.first:
-            heard: T = self._heard()
+            heard: T = self._heard(answer)
             return heard
         try:
             made = make()
@@ -65,6 +65,11 @@ class Processes:
             raise
         self._tell((_MADE, made))
         return made
+
+    def ask(self, question: object) -> None:
+        """Within `once` by the first process: the others come to their `answer`."""
+        if self._groups is not None:
+            self._tell((_ASKED, question))
 
     def any(self, flag: bool) -> bool:
         """Whether it holds in any process; the others wait for the first as long as it takes."""
@@ -101,6 +106,57 @@ class Processes:
             for tensor in tensors:
                 self._talk(partial(dist.broadcast, tensor.detach(), 0, group=self._group_of(tensor)))
 
+    @property
+    def data_group(self) -> Any:
+        """For tensors on the device of this run."""
+        return None if self._groups is None else self._groups.data or self._groups.quick
+
+    def numbers(self, mine: Sequence[float]) -> list[list[float]]:
+        """These numbers of every process."""
+        if self._groups is None:
+            return [list(mine)]
+        row = [0.0] * (len(mine) * self.count)
+        row[self.rank * len(mine) : (self.rank + 1) * len(mine)] = mine
+        summed = self._summed(row, self._groups.quick)
+        return [summed[first : first + len(mine)] for first in range(0, len(row), len(mine))]
+
+    def sum_tensor(self, tensor: Tensor) -> None:
+        if self._groups is not None:
+            self._talk(lambda: dist.all_reduce(tensor, group=self._group_of(tensor)))
+
+    def exchange(self, sent: Tensor, to: Sequence[int], come: Sequence[int]) -> Tensor:
+        """Each process gives each a piece of its flat tensor, `to` numbers long, and gets one of `come`."""
+        if self._groups is None:
+            return sent
+        received = sent.new_empty(sum(come))
+        group = self._group_of(sent)
+        self._talk(lambda: dist.all_to_all_single(received, sent, list(come), list(to), group=group))
+        return received
+
+    def give_first(self, tensor: Tensor) -> None:
+        """To the first process, which takes it with `take_from`."""
+        assert self._groups is not None
+        sent, group = tensor.to("cpu").contiguous(), self._groups.patient
+        if sent.numel():
+            self._talk(lambda: dist.send(sent.view(torch.uint8), 0, group=group))
+
+    def take_from(self, rank: int, into: Tensor) -> None:
+        """Fill a contiguous CPU tensor with what that process gives."""
+        assert self._groups is not None
+        group = self._groups.patient
+        if into.numel():
+            self._talk(lambda: dist.recv(into.view(torch.uint8), rank, group=group))
+
+    def thing_for_first(self, thing: Any, owner: int) -> Any:
+        """What process `owner` has, in the first; called by these two."""
+        assert self._groups is not None
+        group, box = self._groups.patient, [thing]
+        if self.rank == owner:
+            self._talk(lambda: dist.send_object_list(box, 0, group=group))
+        else:
+            self._talk(lambda: dist.recv_object_list(box, owner, group=group))
+        return box[0]
+
     def part_ways(self, seed: int, step: int) -> None:
         """Draw random numbers of this process's own, the same in a resumed run; the first goes on with
         those of a run of one process."""
@@ -133,11 +189,15 @@ class Processes:
         group = self._groups.patient
         self._talk(lambda: dist.broadcast_object_list([message], 0, group=group))
 
-    def _heard(self) -> Any:
+    def _heard(self, answer: Callable[[Any], object] | None) -> Any:
         assert self._groups is not None
         group, box = self._groups.patient, list[Any]([None])
-        self._talk(lambda: dist.broadcast_object_list(box, 0, group=group))
-        outcome, made = box[0]
+        outcome = _ASKED
+        while outcome == _ASKED:
+            self._talk(lambda: dist.broadcast_object_list(box, 0, group=group))
+            outcome, made = box[0]
+            if outcome == _ASKED and answer is not None:
+                answer(made)
         if outcome == _STOPPED:
             raise Interrupted("the first process of this run was stopped")
         if outcome == _FAILED:

@@ -13,6 +13,7 @@ from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.methods import Method, load_parameters
 from zimage_gui.engine.state import State, StateError, load_or_previous, restore_random_states
 from zimage_gui.engine.trainer import Trainer
+from zimage_gui.engine.trainer_state import put_back
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Warning
 
@@ -159,7 +160,7 @@ def restore(
         )
         raise UserError.one("resume", resumed.folder, rule, "Use the settings of the stopped run")
     try:
-        trainer.restore(resumed.state.values["trainer"])
+        put_back(trainer, resumed.state.values["trainer"])
         restore_random_states(resumed.state.values["random"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise _unusable(resumed.folder, error) from error

@@ -7,6 +7,7 @@ must not know prompts as text, files, LoRAs or the VAE.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +16,32 @@ from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.model import flow
 from zimage_gui.model.sigmas import schedule
 from zimage_gui.model.solvers import SOLVERS
-from zimage_gui.model.transformer import Modulation, ZImageTransformer, padded
+from zimage_gui.model.transformer import ZImageTransformer, padded
 
 
 class Cancelled(Exception):
     """`on_step` asked to stop; no latents result."""
 
 
+class Sampled(Protocol):
+    """What a sampler asks of a `ZImageTransformer`. What `modulations` makes of a time goes to the passes."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def modulations(self, times_S: Tensor, /) -> Sequence[Any]: ...
+
+    def refine_captions(self, captions: Sequence[Tensor], /) -> Tensor | Sequence[Tensor]: ...
+
+    def forward_any(
+        self, latents: Sequence[Tensor], time: Any, captions: Sequence[Tensor], /
+    ) -> list[Tensor]: ...
+
+    def __call__(self, latents_BCHW: Tensor, time: Any, captions: Any, /) -> Tensor: ...
+
+
 OnStep = Callable[[int, int, Tensor], bool | None]
-Forward = Callable[[Tensor, Modulation, Tensor], Tensor]
+Forward = Callable[[Tensor, Any, Tensor], Tensor]
 """A pass of the network, given what `modulations` and `refine_captions` made."""
 
 
@@ -103,7 +121,7 @@ class Kept:
 
 @torch.no_grad()
 def denoise(
-    transformer: ZImageTransformer,
+    transformer: Sampled,
     start_BCHW: Tensor,
     positive: Sequence[Tensor],
     negative: Sequence[Tensor] | None,
@@ -150,7 +168,7 @@ def _keeper(kept: Kept | None) -> Callable[[Tensor, float], Tensor] | None:
 
 
 def _velocity(
-    transformer: ZImageTransformer,
+    transformer: Sampled,
     positive: Sequence[Tensor],
     negative: Sequence[Tensor] | None,
     guidance: Guidance,
@@ -182,7 +200,7 @@ _LEVELS_AT_ONCE = 64
 """They take 2 MB each with the real model, so that 1000 steps would take 2 GB."""
 
 
-def _refined(transformer: ZImageTransformer, captions: Sequence[Tensor]) -> Captions:
+def _refined(transformer: Sampled, captions: Sequence[Tensor]) -> Captions:
     """The captions' part of the network, which is the same in every step; lengths that differ stay as they
     are."""
     one_length = len({padded(len(caption)) for caption in captions}) == 1
@@ -190,7 +208,7 @@ def _refined(transformer: ZImageTransformer, captions: Sequence[Tensor]) -> Capt
 
 
 def _both(
-    transformer: ZImageTransformer,
+    transformer: Sampled,
     positive: Sequence[Tensor],
     negative: Sequence[Tensor] | None,
     one: Captions,
@@ -204,9 +222,7 @@ def _both(
     return [*positive, *negative]
 
 
-def _output(
-    transformer: ZImageTransformer, forward: Forward, latents: Tensor, time: Modulation, captions: Captions
-) -> Tensor:
+def _output(transformer: Sampled, forward: Forward, latents: Tensor, time: Any, captions: Captions) -> Tensor:
     """The raw model output, about x0 - noise, in fp32."""
     if isinstance(captions, Tensor):
         output = forward(latents, time, captions)
@@ -219,12 +235,12 @@ class _Times:
     """What the network makes of each level alone, worked out for many levels at a time before they are
     visited."""
 
-    def __init__(self, transformer: ZImageTransformer, levels: Sequence[float]) -> None:
+    def __init__(self, transformer: Sampled, levels: Sequence[float]) -> None:
         self._transformer = transformer
         self._levels = list(dict.fromkeys(levels))
-        self._known: dict[float, Modulation] = {}
+        self._known: dict[float, Any] = {}
 
-    def at(self, sigma: float) -> Modulation:
+    def at(self, sigma: float) -> Any:
         if sigma not in self._known:
             first = self._levels.index(sigma)
             group = self._levels[first : first + _LEVELS_AT_ONCE]

@@ -6,6 +6,7 @@ import gc
 import random
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from zimage_gui.config.parallel_parts import Place, launched_place
+from zimage_gui.config.parallel_parts import Place, launched_place, shards_weights
 from zimage_gui.engine import finetuning, preflight
 from zimage_gui.engine.averages import WeightAverage
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.dataset.report import count_of
 from zimage_gui.engine.dataset.sources import sources_of
-from zimage_gui.engine.devices import format_note, number_format, pick_device
+from zimage_gui.engine.devices import pick_device
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
@@ -30,9 +31,9 @@ from zimage_gui.engine.loader import DatasetIndex, Loader
 from zimage_gui.engine.memory_estimate import recomputed_blocks
 from zimage_gui.engine.memory_watch import MemoryWatch
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
-from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
+from zimage_gui.engine.methods import FullMethod, Method
 from zimage_gui.engine.model_files import plain_turbo
-from zimage_gui.engine.networks import NormLimit, build_network, parameter_groups
+from zimage_gui.engine.networks import NormLimit, parameter_groups
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import rate_warning
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer, describe
@@ -40,21 +41,17 @@ from zimage_gui.engine.preview import Previews, encode_previews
 from zimage_gui.engine.processes import Processes, device_of, joined
 from zimage_gui.engine.resume import Resumed, facts_of, load_resumed, restore
 from zimage_gui.engine.schedules import build_schedule
+from zimage_gui.engine.shards import Shards
 from zimage_gui.engine.show_timesteps import show as show_timesteps
+from zimage_gui.engine.together import Together
 from zimage_gui.engine.trackers import TrackedRun, trackers_of
+from zimage_gui.engine.trained_model import method_of
 from zimage_gui.engine.trainer import LoopSettings, NonFiniteLoss, Trainer
 from zimage_gui.engine.validation import Patience, Validation, ValidationTimes
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Stage, Warning
 from zimage_gui.model.attention import use_backend
-from zimage_gui.model.checkpoint import open_checkpoint, part_folder
-from zimage_gui.model.lora_merge import merge_lora
-from zimage_gui.model.lora_read import read_lora
-from zimage_gui.model.offload import BlockSwap, Trained
-from zimage_gui.model.placing import merges_of
-from zimage_gui.model.quantise import saved_bytes, stored_bytes
-from zimage_gui.model.transformer import ZImageTransformer
-from zimage_gui.model.weights import load_transformer
+from zimage_gui.model.rows import kept
 
 
 def check(config: Any) -> list[Problem]:
@@ -118,7 +115,7 @@ def _work(
     previews = encode_previews(config, run, names, index, device) if shows else None
     _free()
     _seed_everything(config.seed)
-    method = _method(config, run, device)
+    method = method_of(config, run, device, processes)
     if compiler := compiler_of(config):
         compile_blocks(method.model, compiler)
         run.emit(Note(text="the blocks are compiled at the first step, which takes longer"))
@@ -145,7 +142,9 @@ def _train(
 ) -> list[Path]:
     settings = _settings(config, feed, len(method.model.layers))
     network = getattr(method, "network", None)
-    groups = parameter_groups(config, network, method.parameters())
+    shards = _shards(config, method, processes)
+    trained = method.parameters() if shards is None else shards.stand_ins
+    groups = parameter_groups(config, network, trained)
     optimizer = build_optimizer(config.optimizer_type, config.optimizer_args, config.learning_rate, groups)
     if warning := rate_warning(optimizer):
         run.emit(Warning(text=warning))
@@ -156,8 +155,11 @@ def _train(
             "lr_scheduler_args", " ".join(config.lr_scheduler_args), str(error), "Fit it to the run"
         ) from error
     updates = finetuning.updates_of(config, optimizer)
+    if shards is not None and updates is not None:
+        shards.updating_with(optimizer, updates)
+        updates = None
     trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
-    trainer.processes = processes
+    trainer.processes, trainer.shards = processes, shards
     if network is not None and config.scale_weight_norms is not None:
         trainer.limit = NormLimit(network, config.scale_weight_norms)
     trainer.swap = getattr(method, "swap", None)
@@ -165,9 +167,11 @@ def _train(
     index = feed.loader.index
     if resumed is not None:
         restore(resumed, config, method, trainer, index, run)
-    processes.share(method.parameters())
+    if shards is None:
+        processes.share(method.parameters())
     if previews is not None:
-        previews.attach(method.model, method.autocast_dtype)
+        together = Together(method.model, processes) if shards is not None else method.model
+        previews.attach(together, method.autocast_dtype)
     facts = RunFacts(
         names.name, config.seed, settings.total_steps, settings.total_epochs, time.time(),
         describe(optimizer, config.optimizer_args), index, network,
@@ -188,11 +192,31 @@ def _train(
     return keeper.results
 
 
+def _shards(config: Any, method: Method, processes: Processes) -> Shards | None:
+    if not shards_weights(config):
+        return None
+    shards = Shards(method, processes)
+    if isinstance(method, FullMethod):
+        method.whole = shards.first_weight
+    return shards
+
+
 def _watch(config: Any, method: Method, trainer: Trainer) -> None:
     """The average of the weights and the early end, before a state is put back into them."""
-    if config.ema_decay and trainer.processes.first:
+    shards = trainer.shards
+    if config.ema_decay and (trainer.processes.first or shards is not None):
         kept_on = torch.device("cpu") if config.ema_device == "cpu" else None
-        trainer.average = WeightAverage(method.named_parameters(), config.ema_decay, kept_on)
+        own: Mapping[str, torch.Tensor] = method.named_parameters()
+        if shards is not None:
+            own = {name: kept(value) for name, value in own.items()}
+        swap = trainer.swap
+        at_home = (lambda: None) if swap is None else swap.home
+        average = WeightAverage(own, config.ema_decay, kept_on, at_home)
+        trainer.average = average
+        if shards is not None:
+            shards.give_rows("average", lambda: average.averages)
+    if shards is not None:
+        shards.answers["pass"] = trainer.accompany
     if config.early_stop != "none":
         trainer.patience = Patience(config.early_stop_patience)
         trainer.patience_watches_loss = config.early_stop == "loss"
@@ -249,83 +273,6 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
     if swept:
         run.emit(Note(text=f"removed {len(swept)} half-written files of a killed run"))
     return names
-
-
-def _method(config: Any, run: Run, device: torch.device) -> Method:
-    """The model with what is trained on it."""
-    lora = hasattr(config, "network_dim")
-    weights = open_checkpoint(part_folder(config.dit, "transformer"), "dit").weights
-    computing = number_format(device, config.mixed_precision, weights)
-    if getattr(config, "full_bf16", False):
-        computing = DTYPES[config.mixed_precision]
-    if note := format_note(device, config.mixed_precision, computing):
-        run.emit(Note(text=note))
-    dtype = computing if lora or config.full_bf16 else torch.float32
-    run.emit(
-        Stage(
-            name="load_dit", text=f"Loading the transformer ({str(dtype).removeprefix('torch.')}, {device})"
-        )
-    )
-    if config.mixed_precision == "fp16":
-        run.emit(
-            Warning(text="fp16 overflows easily with Z-Image; bf16 is the safe choice where the GPU has it")
-        )
-    if lora:
-        model = _frozen_model(config, run, device, dtype)
-        network = build_network(model, config, run)
-        _swap_blocks(model, config, run, device)
-        return LoraMethod(model, network, config.lora_format, DTYPES[config.save_precision])
-    model = load_transformer(config.dit, device, dtype, swapped=config.blocks_to_swap)
-    autocast = None if config.full_bf16 or computing is torch.float32 else computing
-    finetuning.tell(config, run)
-    frozen = finetuning.frozen_names(config, dict(model.named_parameters()))
-    method = FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision], frozen)
-    method.swap = _swap_blocks(
-        model, config, run, device, "updated" if config.fused_backward_pass else "gathered"
-    )
-    return method
-
-
-def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtype) -> ZImageTransformer:
-    """The base of a LoRA, with `base_weights` in it; they are added before anything is quantised."""
-    multipliers = (*config.base_weights_multiplier, *[1.0] * len(config.base_weights))
-    loras = [
-        (read_lora(Path(path)), multiplier)
-        for path, multiplier in zip(config.base_weights, multipliers, strict=False)
-    ]
-    quantised = config.base_quant != "none"
-    merges = merges_of(loras) if quantised else None
-    swapped = config.blocks_to_swap
-    model = load_transformer(
-        config.dit, device, dtype, quant=config.base_quant, merges=merges, swapped=swapped
-    )
-    if quantised:
-        kept, saved = (amount / 2**20 for amount in (stored_bytes(model), saved_bytes(model, dtype)))
-        text = (
-            f"base weights kept as {config.base_quant}: {kept:,.1f} MiB, {saved:,.1f} MiB less than without"
-        )
-        run.emit(Note(text=text))
-    for file, multiplier in loras:
-        count = len(file.entries) if quantised else merge_lora(model, file, multiplier)
-        what = f"merged {file.path.name} x {multiplier:g} into {count} layers for training"
-        run.emit(Note(text=f"{what}; the result will not contain it"))
-    return model
-
-
-def _swap_blocks(
-    model: ZImageTransformer, config: Any, run: Run, device: torch.device, trained: Trained | None = None
-) -> BlockSwap | None:
-    """When it is known what is trained: a LoRA stays on the device, a model's own weights are swapped."""
-    if not config.blocks_to_swap:
-        return None
-    ring = config.block_swap_ring_size
-    swap = BlockSwap(list(model.layers), config.blocks_to_swap, device, ring, trained)
-    host, ring = (amount / 2**20 for amount in (swap.host_bytes, swap.ring_bytes))
-    text = f"{config.blocks_to_swap} blocks wait in CPU memory ({host:,.1f} MiB), {ring:,.1f} MiB of buffers"
-    if device.type == "cpu":
-        text += "; on a CPU this saves nothing"
-    run.emit(Note(text=text))
-    return swap
 
 
 def _settings(config: Any, feed: LoaderFeed, layers: int) -> LoopSettings:

@@ -24,6 +24,7 @@ from zimage_gui.engine.methods import Method
 from zimage_gui.engine.objective import Objective, draw, sample_sigmas
 from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
 from zimage_gui.engine.processes import Processes
+from zimage_gui.engine.shards import Shards
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.engine.validation import Patience, Validation
 from zimage_gui.events import STOP_FILE, Run, Step
@@ -118,6 +119,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
         self.swap: BlockSwap | None = None
         """Where trained weights are swapped: they are home between two updates."""
+        self.shards: Shards | None = None
+        """Where the processes share out the weights."""
         self.limit: Callable[[], Tensor] | None = None
         """Called after each update: holds the weights to a bound and gives the number it held."""
         self.average: WeightAverage | None = None
@@ -164,16 +167,20 @@ class Trainer:
         self.processes.part_ways(self.settings.seed, self.progress.step)
         if self.updates is not None:
             self.updates.begin(self.progress.step)
+        weight, passes = (1.0, 0) if self.shards is None else self.shards.begin(samples, len(group))
         for batch in group:
             share = len(batch.indices) / samples
             loss = self.loss(batch, self.progress.epoch) * share
             total += loss.detach()
             on_host = to_host(total)  # queued before the backward pass: read below without waiting for it
             if loss.requires_grad:  # not when module_dropout left every adapter out
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
+        for _ in range(len(group), passes):  # the weights come only if all processes call for them
+            (self._empty_pass().sum() * 0).backward()  # type: ignore[no-untyped-call]
         if self.swap is not None:
             self.swap.bring_home()
-        value, samples = self.processes.add_up(self._parameters, on_host(), samples)
+        added = self._parameters if self.shards is None else []  # else the backward passes have done it
+        value, samples = self.processes.add_up(added, on_host(), samples)
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")
         self.flush()
@@ -192,6 +199,8 @@ class Trainer:
         if self.average is not None:
             self.average.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.shards is not None:
+            self.shards.forget_gradients()
         self._count(value, grad_norm, rate, samples, held)
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
@@ -246,8 +255,25 @@ class Trainer:
         finally:
             model.train()
 
+    def _empty_pass(self) -> Tensor:
+        """The model's output for the smallest picture."""
+        config = self.method.model.config
+        side = config.patch_size
+        latents = torch.zeros(1, config.in_channels, side, 2 * side, device=self.device)
+        caption = torch.zeros(1, config.cap_feat_dim, device=self.device)
+        with computing_in(self.device, self.method.autocast_dtype):
+            return self._predict(latents, torch.ones(1, device=self.device), [caption])
+
+    def accompany(self, _: object = None) -> None:
+        """Have the weights come for a pass without gradients of another process."""
+        with torch.no_grad():
+            self._empty_pass()
+
     def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
         model, run_block = self.method.model, self.run_block
+        if self.shards is not None:
+            whole: Tensor = model(noisy, time_B, captions, run_block=run_block)
+            return whole
         with nullcontext() if self.method.trains_embedding else torch.no_grad():
             hidden = model.embed(
                 noisy, time_B, captions, run_block=run_block if self.method.trains_embedding else call_block
@@ -277,6 +303,11 @@ class Trainer:
         return run
 
     def _clip(self) -> Tensor:
+        if self.shards is not None:
+            norm = self.shards.gradient_norm()
+            if self.settings.max_grad_norm > 0:
+                self.shards.shorten(norm, self.settings.max_grad_norm)
+            return norm
         if self.updates is not None and self.updates.in_backward:
             return self.updates.gradient_norm()
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
@@ -288,6 +319,9 @@ class Trainer:
     def _stepped(self, changed: bool) -> bool:
         """Update the weights; False when fp16 gradients overflowed and the scaler left the update out, or had
         none."""
+        if self.shards is not None:
+            self.shards.update(self.progress.step)
+            return True
         if not self.scaler.is_enabled():
             (self.optimizer.step if self.updates is None else self.updates.finish)()
             return True
@@ -335,55 +369,6 @@ class Trainer:
         # a fp16 gradient may overflow: the scaler leaves such an update out and goes on with a smaller scale
         if not math.isfinite(float(grad_norm)) and not self.scaler.is_enabled():
             raise NonFiniteLoss(f"the gradient near step {self.progress.step} is {float(grad_norm)}")
-
-    def state(self) -> dict[str, Any]:
-        """Everything but the weights that the next update depends on."""
-        progress = self.progress
-        values: dict[str, Any] = {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": {
-                "step": progress.step, "epoch": progress.epoch, "position": progress.position,
-                "losses": list(progress.losses),
-            },
-        }  # fmt: skip
-        for name, part in (("average", self.average), ("patience", self.patience)):
-            if part is not None:
-                values[name] = part.state()
-        return values
-
-    def restore(self, values: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        _load_optimizer(self.optimizer, values["optimizer"])
-        self.schedule.load_state_dict(values["schedule"])
-        if self.scaler.is_enabled() and values["scaler"]:
-            self.scaler.load_state_dict(values["scaler"])
-        saved = values["progress"]
-        self.progress.step, self.progress.epoch, self.progress.position = (
-            saved["step"],
-            saved["epoch"],
-            saved["position"],
-        )
-        self.progress.losses.extend(saved["losses"])
-        if self.average is not None and "average" in values:
-            self.average.restore(values["average"])
-        elif self.average is not None:
-            self.average.begin()
-        if self.patience is not None and "patience" in values:
-            self.patience.restore(values["patience"])
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """`load_state_dict` that keeps each tensor's type: torch casts the averages of bf16 weights to bf16."""
-    optimizer.load_state_dict(saved)
-    numbers = [number for group in saved["param_groups"] for number in group["params"]]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for number, parameter in zip(numbers, parameters, strict=True):
-        state = optimizer.state.get(parameter, {})
-        for name, value in saved["state"].get(number, {}).items():
-            if isinstance(value, Tensor) and name in state and state[name].dtype != value.dtype:
-                state[name] = value.to(state[name].device)
 
 
 def _recomputed(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zimage_gui.engine.objective import stream_seed
+from zimage_gui.engine.optimizer_extras import set_training
 
 _ROUNDED_BITS = 16  # what fp32 has below bf16
 _TRIAL_STEPS = 3
@@ -68,7 +69,7 @@ class SingleUpdates:
         """Update what still has a gradient: nothing after a backward pass that updates."""
         for parameter in self._group_of:
             if parameter.grad is not None:
-                self._update(parameter)
+                self.update(parameter)
 
     @torch.no_grad()
     def _in_backward(self, parameter: Tensor) -> None:
@@ -78,9 +79,10 @@ class SingleUpdates:
         self._norms.append(norm)
         if self._max_norm > 0:
             gradient.mul_((self._max_norm / (norm + 1e-6)).clamp_(max=1.0))
-        self._update(parameter)
+        self.update(parameter)
 
-    def _update(self, parameter: Tensor) -> None:
+    def update(self, parameter: Tensor) -> None:
+        """Update one parameter that has its gradient, and free that."""
         if self._rounding and parameter.dtype is torch.bfloat16:
             self._update_rounded(parameter)
         else:
@@ -158,6 +160,7 @@ def _trial(factory: Factory, *, alone: bool, dtype: torch.dtype = torch.float32)
     start = (torch.linspace(-1, 1, 12).view(4, 3), torch.linspace(0.5, 1, 3))
     parameters = [nn.Parameter(value.to(dtype)) for value in start]
     optimizer = factory(parameters)
+    set_training(optimizer)
     updates = SingleUpdates(optimizer, 0, rounding=dtype is torch.bfloat16)
     for step in range(_TRIAL_STEPS):
         for number, parameter in enumerate(parameters):

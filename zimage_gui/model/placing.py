@@ -17,6 +17,7 @@ from zimage_gui.model.fp8_names import is_fp8_target
 from zimage_gui.model.lora_entries import Entry
 from zimage_gui.model.lora_read import LoraFile
 from zimage_gui.model.quantise import Quant, QuantLinear, packed
+from zimage_gui.model.rows import fill
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -73,8 +74,13 @@ def _work_out(
         weight = base + sum(entry.delta(base).mul_(multiplier) for entry, multiplier in merges)
         del base
     if quant == "none":
-        parameter = nn.Parameter(weight.to(kept.dtype), requires_grad=False)
-        setattr(model.get_submodule(path) if path else model, leaf, parameter)
+        owner = model.get_submodule(path) if path else model
+        there = owner.get_parameter(leaf)
+        if there.is_meta:
+            setattr(owner, leaf, nn.Parameter(weight.to(kept.dtype), requires_grad=False))
+        else:  # rows of a model that is shared out over processes
+            there.requires_grad_(False)
+            fill(there, weight.to(kept.dtype))
     else:
         codes, scales = packed(weight, quant, kept.dtype)
         _set_quantised(model, path, quant, codes, scales, weight.shape)

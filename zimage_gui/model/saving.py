@@ -6,7 +6,8 @@ Knows layouts and config.json. Must not know runs. Every file appears whole or n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,24 +36,30 @@ def save_transformer(
     layout: Literal["diffusers", "comfy"] = "diffusers",
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    whole: Callable[[str], Tensor] | None = None,
 ) -> Path:
     """One file with the whole transformer; "comfy" fuses q, k, v as ComfyUI expects.
 
     `state` is the network or its tensors under our names; dtype None keeps each tensor's own. Nothing is held
-    twice: each tensor is cast while it is written.
+    twice: each tensor is cast while it is written. whole: gives its values then, where `state` has only its
+    shape.
     """
     tensors = _tensors(state)
-    if layout == "diffusers":
-        entries = {name: entry_of(tensor, dtype) for name, tensor in tensors.items()}
-    else:
-        entries = {name: _fused(tensors, parts, dtype) for name, parts in fused_parts(tensors).items()}
+    parts = {name: (name,) for name in tensors} if layout == "diffusers" else fused_parts(tensors)
+    values = whole or tensors.__getitem__
+    entries = {name: _joined(tensors, names, dtype, values) for name, names in parts.items()}
     return write_tensors(path, entries, _FORMAT | dict(metadata or {}))
 
 
-def _fused(tensors: Mapping[str, Tensor], parts: tuple[str, ...], dtype: torch.dtype | None) -> Entry:
-    pieces = [tensors[part] for part in parts]
-    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
-    return Entry(dtype or pieces[0].dtype, shape, pieces)
+def _joined(
+    tensors: Mapping[str, Tensor],
+    names: tuple[str, ...],
+    dtype: torch.dtype | None,
+    values: Callable[[str], Tensor],
+) -> Entry:
+    first = tensors[names[0]]
+    shape = (sum(len(tensors[name]) for name in names), *first.shape[1:]) if first.dim() else ()
+    return Entry(dtype or first.dtype, shape, [partial(values, name) for name in names])
 
 
 def save_vae(

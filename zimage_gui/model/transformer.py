@@ -348,7 +348,7 @@ class ZImageTransformer(nn.Module):
         patches_BNP: Tensor = self._final(x_BLD[:, : hidden.image_tokens], hidden.modulation.final).float()
         patch, (rows, columns) = self.config.patch_size, hidden.grid
         pixels = patches_BNP.reshape(-1, rows, columns, patch, patch, self.config.in_channels)
-        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return pixels.permute(0, 5, 1, 3, 2, 4).reshape(len(pixels), -1, patch * rows, patch * columns)
 
     @property
     def _final(self) -> FinalLayer:

@@ -64,18 +64,20 @@ def load_transformer(
     quant: Quant = "none",
     merges: Merges | None = None,
     swapped: int = 0,
+    prepare: Callable[[ZImageTransformer], ZImageTransformer] = lambda model: model,
 ) -> ZImageTransformer:
     """The transformer of a hub folder, its transformer folder, any shard or a single file, in any layout.
 
     Parameters come frozen, the network in eval mode. quant: how the blocks' matrices are kept; merges: added
-    to them before that; swapped: so many blocks stay on the CPU for a `BlockSwap`. Raises UserError (naming
-    `option`) for anything that is not a whole Z-Image transformer in plain floats or fp8.
+    to them before that; swapped: so many blocks stay on the CPU for a `BlockSwap`; prepare: called with the
+    network before it has any memory. Raises UserError (naming `option`) for anything that is not a whole
+    Z-Image transformer in plain floats or fp8.
     """
     checkpoint = _open(path, "transformer", option)
     config = _transformer_config(checkpoint)
     on_cpu = tuple(f"layers.{block}." for block in swapped_positions(config.n_layers, swapped))
     return _fill(
-        lambda: ZImageTransformer(config),
+        lambda: prepare(ZImageTransformer(config)),
         checkpoint,
         "transformer",
         device,
