@@ -114,8 +114,12 @@ def shortages(found: Estimate, free: Free) -> list[str]:
         ("disk space", sum(found.disk.values()), free.disk),
     ):
         if need is not None and there is not None and need > there:
-            told.append(f"about {need / GIB:.1f} GiB of {name} are needed and {there / GIB:.1f} are free")
+            told.append(f"about {_amount(need)} of {name} are needed and {_amount(there)} are free")
     return told
+
+
+def _amount(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _lines(parts: Mapping[str, float]) -> list[str]:
