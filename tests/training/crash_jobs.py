@@ -22,6 +22,8 @@ from zimage_gui.events import Stage, Step, follow
 from zimage_gui.files import TEMP_SUFFIX
 
 STEPS = 24
+AT_WORK = ("train", "encode_latents", "encode_text")
+"""Stages in which a run makes what it is for."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
 _PATIENCE = 240.0
 """Seconds for a process to begin or to end, on a busy machine."""
@@ -29,14 +31,14 @@ _PATIENCE = 240.0
 
 @dataclass
 class Job:
-    """One command in one project. begun: the stage of the run from which on it is killed; results: where its
-    files lie; longest: seconds from there within which the kill comes. The counts are of what happened."""
+    """One command in one project. results: where its files lie; most: of the steps or files that a run makes, at
+    most so many more come before its kill, and then up to `longest` seconds. The counts are of what happened."""
 
     project: Path
     command: str
     options: dict[str, object]
-    begun: str
     results: Path
+    most: int
     longest: float
     goes_on: Callable[[Job], dict[str, object]] = lambda job: {}
     kills: int = 0
@@ -58,17 +60,20 @@ class Job:
 
     def finish(self) -> None:
         process = self.start()
-        assert process.wait(timeout=_PATIENCE) == 0, (self.project / "console.txt").read_text(encoding="utf-8")
+        assert process.wait(timeout=_PATIENCE) == 0, (self.project / "console.txt").read_text(
+            encoding="utf-8"
+        )
 
     def run_until_killed(self, choose: random.Random, *, in_the_act: bool) -> bool:
         """False when the run came to its end before. in_the_act: as soon as a file is half written."""
-        before = set(self.runs.glob("*")) if self.runs.is_dir() else set()
-        delay, process = choose.uniform(0, self.longest), self.start()
+        before = set(self.runs.glob("2*"))
+        wanted, delay = choose.randint(0, self.most), choose.uniform(0, self.longest)
+        there, process = self._files(), self.start()
         try:
-            if not _until(lambda: self._has_begun(before), process):
+            if not _until(lambda: self._done(before, there) >= wanted, process, 0.005):
                 return False
             time.sleep(delay)
-            if in_the_act and not _until(lambda: bool(temp_files(self.results)), process):
+            if in_the_act and not _until(lambda: bool(temp_files(self.results)), process, 0.0005):
                 return False
             if process.poll() is not None:
                 return False
@@ -82,10 +87,18 @@ class Job:
         assert len(left) <= 3, left
         return True
 
-    def _has_begun(self, before: set[Path]) -> bool:
-        new = set(self.runs.glob("*")) - before if self.runs.is_dir() else set()
+    def _files(self) -> int:
+        return len(list(self.results.glob("*.safetensors")))
+
+    def _done(self, before: set[Path], there: int) -> int:
+        """Steps of the run that has just been started, or cache files beside those that were there; -1 before
+        it is at work."""
+        new = set(self.runs.glob("2*")) - before
         events = [event for folder in new for event in follow(folder / "events.jsonl")[0]]
-        return any(isinstance(event, Stage) and event.name == self.begun for event in events)
+        if not any(isinstance(event, Stage) and event.name in AT_WORK for event in events):
+            return -1
+        steps = sum(isinstance(event, Step) for event in events)
+        return steps if self.command in ("train-lora", "finetune") else self._files() - there
 
     def first_steps(self) -> list[int]:
         """The first step of each run that made one, in the order of the runs."""
@@ -96,14 +109,14 @@ class Job:
         return found
 
 
-def _until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> bool:
-    """False when the process ended first."""
+def _until(happened: Callable[[], bool], process: subprocess.Popen[bytes], every: float) -> bool:
+    """False when the process ended first. every: seconds."""
     end = time.monotonic() + _PATIENCE
     while not happened():
         if process.poll() is not None:
             return happened()
         assert time.monotonic() < end, "the run does not get there"
-        time.sleep(0.001)
+        time.sleep(every)
     return True
 
 

@@ -15,7 +15,7 @@ from zimage_gui.engine.state import states_in
 
 SEED = 20261126
 KILLS = {"train-lora": 16, "finetune": 14, "cache-latents": 10, "cache-text": 10}
-"""Every second one of a training comes while a file is half written, the others at any instant."""
+"""Every second one comes when a file is half written, the others at any instant."""
 
 
 def training(project: Path, command: str) -> Job:
@@ -32,23 +32,21 @@ def training(project: Path, command: str) -> Job:
     def goes_on(job: Job) -> dict[str, object]:
         return {"resume": out} if out.is_dir() and states_in(out) else {"overwrite": "true"}
 
-    return Job(project, command, options, "train", out, longest=0.8, goes_on=goes_on)
+    return Job(project, command, options, out, 3, 0.2, goes_on)
 
 
 def caching(project: Path, command: str) -> Job:
     options: dict[str, object] = {"dataset": project / "many", "cache_directory": project / command, "device": "cpu"}
     options |= {"vae": project / "models" / "vae.safetensors", "resolution": 64} if "latents" in command else {}
     options |= {"text_encoder": project / "models" / "te.safetensors"} if "text" in command else {}
-    begun = "encode_latents" if "latents" in command else "encode_text"
-    return Job(project, command, options | {"batch_size": 1}, begun, project / command, longest=0.5)
+    return Job(project, command, options | {"batch_size": 1}, project / command, 5, 0.05)
 
 
 def killed_again_and_again(job: Job, kills: int, choose: random.Random) -> None:
     """A run that ends before its kill is put aside, and begun anew."""
     aside = 0
     while job.kills < kills:
-        in_the_act = job.command in ("train-lora", "finetune") and job.kills % 2 == 1
-        if not job.run_until_killed(choose, in_the_act=in_the_act):
+        if not job.run_until_killed(choose, in_the_act=job.kills % 2 == 1):
             whole(job.results)
             aside += 1
             job.results.rename(job.results.with_name(f"{job.results.name}-whole{aside}"))

@@ -392,6 +392,17 @@ def test_patterns_that_leave_no_layer_are_a_problem_of_their_option(project: Pat
     assert [problem.option for problem in problems] == ["include_patterns"]
 
 
+def test_a_weight_outside_masks_needs_masks(project: Path) -> None:
+    (problem,) = check(lora_config(project, unmasked_weight=0.5))
+    assert problem.option == "unmasked_weight" and "no picture folder has masks" in problem.sentence()
+    table = '[[datasets]]\nimage_directory = "pictures"\nresolution = 32\nalpha_mask = true\n'
+    (project / "data.toml").write_text(table, encoding="utf-8")
+    config = lora_config(
+        project, unmasked_weight=0.5, dataset=None, dataset_config=project / "data.toml", resolution=(1024, 1024), batch_size=1
+    )
+    assert check(config) == []
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_an_exploding_run_stops_with_a_clear_failure_and_keeps_the_last_good_state(
     project: Path, fused: bool

@@ -100,9 +100,7 @@ _MACHINES: _What = (
     "Leave it out; torchrun with --nnodes starts them, and gpus those on this machine",
 )
 
-LATER: tuple[Later, ...] = (
-    Later("num_machines", "value", _TRAINING, *_MACHINES, harmless=("1",)),
-)
+LATER: tuple[Later, ...] = (Later("num_machines", "value", _TRAINING, *_MACHINES, harmless=("1",)),)
 
 
 def inert_of(command: str) -> dict[str, Inert]:

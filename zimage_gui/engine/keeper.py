@@ -151,7 +151,8 @@ class RunKeeper:
             "weights": dict(self.method.named_parameters()),
             "trainer": self.trainer.state(),
             "random": random_states(),
-            "run": self.facts | {"name": self.names.name, "saved_at": time.time()},
+            "run": self.facts
+            | {"name": self.names.name, "saved_at": time.time(), "run_folder": self.run.folder.name},
         }
         folder = save_state(self.names.state(mark), values, self.names.pointer)
         self._tell(folder, progress.step, epoch, "state")

@@ -30,13 +30,15 @@ class Free:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run's estimate with what it was made from, so that it can be made for other options too."""
+    """One run's estimate with what it was made from, so that it can be made for other options too. updates:
+    the run's length in steps."""
 
     config: Any
     sizes: ModelSizes
     load: Workload
     device: str
     item: int | None = None
+    updates: int = 0
 
     def estimate(self, **changes: object) -> Estimate:
         """With other values of some options. A batch size and a resolution change the largest batch."""
@@ -55,7 +57,7 @@ def plan(config: Any, report: ScanReport, device: str, item: int | None = None) 
     if load is None:
         return None
     sizes = model_sizes(config.dit, config.text_encoder, config.vae)
-    return Plan(config, sizes, load, device, item)
+    return Plan(config, sizes, load, device, item, updates)
 
 
 def updates_per_epoch(config: Any, report: ScanReport) -> int:
