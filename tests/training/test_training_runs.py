@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,16 @@ def test_files_and_states_are_named_and_dropped_as_the_first_seed_does(project: 
         "s-latest-state.json", "s-state", "s-step00000002-state", "s-step00000004-state", "s-step00000004.safetensors",
         "s.safetensors",
     ]  # fmt: skip
+
+
+def test_what_a_kill_kept_from_being_dropped_is_dropped_when_the_run_goes_on(project: Path) -> None:
+    options = {"save_every_n_steps": 1, "save_last_n_steps": 1, "save_state": True, "max_train_steps": 6}
+    out = project / "out"
+    train(lora_config(project, output_name="s", **options), stop_at=5)
+    shutil.copytree(out / "s-step00000004-state", out / "s-step00000003-state")  # as if killed after saving step 5
+    shutil.copy(out / "s-step00000004.safetensors", out / "s-step00000003.safetensors")
+    train(lora_config(project, output_name="s", resume=out / "s-step00000005-state", **options))
+    assert not [name for name in names(out) if "00003" in name] and "s-step00000005-state" in names(out)
 
 
 def test_results_of_another_run_are_never_replaced_unless_asked(project: Path) -> None:

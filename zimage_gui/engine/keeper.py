@@ -60,6 +60,8 @@ class RunKeeper:
             self._validate(progress)
             if self.preview_times.sample_at_first:
                 self._preview(0, None)
+        else:
+            self._finish_dropping(progress)
 
     def after_step(self, progress: Progress) -> None:
         step, times = progress.step, self.preview_times
@@ -138,6 +140,13 @@ class RunKeeper:
             self._save_state(mark, progress, epoch)
         self._newest = (mark, with_state)
         self._drop_outdated(mark)
+
+    def _finish_dropping(self, progress: Progress) -> None:
+        """A run that was killed between its last save and the dropping of an older one left that one behind."""
+        if self.retention.due_after_step(progress.step):
+            self._drop_outdated(Mark(step=progress.step))
+        if progress.position == 0 and self.retention.due_after_epoch(progress.epoch):
+            self._drop_outdated(Mark(epoch=progress.epoch))
 
     def _drop_outdated(self, mark: Mark) -> None:
         if not self.trainer.processes.first:
