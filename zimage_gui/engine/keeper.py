@@ -142,7 +142,7 @@ class RunKeeper:
         self._drop_outdated(mark)
 
     def _finish_dropping(self, progress: Progress) -> None:
-        """A run that was killed between its last save and the dropping of an older one left that one behind."""
+        """A run that was killed between a save and the dropping of an older one left that one behind."""
         if self.retention.due_after_step(progress.step):
             self._drop_outdated(Mark(step=progress.step))
         if progress.position == 0 and self.retention.due_after_epoch(progress.epoch):
