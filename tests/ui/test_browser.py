@@ -58,7 +58,7 @@ def test_a_wrong_value_is_told_beside_its_field_and_goes_when_it_is_right(page):
 def test_beside_a_dataset_file_the_folders_options_say_that_it_says_them(page):
     page.tab("LoRA Train")
     file = page.field("train-lora", "dataset_config").input_value()
-    for option in ("resolution", "num_repeats", "flip_aug"):
+    for option in ("resolution", "num_repeats"):
         page.see(f"#train-lora--{option}", "the dataset file says it")
     page.type("train-lora", "dataset_config", "")
     page.page.wait_for_function("!document.querySelector('#train-lora--resolution').innerText.includes('file says')")

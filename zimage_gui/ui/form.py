@@ -185,7 +185,9 @@ class Form:
             names = self.fields.keys() & set(self.config_class.folder_options())
             told = {name: self.fields[name] for name in sorted(names)}
             file = self.fields["dataset_config"]
-            file.change(partial(self._said_by_file, told), [file], list(told.values()), **QUIET)
+            said = partial(self._said_by_file, told)
+            file.change(said, [file], list(told.values()), **QUIET)
+            page.first(lambda: said(self.drafts.load(self.name).get("dataset_config")))
         if self.extras:
             save = lambda data: self.drafts.update(self.name, self.raw(data))  # noqa: E731 - gradio wants a function
             gr.on(
