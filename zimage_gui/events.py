@@ -81,6 +81,14 @@ class Step(_Event):
     layers_held: int | None = None
 
 
+class Resumed(_Event):
+    """The run goes on behind `step` of another one. run: the name of that one's folder, which may be gone."""
+
+    kind: Literal["resumed"] = "resumed"
+    run: str
+    step: int
+
+
 class Validation(_Event):
     """The mean loss of the held-out pictures, without weights, at fixed noise levels and noise."""
 
@@ -143,7 +151,18 @@ class Finished(_Event):
 
 
 Event = Annotated[
-    Started | Stage | Progress | Step | Validation | Sample | Checkpoint | Note | Warning | Failed | Finished,
+    Started
+    | Stage
+    | Progress
+    | Resumed
+    | Step
+    | Validation
+    | Sample
+    | Checkpoint
+    | Note
+    | Warning
+    | Failed
+    | Finished,
     Field(discriminator="kind"),
 ]
 

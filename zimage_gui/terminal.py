@@ -16,6 +16,7 @@ from zimage_gui.events import (
     Finished,
     Note,
     Progress,
+    Resumed,
     Sample,
     Stage,
     Started,
@@ -97,6 +98,8 @@ def sentence(event: Event) -> str:
         return f"Held-out pictures at step {event.step}: loss {event.loss:.4f}"
     if isinstance(event, Checkpoint):
         return f"Saved {event.what} at step {event.step}: {event.path}"
+    if isinstance(event, Resumed):
+        return f"Going on behind step {event.step} of {event.run}"
     if isinstance(event, Finished):
         words = {"done": "Done.", "stopped": "Stopped; everything is saved."}
         shown, more = event.results[:_MOST_RESULTS], len(event.results) - _MOST_RESULTS

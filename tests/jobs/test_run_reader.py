@@ -13,6 +13,7 @@ from zimage_gui.events import (
     EventLog,
     Failed,
     Progress,
+    Resumed,
     Sample,
     Stage,
     Validation,
@@ -42,6 +43,23 @@ def test_a_reader_gathers_what_the_panel_shows(new_run):
     assert [point.step for point in view.checkpoints] == [1]
     assert view.warnings == ["odd"] and view.failed.message == "m"
     assert view.state.state == "queued"
+
+
+def test_a_resumed_run_shows_the_steps_before_it_too(tmp_path):
+    folders = [tmp_path / f"2026-11-2{day}_120000_train-lora_cats" for day in (1, 2, 3)]
+    for folder in folders:
+        folder.mkdir()
+    held = [Validation(step=step, epoch=1, loss=0.5, pictures=2) for step in (2, 4)]
+    write(folders[0], *(a_step(number) for number in range(1, 4)), held[0])
+    write(folders[1], Resumed(run=folders[0].name, step=2), a_step(3), a_step(4), held[1], a_step(5))
+    write(folders[2], Resumed(run=folders[1].name, step=4), a_step(5))
+    view = RunReader(folders[2]).poll()
+    assert list(view.curves.steps) == [1, 2, 3, 4, 5] and view.step.step == 5
+    assert [one.step for one in view.validations] == [2, 4]
+    for name in ("gone", folders[2].name, "", "..", "../../x"):  # no folder, itself, nothing, one outside
+        (folder := tmp_path / f"2026-11-25_120000_{len(name)}-{name[:1]}").mkdir()
+        write(folder, Resumed(run=name, step=4), a_step(5))
+        assert list(RunReader(folder).poll().curves.steps)[-1] == 5
 
 
 def test_a_half_written_line_waits_for_its_rest_and_a_broken_one_is_counted(new_run):

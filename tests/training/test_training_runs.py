@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,16 @@ def test_files_and_states_are_named_and_dropped_as_the_first_seed_does(project: 
     ]  # fmt: skip
 
 
+def test_what_a_kill_kept_from_being_dropped_is_dropped_when_the_run_goes_on(project: Path) -> None:
+    options = {"save_every_n_steps": 1, "save_last_n_steps": 1, "save_state": True, "max_train_steps": 6}
+    out = project / "out"
+    train(lora_config(project, output_name="s", **options), stop_at=5)
+    shutil.copytree(out / "s-step00000004-state", out / "s-step00000003-state")  # as if killed after saving step 5
+    shutil.copy(out / "s-step00000004.safetensors", out / "s-step00000003.safetensors")
+    train(lora_config(project, output_name="s", resume=out / "s-step00000005-state", **options))
+    assert not [name for name in names(out) if "00003" in name] and "s-step00000005-state" in names(out)
+
+
 def test_results_of_another_run_are_never_replaced_unless_asked(project: Path) -> None:
     first = train(lora_config(project, output_name="cats", seed=1))[1][-1]
     before = first.read_bytes()
@@ -390,6 +401,17 @@ def test_everything_wrong_is_said_at_once_and_before_weights_are_read(project: P
 def test_patterns_that_leave_no_layer_are_a_problem_of_their_option(project: Path) -> None:
     problems = check(lora_config(project, include_patterns=("nothing",)))
     assert [problem.option for problem in problems] == ["include_patterns"]
+
+
+def test_a_weight_outside_masks_needs_masks(project: Path) -> None:
+    (problem,) = check(lora_config(project, unmasked_weight=0.5))
+    assert problem.option == "unmasked_weight" and "no picture folder has masks" in problem.sentence()
+    table = '[[datasets]]\nimage_directory = "pictures"\nresolution = 32\nalpha_mask = true\n'
+    (project / "data.toml").write_text(table, encoding="utf-8")
+    config = lora_config(
+        project, unmasked_weight=0.5, dataset=None, dataset_config=project / "data.toml", resolution=(1024, 1024), batch_size=1
+    )
+    assert check(config) == []
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -55,6 +55,17 @@ def test_a_wrong_value_is_told_beside_its_field_and_goes_when_it_is_right(page):
     page.page.wait_for_selector("#train-lora--learning_rate .zg-error", state="detached")
 
 
+def test_beside_a_dataset_file_the_folders_options_say_that_it_says_them(page):
+    page.tab("LoRA Train")
+    file = page.field("train-lora", "dataset_config").input_value()
+    for option in ("resolution", "num_repeats"):
+        page.see(f"#train-lora--{option}", "the dataset file says it")
+    page.type("train-lora", "dataset_config", "")
+    page.page.wait_for_function("!document.querySelector('#train-lora--resolution').innerText.includes('file says')")
+    page.type("train-lora", "dataset_config", file)
+    page.see("#train-lora--resolution", "the dataset file says it")
+
+
 def test_values_survive_a_refresh_and_a_second_browser(page, browser, window):
     (window.folder / "one.txt").write_text("a red zorb --w 64 --h 64 --s 2 --d 1\n", encoding="utf-8")
     values = {

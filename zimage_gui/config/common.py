@@ -269,7 +269,8 @@ class PictureFolder(Options):
             raise ValueError("must be a file ending such as .txt")
         return value if value.startswith(".") else "." + value
 
-    def _folder_options(self) -> tuple[str, ...]:
+    @classmethod
+    def folder_options(cls) -> tuple[str, ...]:
         """Options that a dataset file carries itself."""
         return (
             "resolution",
@@ -301,7 +302,7 @@ class PictureFolder(Options):
                 f"Set it in {path.name}",
             )
             for path in (self.dataset_config,)
-            for name in self._folder_options()
+            for name in self.folder_options()
             if getattr(self, name) != options_of(type(self))[name].default
         ]
 

@@ -55,8 +55,9 @@ class TrainingConfig(
 ):
     """What both kinds of training share."""
 
-    def _folder_options(self) -> tuple[str, ...]:
-        return (*super()._folder_options(), "batch_size")
+    @classmethod
+    def folder_options(cls) -> tuple[str, ...]:
+        return (*super().folder_options(), "batch_size")
 
     def problems(self) -> list[Problem]:
         objective = [*self._timestep_problems(), *objective_problems(self)]

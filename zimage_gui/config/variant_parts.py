@@ -75,8 +75,9 @@ class CaptionVariants(PictureFolder):
         le=64,
     )
 
-    def _folder_options(self) -> tuple[str, ...]:
-        return (*super()._folder_options(), *CAPTION_VARIANTS)
+    @classmethod
+    def folder_options(cls) -> tuple[str, ...]:
+        return (*super().folder_options(), *CAPTION_VARIANTS)
 
 
 class PixelVariants(PictureFolder):
@@ -108,8 +109,9 @@ class PixelVariants(PictureFolder):
         advanced=True,
     )
 
-    def _folder_options(self) -> tuple[str, ...]:
-        return (*super()._folder_options(), *PIXEL_VARIANTS)
+    @classmethod
+    def folder_options(cls) -> tuple[str, ...]:
+        return (*super().folder_options(), *PIXEL_VARIANTS)
 
 
 CAPTION_VARIANTS = tuple(CaptionVariants.__annotations__)

@@ -89,6 +89,11 @@ def cudnn(*, enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.enabled = before
 
 
+def device_name(device: torch.device) -> str:
+    """The card's own name; of a processor just that it is one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had, counting what torch holds unused."""
     if device.type != "cuda":

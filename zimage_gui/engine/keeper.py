@@ -63,6 +63,8 @@ class RunKeeper:
             self._validate(progress)
             if self.preview_times.sample_at_first:
                 self._preview(0, None)
+        else:
+            self._finish_dropping(progress)
 
     def after_step(self, progress: Progress) -> None:
         step, times = progress.step, self.preview_times
@@ -162,6 +164,13 @@ class RunKeeper:
         self.run.emit(Note(text=f"saved {path.name}; read back: {count} of {count} {unit} match"))
         self._tell(path, step, epoch, self.method.what)
 
+    def _finish_dropping(self, progress: Progress) -> None:
+        """A run that was killed between a save and the dropping of an older one left that one behind."""
+        if self.retention.due_after_step(progress.step):
+            self._drop_outdated(Mark(step=progress.step))
+        if progress.position == 0 and self.retention.due_after_epoch(progress.epoch):
+            self._drop_outdated(Mark(epoch=progress.epoch))
+
     def _drop_outdated(self, mark: Mark) -> None:
         if not self.trainer.processes.first:
             return
@@ -177,7 +186,8 @@ class RunKeeper:
             "weights": weights,
             "trainer": state_of(self.trainer),
             "random": random_states(),
-            "run": self.facts | {"name": self.names.name, "saved_at": time.time()},
+            "run": self.facts
+            | {"name": self.names.name, "saved_at": time.time(), "run_folder": self.run.folder.name},
         }
         folder = save_state(self.names.state(mark), values, self.names.pointer)
         self._tell(folder, progress.step, epoch, "state")

@@ -30,13 +30,15 @@ class Free:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run's estimate with what it was made from, so that it can be made for other options too."""
+    """One run's estimate with what it was made from, so that it can be made for other options too. updates:
+    the run's length in steps."""
 
     config: Any
     sizes: ModelSizes
     load: Workload
     device: str
     item: int | None = None
+    updates: int = 0
 
     def estimate(self, **changes: object) -> Estimate:
         """With other values of some options. A batch size and a resolution change the largest batch."""
@@ -55,7 +57,7 @@ def plan(config: Any, report: ScanReport, device: str, item: int | None = None) 
     if load is None:
         return None
     sizes = model_sizes(config.dit, config.text_encoder, config.vae)
-    return Plan(config, sizes, load, device, item)
+    return Plan(config, sizes, load, device, item, updates)
 
 
 def updates_per_epoch(config: Any, report: ScanReport) -> int:
@@ -114,8 +116,12 @@ def shortages(found: Estimate, free: Free) -> list[str]:
         ("disk space", sum(found.disk.values()), free.disk),
     ):
         if need is not None and there is not None and need > there:
-            told.append(f"about {need / GIB:.1f} GiB of {name} are needed and {there / GIB:.1f} are free")
+            told.append(f"about {_amount(need)} of {name} are needed and {_amount(there)} are free")
     return told
+
+
+def _amount(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _lines(parts: Mapping[str, float]) -> list[str]:

@@ -7,8 +7,9 @@ Knows torch's counters and the estimate. Must not know how training is done.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import torch
 from zimage_gui.config.schema import show
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import sources_of
-from zimage_gui.engine.devices import DTYPES, free_memory, number_format
+from zimage_gui.engine.devices import DTYPES, device_name, free_memory, number_format
 from zimage_gui.engine.memory_advice import changes
 from zimage_gui.engine.memory_estimate import AUTO, GIB, least_recomputed
 from zimage_gui.engine.memory_plan import Plan, free_now, plan, shortages, table
+from zimage_gui.engine.pace import PaceRecord, key_of, known_pace, time_line
 from zimage_gui.errors import NoMemory
-from zimage_gui.events import Note, Run, Warning
+from zimage_gui.events import Event, Note, Run, Warning
 
 _NO_RAM = "DefaultCPUAllocator"
 """In torch's words when the system grants no more RAM."""
@@ -43,7 +45,9 @@ class MemoryWatch:
             return
         self._settle_share()
         self._estimate = self.plan.estimate(**self.settled())
-        run.emit(Note(text=table(self._estimate, self.free)))
+        self.key = key_of(config, self._estimate.batch.words, device_name(device))
+        time = time_line(known_pace(run.folder.parent, self.key), self.plan.updates)
+        run.emit(Note(text=f"{table(self._estimate, self.free)}\n{time}"))
         for words in shortages(self._estimate, self.free):
             run.emit(Warning(text=words))
 
@@ -54,7 +58,7 @@ class MemoryWatch:
         if made is None:  # the caches say what is wrong with the pictures
             return None
         computing = number_format(self._device, self._config.mixed_precision, made.sizes.transformer.all)
-        return Plan(self._config, made.sizes, made.load, self._device.type, computing.itemsize)
+        return replace(made, item=computing.itemsize)
 
     def _settle_share(self) -> None:
         self._share: dict[str, str] = {}
@@ -74,6 +78,10 @@ class MemoryWatch:
         if self.plan is None and self._config.gradient_checkpointing_fraction == AUTO:
             return {"gradient_checkpointing_fraction": "1"}
         return {} if self.plan is None else self._share
+
+    def listeners(self) -> dict[str, Callable[[Event], None]]:
+        """What is to hear of the run's events: how long its steps take is written down for later ones."""
+        return {} if self.plan is None else {"pace": PaceRecord(self._run.folder, self.key).listen}
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

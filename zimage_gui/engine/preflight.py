@@ -59,6 +59,7 @@ def check(config: Any) -> list[Problem]:
     problems = [*config.problems(), *missing]
     found = [
         *_of(lambda: check_sources((*sources_of(config), *validation_sources(config)))),
+        *_of(lambda: mask_problems(config)),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
         *_of(lambda: compile_problems(config, pick_device(config.device))),
@@ -116,6 +117,18 @@ def _of(look: Any) -> list[Problem]:
 def _backend_problems(name: str) -> list[Problem]:
     use_backend(name)
     return []
+
+
+def mask_problems(config: Any) -> list[Problem]:
+    """Of the weight outside masks where no folder has any."""
+    default = type(config).model_fields["unmasked_weight"].default
+    if config.unmasked_weight == default:
+        return []
+    if any(source.alpha_mask or source.mask_directory is not None for source in sources_of(config)):
+        return []
+    rule = "has no effect: no picture folder has masks"
+    remedy = "Set alpha_mask or mask_directory, or leave it out"
+    return [Problem("unmasked_weight", f"{config.unmasked_weight:g}", rule, remedy)]
 
 
 def _nothing(_: object) -> list[Problem]:

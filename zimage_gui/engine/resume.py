@@ -16,6 +16,7 @@ from zimage_gui.engine.trainer import Trainer
 from zimage_gui.engine.trainer_state import put_back
 from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.events import Note, Run, Warning
+from zimage_gui.events import Resumed as ResumedRun
 
 # The state brings the arguments of optimizer and scheduler class back: other ones would have no effect.
 _MUST_AGREE = (
@@ -111,6 +112,8 @@ def load_resumed(config: Any, run: Run) -> Resumed:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise _unusable(state.folder, error) from error
     run.emit(Note(text=f"resuming from {state.folder.name}: {place}"))
+    if earlier := resumed.facts.get("run_folder"):  # older states do not say
+        run.emit(ResumedRun(run=str(earlier), step=int(progress["step"])))
     return resumed
 
 

@@ -92,6 +92,8 @@ def _run(config: Any, run: Run, processes: Processes) -> list[Path]:
     run.emit(Note(text=f"seed {config.seed}"))
     names = processes.once(lambda: _names(config, run, resumed))
     watch = MemoryWatch(config, run, pick_device(config.device), names.folder)
+    if processes.first:
+        run = TrackedRun(run, watch.listeners())
     with watch.explaining():
         results = _work(config, run, names, resumed, watch, processes)
     watch.compare()

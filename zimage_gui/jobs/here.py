@@ -107,8 +107,10 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
         run.end("stopped", failed=_left_at_once())
         return EXIT_INTERRUPTED
     except (Exception, SystemExit) as error:
-        traceback.print_exc(file=sys.stderr)
-        run.end("failed", failed=explain(error))
+        failed = explain(error)
+        if failed.error_kind != "disk_full":  # no defect: where it was noticed helps nobody
+            traceback.print_exc(file=sys.stderr)
+        run.end("failed", failed=failed)
         return EXIT_FAILED
     run.end("stopped" if run.stop_noticed else "done", results)
     return EXIT_DONE

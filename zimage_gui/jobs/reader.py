@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from zimage_gui.events import (
     Follower,
     Note,
     Progress,
+    Resumed,
     Sample,
     Stage,
     Step,
@@ -54,6 +56,11 @@ class Curves:
         self.loss.append(event.loss)
         self.loss_average.append(event.loss_average)
         self.lr.append(event.lr)
+
+    def until(self, step: int) -> Curves:
+        """The same up to that step."""
+        count = bisect_right(self.steps, step)
+        return Curves(self.steps[:count], self.loss[:count], self.loss_average[:count], self.lr[:count])
 
     def copy(self) -> Curves:
         """The same values in arrays of their own; some milliseconds for a million steps."""
@@ -174,6 +181,24 @@ class Readers:
             return reader
 
 
+def _begin_with(view: RunView, resumed: Resumed) -> None:
+    """Put what the earlier run learned before this one's curves; nothing when its folder is gone."""
+    name = Path(resumed.run).name
+    # names begin with their time: an earlier one cannot lead back here
+    if not name or name.startswith(".") or name >= view.folder.name or len(view.curves.steps):
+        return
+    earlier = RunView(view.folder.parent / name)
+    follower = Follower(earlier.folder / EVENTS_FILE)
+    try:
+        while events := follower.read():
+            for event in events:
+                _absorb(earlier, event)
+    except OSError:
+        return
+    view.curves = earlier.curves.until(resumed.step)
+    view.validations = [one for one in earlier.validations if one.step <= resumed.step]
+
+
 def _absorb(view: RunView, event: Event) -> None:
     match event:
         case Step():
@@ -181,6 +206,8 @@ def _absorb(view: RunView, event: Event) -> None:
             view.curves.add(event)
             if event.vram_gb is not None:
                 view.peak_vram_gb = max(event.vram_gb, view.peak_vram_gb or 0.0)
+        case Resumed():
+            _begin_with(view, event)
         case Validation():  # one of a resumed run takes the place of those from its step on
             view.validations = [one for one in view.validations if one.step < event.step] + [event]
         case Stage():

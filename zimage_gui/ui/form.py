@@ -16,6 +16,7 @@ from typing import Any
 import gradio as gr
 
 from zimage_gui.config.build import each_field, gather, read
+from zimage_gui.config.common import PictureFolder
 from zimage_gui.config.paths import with_look
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of
 from zimage_gui.errors import Problem, UserError, raise_if_any
@@ -180,6 +181,13 @@ class Form:
             if isinstance(field, gr.Textbox):
                 more |= {"inputs": [field, self.problems], "outputs": self.problems}
                 field.blur(partial(self._left, name), **more)
+        if issubclass(self.config_class, PictureFolder) and "dataset_config" in self.fields:
+            names = self.fields.keys() & set(self.config_class.folder_options())
+            told = {name: self.fields[name] for name in sorted(names)}
+            file = self.fields["dataset_config"]
+            said = partial(self._said_by_file, told)
+            file.change(said, [file], list(told.values()), **QUIET)
+            page.first(lambda: said(self.drafts.load(self.name).get("dataset_config")))
         if self.extras:
             save = lambda data: self.drafts.update(self.name, self.raw(data))  # noqa: E731 - gradio wants a function
             gr.on(
@@ -189,6 +197,12 @@ class Form:
                 trigger_mode="always_last",
                 **QUIET,
             )
+
+    def _said_by_file(self, told: Mapping[str, Component], path: Raw) -> Updates:
+        """Beside a dataset file the options of a plain folder have no effect: their labels say so."""
+        known = options_of(self.config_class)
+        instead = " – the dataset file says it" if str(path or "").strip() else ""
+        return {field: gr.update(label=_label(known[name]) + instead) for name, field in told.items()}
 
     def _typed(self, name: str, value: Raw) -> None:
         self.drafts.update(self.name, self._unsecret({name: value}))

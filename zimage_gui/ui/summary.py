@@ -11,6 +11,7 @@ from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check, sources_of
 from zimage_gui.engine.memory_plan import free_now, plan, shortages, table, updates_per_epoch
 from zimage_gui.engine.model_files import ModelFiles, find_models, plain_turbo
+from zimage_gui.engine.pace import key_of, known_pace, time_line
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.jobs.readings import Readings
 from zimage_gui.model.recognise import recognise
@@ -95,7 +96,9 @@ def memory_words(config: TrainingConfig, report: ScanReport, readings: Readings 
     found = planned.estimate()
     short = [f"{words}; it may end for lack of it" for words in shortages(found, free)]
     warned = notice(bullet_list(short), "bad", raw=True) if short else ""
-    return f"<pre>{escape(table(found, free))}</pre>{warned}"
+    key = key_of(planned.config, found.batch.words, "cpu" if gpu is None else gpu.name)
+    time = time_line(known_pace(config.runs_dir, key), planned.updates)
+    return f"<pre>{escape(table(found, free))}\n{escape(time)}</pre>{warned}"
 
 
 def dataset_words(report: ScanReport) -> str:
