@@ -8,6 +8,7 @@ from option_cases import (
     Case,
     Changes,
     Proof,
+    Refused,
     formats,
     held,
     layers,
@@ -55,6 +56,7 @@ def lora_cases(p: Path) -> dict[str, Case]:
 def finetune_cases(p: Path) -> dict[str, Case]:
     bf16 = {"mixed_precision": "bf16"}
     return {
+        "shard_weights": Refused(True, "there is one"),  # with two processes: test_shared_out
         "train_patterns": Changes((r"layers\.1",), told),
         "freeze_patterns": Changes((r"layers\.1",), told),
         "full_bf16": Changes(True, losses, bf16),
