@@ -212,6 +212,7 @@ class TensorReader:
         path = self._checkpoint.places[name].file
         if path not in self._files:
             self._files[path] = self._open.enter_context(path.open("rb"))
+            _advise(self._files[path], "POSIX_FADV_SEQUENTIAL")
         return self._files[path]
 
     def expect(self, names: Iterable[str]) -> None:
@@ -223,14 +224,16 @@ class TensorReader:
         self._advise(names, "POSIX_FADV_DONTNEED")
 
     def _advise(self, names: Iterable[str], advice: str) -> None:
-        if not hasattr(os, "posix_fadvise"):  # Windows and macOS have no such call
-            return
         for name in names:
             info = self._info(name)
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(
-                    self._file(name).fileno(), info.start, info.end - info.start, getattr(os, advice)
-                )
+            _advise(self._file(name), advice, info.start, info.end - info.start)
+
+
+def _advise(file: BinaryIO, advice: str, start: int = 0, size: int = 0) -> None:
+    """Tells the system what will be done with a part of the file, or with all of it."""
+    if hasattr(os, "posix_fadvise"):  # Windows and macOS have no such call
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), start, size, getattr(os, advice))
 
 
 def _regrouped(chunks: Rows, multiple: int) -> Rows:
