@@ -59,11 +59,11 @@ def test_beside_a_dataset_file_the_folders_options_say_that_it_says_them(page):
     page.tab("LoRA Train")
     file = page.field("train-lora", "dataset_config").input_value()
     for option in ("resolution", "num_repeats"):
-        page.see(f"#train-lora--{option}", "the dataset file says it")
+        page.see(f"#train-lora--{option}", "set in the dataset file")
     page.type("train-lora", "dataset_config", "")
     page.page.wait_for_function("!document.querySelector('#train-lora--resolution').innerText.includes('file says')")
     page.type("train-lora", "dataset_config", file)
-    page.see("#train-lora--resolution", "the dataset file says it")
+    page.see("#train-lora--resolution", "set in the dataset file")
 
 
 def test_values_survive_a_refresh_and_a_second_browser(page, browser, window):

@@ -201,7 +201,7 @@ class Form:
     def _said_by_file(self, told: Mapping[str, Component], path: Raw) -> Updates:
         """Beside a dataset file the options of a plain folder have no effect: their labels say so."""
         known = options_of(self.config_class)
-        instead = " – the dataset file says it" if str(path or "").strip() else ""
+        instead = ", set in the dataset file" if str(path or "").strip() else ""
         return {field: gr.update(label=_label(known[name]) + instead) for name, field in told.items()}
 
     def _typed(self, name: str, value: Raw) -> None:
