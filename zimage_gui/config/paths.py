@@ -56,7 +56,7 @@ def _given(value: object) -> Iterator[Path]:
 def _problem(known: Option, path: Path) -> Problem | None:
     name, kind = known.name, known.extra.path
     if kind in ("out_file", "out_folder", "out_any"):
-        return _output_problem(name, path, kind)
+        return output_problem(name, path, kind)
     if not os.path.lexists(path):
         return Problem(name, str(path), "does not exist", _nearest(path))
     if kind == "file" and not path.is_file():
@@ -76,7 +76,8 @@ def _nearest(path: Path) -> str:
     return "Check the path"
 
 
-def _output_problem(name: str, path: Path, kind: str) -> Problem | None:
+def output_problem(name: str, path: Path, kind: str) -> Problem | None:
+    """Why nothing can be written at `path`, an option of that kind."""
     if kind == "out_file" and path.is_dir():
         return Problem(name, str(path), "is a folder", "Give the name of a file")
     if kind == "out_folder" and path.exists() and not path.is_dir():

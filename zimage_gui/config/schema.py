@@ -193,8 +193,8 @@ class Option:
 
     def remedy(self) -> str:
         """A value that works."""
-        if self.default is None or self.default == ():
-            return "Leave it out" if self.optional or self.many else "Give it a value"
+        if self.default in (None, (), ""):
+            return "Leave it out" if self.optional or self.many or self.default == "" else "Give it a value"
         return f"Its default is {show(self.default)}"
 
 

@@ -4,6 +4,7 @@ under which names; must not know how a file is written (the method and `state` d
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,9 +57,12 @@ class RunKeeper:
     validation_times: ValidationTimes = field(default_factory=ValidationTimes)
     results: list[Path] = field(default_factory=list)
     _newest: tuple[Mark, bool] | None = None
+    _begun_at: int = 0
+    _saving: bool = False
     _validated: int | None = None
 
     def at_start(self, progress: Progress) -> None:
+        self._begun_at = progress.step
         if progress.step == 0:
             self._validate(progress)
             if self.preview_times.sample_at_first:
@@ -127,6 +131,18 @@ class RunKeeper:
     def at_stop(self, progress: Progress) -> None:
         """Everything a resume needs, and the result so far."""
         self.run.emit(Stage(name="stopping", text=f"Stopping after step {progress.step}: saving"))
+        self._save_step(progress)
+
+    def at_failure(self, progress: Progress) -> None:
+        """The same before a run ends because of something else; what then fails too is not what to tell."""
+        if self._saving or progress.step == self._begun_at or not self.trainer.processes.first:
+            return
+        text = f"The run cannot go on: saving what was trained until step {progress.step}"
+        self.run.emit(Stage(name="stopping", text=text))
+        with suppress(Exception):
+            self._save_step(progress)
+
+    def _save_step(self, progress: Progress) -> None:
         mark = Mark(step=progress.step)
         if self._newest != (mark, True):  # this very step may just have been saved, state and all
             self.save(mark, progress, True)
@@ -145,6 +161,7 @@ class RunKeeper:
     def save(self, mark: Mark, progress: Progress, with_state: bool) -> None:
         """Write the weights, then the state, then drop what is outdated. Raises `NonFiniteLoss` instead of
         saving bad weights."""
+        self._saving = True
         self.trainer.flush()
         epoch = progress.epoch + (progress.position > 0)
         if self.trainer.processes.first or self.trainer.shards is not None:
@@ -154,6 +171,7 @@ class RunKeeper:
             self._first(lambda: self._save_state(mark, progress, epoch))
         self._newest = (mark, with_state)
         self._drop_outdated(mark)
+        self._saving = False
 
     def _save_weights(self, mark: Mark, step: int, epoch: int) -> None:
         path = self.names.weights(mark)

@@ -2,13 +2,13 @@
 headers; must not know how training is done.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zimage_gui.config.parallel_parts import launched_place, processes_of
+from zimage_gui.config.paths import output_problem
 from zimage_gui.engine import finetuning
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of, validation_sources
@@ -19,8 +19,9 @@ from zimage_gui.engine.networks import network_problems, rate_problems
 from zimage_gui.engine.optimizers import check_optimizer
 from zimage_gui.engine.processes import device_of
 from zimage_gui.engine.prompt_lines import read_prompt_file
+from zimage_gui.engine.resume import disagreements
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
-from zimage_gui.engine.state import StateError, read_manifest, states_in
+from zimage_gui.engine.state import StateError, read_manifest, states_in, unpack
 from zimage_gui.engine.trackers import tracking_problems
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.attention import use_backend
@@ -164,30 +165,29 @@ def _resume_problems(config: Any) -> list[Problem]:
     if config.resume is None:
         return []
     folder = Path(config.resume)
+    if folder.is_file():
+        return []  # said already
     try:
-        read_manifest(folder)
+        manifest = read_manifest(folder)
     except StateError as error:
-        if not states_in(folder) and not states_in(folder.parent):
-            return [
-                Problem(
-                    "resume",
-                    str(folder),
-                    f"cannot be resumed: {error}",
-                    "Choose a folder whose name ends in -state",
-                )
-            ]
-    return []
+        states = states_in(folder)
+        if not states and not states_in(folder.parent):
+            rule, remedy = f"cannot be resumed: {error}", "Choose a folder whose name ends in -state"
+            if not finetuning.trains_model(config):
+                remedy += "; a LoRA without its state goes into network_weights"
+            return [Problem("resume", str(folder), rule, remedy)]
+        return _resume_problems(config.model_copy(update={"resume": states[0]})) if states else []
+    try:
+        facts = unpack(manifest["values"]["run"], {})
+        return disagreements(config, folder, facts)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return []  # the state before this one may do, which reading them tells
 
 
 def _folder_problems(config: Any) -> list[Problem]:
-    output = getattr(config, "output", None)
-    folder = (
-        Path(config.output_dir) if config.output_dir is not None else Path(output).parent if output else None
+    given = (
+        ("output_dir", config.output_dir, "out_folder"),
+        ("output", getattr(config, "output", None), "out_file"),
     )
-    while folder is not None and not folder.exists() and folder.parent != folder:
-        folder = folder.parent
-    if folder is not None and folder.exists() and not folder.is_dir():
-        return [Problem("output_dir", str(folder), "is a file, not a folder", "Choose another folder")]
-    if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
-        return [Problem("output_dir", str(folder), "cannot be written to", "Choose another folder")]
-    return []
+    found = [output_problem(name, Path(path), kind) for name, path, kind in given if path is not None]
+    return [problem for problem in found if problem is not None]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zimage_gui.config.parallel_parts import processes_of
+from zimage_gui.engine.finetuning import trains_model
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.methods import Method, load_parameters
 from zimage_gui.engine.state import State, StateError, load_or_previous, restore_random_states
@@ -19,10 +20,8 @@ from zimage_gui.events import Note, Run, Warning
 from zimage_gui.events import Resumed as ResumedRun
 
 # The state brings the arguments of optimizer and scheduler class back: other ones would have no effect.
-_MUST_AGREE = (
-    "what", "optimizer_type", "optimizer_args", "lr_scheduler_type", "lr_scheduler_args", "seed", "alpha",
-)  # fmt: skip
-_LORA_MUST_AGREE = ("network_module", "use_rslora", "loraplus_lr_ratio", "network_reg_lrs")
+_MUST_AGREE = ("optimizer_type", "optimizer_args", "lr_scheduler_type", "lr_scheduler_args", "seed")
+_LORA_MUST_AGREE = ("network_module", "network_dim", "use_rslora", "loraplus_lr_ratio", "network_reg_lrs")
 _SHOULD_AGREE = (
     "gradient_accumulation_steps", "timestep_sampling", "discrete_flow_shift", "sigmoid_scale",
     "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "min_timestep", "max_timestep",
@@ -72,8 +71,7 @@ class Resumed:
 def facts_of(config: Any, method: Method, index: DatasetIndex) -> dict[str, Any]:
     """What a state remembers of its run beside weights and numbers."""
     output = getattr(config, "output", None)
-    names = [name for name in _MUST_AGREE if name not in ("what", "alpha")]
-    names += ["learning_rate", *_SHOULD_AGREE]
+    names = [*_MUST_AGREE, "learning_rate", *_SHOULD_AGREE]
     names += [*_LORA_MUST_AGREE, *_LORA_SHOULD_AGREE, *_MODEL_MUST_AGREE, "fused_backward_pass"]
     return {name: getattr(config, name) for name in names if hasattr(config, name)} | {
         "what": method.what,
@@ -141,22 +139,36 @@ def _shown(value: object) -> str:
     return (" ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)) or "empty"
 
 
+def disagreements(config: Any, folder: Path, before: dict[str, Any]) -> list[Problem]:
+    """Options without which the state in `folder`, of a run with the facts `before`, goes into no run."""
+    what = "model" if trains_model(config) else "lora"
+    if before.get("what", what) != what:
+        kind, command = ("LoRA", "train-lora") if what == "model" else ("finetune", "finetune")
+        rule = f"is the state of a {kind}, which this command cannot go on with"
+        return [Problem("resume", str(folder), rule, f"Use {command}")]
+    names = [*_MUST_AGREE, *_LORA_MUST_AGREE, *_MODEL_MUST_AGREE]
+    now = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    if config.seed is None:  # the state's then
+        del now["seed"]
+    found = [_disagreement(name, before[name], now[name]) for name in names if _differs(name, before, now)]
+    alpha = getattr(config, "alpha", None)
+    if before.get("alpha", alpha) != alpha and not any(problem.option == "network_dim" for problem in found):
+        found.append(_disagreement("network_alpha", before["alpha"], alpha))
+    return found
+
+
+def _disagreement(name: str, before: object, now: object) -> Problem:
+    rule = f"differs from the state's {_shown(before)}"
+    return Problem(name, _shown(now), rule, "Use the state's, or start anew")
+
+
 def restore(
     resumed: Resumed, config: Any, method: Method, trainer: Trainer, index: DatasetIndex, run: Run
 ) -> None:
     """Put weights, optimizer, schedule, position and random generators back. Raises `UserError` when the run
     is another one."""
     before, now = resumed.facts, facts_of(config, method, index)
-    raise_if_any(
-        Problem(
-            name,
-            _shown(now[name]),
-            f"differs from the state's {_shown(before[name])}",
-            "Use the state's, or start anew",
-        )
-        for name in (*_MUST_AGREE, *_LORA_MUST_AGREE, *_MODEL_MUST_AGREE)
-        if _differs(name, before, now)
-    )
+    raise_if_any(disagreements(config, resumed.folder, before))
     if wrong := load_parameters(method, resumed.state.values["weights"]):
         rule = f"does not fit this run: {'; '.join(wrong[:5])}" + (
             f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""

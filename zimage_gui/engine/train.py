@@ -262,15 +262,14 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
             else wanted.folder
         )
         name = resumed.name if wanted.name in (resumed.requested_name, resumed.name) else wanted.name
-        names = replace(wanted, folder=folder, name=name)
-    else:
-        names = wanted if config.overwrite else wanted.first_free()
-        if names != wanted:
-            run.emit(
-                Warning(
-                    text=f"{wanted.folder} holds results named {wanted.name}: these are named {names.name}"
-                )
-            )
+        wanted = replace(wanted, folder=folder, name=name)
+    own = resumed is not None and wanted.name == resumed.name and (
+        bool(config.huggingface_resume) or wanted.folder.resolve() == resumed.folder.parent.resolve()
+    )  # fmt: skip
+    names = wanted if config.overwrite or own else wanted.first_free()
+    if names != wanted:
+        text = f"{wanted.folder} holds results named {wanted.name}: these are named {names.name}"
+        run.emit(Warning(text=text))
     swept = prepare_folder(names)
     if swept:
         run.emit(Note(text=f"removed {len(swept)} half-written files of a killed run"))

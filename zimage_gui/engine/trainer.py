@@ -27,6 +27,7 @@ from zimage_gui.engine.processes import Processes
 from zimage_gui.engine.shards import Shards
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.engine.validation import Patience, Validation
+from zimage_gui.errors import Interrupted
 from zimage_gui.events import STOP_FILE, Run, Step
 from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
@@ -85,6 +86,8 @@ class Keeper(Protocol):
 
     def at_stop(self, progress: Progress) -> None: ...
 
+    def at_failure(self, progress: Progress) -> None: ...
+
 
 @dataclass
 class _Pending:
@@ -128,12 +131,25 @@ class Trainer:
         self.patience_watches_loss = False
         self._parameters = method.parameters()
         self._pending: _Pending | None = None
+        self._whole = True  # whether the weights are those of a step
         self._process = psutil.Process()
         self._clock = time.perf_counter()
 
     def run(self, feed: Feed, keeper: Keeper) -> bool:
         """Train to the end, or until the run asks to stop; True when it came to the end. Raises
-        `NonFiniteLoss`."""
+        `NonFiniteLoss`. What ends it otherwise (pictures that vanish, memory that runs out) finds the updates
+        made until then saved."""
+        try:
+            return self._run(feed, keeper)
+        except (NonFiniteLoss, Interrupted):
+            raise
+        except Exception:
+            if self._whole and self.shards is None:  # shared-out weights need all processes
+                self.optimizer.zero_grad(set_to_none=True)  # their memory may be what is missing
+                keeper.at_failure(self.progress)
+            raise
+
+    def _run(self, feed: Feed, keeper: Keeper) -> bool:
         progress, settings = self.progress, self.settings
         self.method.model.train()
         set_training(self.optimizer)
@@ -164,6 +180,7 @@ class Trainer:
         samples = sum(len(batch.indices) for batch in group)
         total = torch.zeros((), device=self.device)
         on_host: Callable[[], float] = float  # 0 where a process got no batch of this update
+        self._whole = self.swap is None and not (self.updates is not None and self.updates.in_backward)
         self.processes.part_ways(self.settings.seed, self.progress.step)
         if self.updates is not None:
             self.updates.begin(self.progress.step)
@@ -193,6 +210,7 @@ class Trainer:
         rate = effective_rate(self.optimizer)
         if rate is None:  # Adafactor works it out itself, and its schedule reports it
             rate = float(self.schedule.get_last_lr()[0])
+        self._whole = False
         if self._stepped(changed):
             self.schedule.step()
         held = self.limit() if self.limit else None
@@ -202,6 +220,7 @@ class Trainer:
         if self.shards is not None:
             self.shards.forget_gradients()
         self._count(value, grad_norm, rate, samples, held)
+        self._whole = True
 
     def loss(self, batch: Batch, epoch: int) -> Tensor:
         """The weighted flow-matching loss of one batch, fp32."""
