@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -32,6 +33,7 @@ TINY = Recipe(
 )
 
 
+@pytest.mark.slow
 def test_the_training_resumes_with_the_same_weights(tmp_path: Path) -> None:
     pool = picture_pool(TINY)
     straight, stopped = (Training(TINY, tmp_path / name) for name in ("a", "b"))
@@ -48,6 +50,7 @@ def test_the_training_resumes_with_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_whole_training_says_what_it_reached_and_leaves_a_state(tmp_path: Path) -> None:
     lines: list[str] = []
     train(replace(TINY, crop_steps=1), tmp_path, lines.append)

@@ -283,7 +283,7 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch = pytest.MonkeyPatch()
     patch.setattr(huggingface_hub, "HfApi", RecordedHub)
     patch.setattr(torch, "compile", recorded_compile)
-    patch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
+    limit = torch._dynamo.config.recompile_limit  # monkeypatch would delete it from torch's config at the end
     patch.setitem(sys.modules, "wandb", recorded_wandb())
     found = {command: Walk(folder, command) for command in MAKERS}
     for walk in found.values():
@@ -292,4 +292,5 @@ def walks(tmp_path_factory: pytest.TempPathFactory) -> Any:
     gc.freeze()  # a run collects garbage between its stages: over all that pytest holds this takes long
     yield found
     gc.unfreeze()
+    torch._dynamo.config.recompile_limit = limit
     patch.undo()

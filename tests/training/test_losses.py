@@ -77,6 +77,7 @@ def test_every_loss_of_a_batch_is_the_mean_of_its_samples(options: dict[str, obj
     torch.testing.assert_close(flow_loss(prediction, latents, noise, SIGMA, spec), torch.stack(single).mean())
 
 
+@pytest.mark.slow  # the walk over every option sees the same
 @pytest.mark.parametrize("make", [lora_config, finetune_config])
 def test_each_option_changes_the_losses_of_a_run(project: Path, make) -> None:
     seen = {}

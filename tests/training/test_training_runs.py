@@ -164,6 +164,7 @@ def write_varied_pictures(folder: Path) -> None:
         pixels.save(path.with_suffix(".png"))
 
 
+@pytest.mark.slow  # the walk over every option sees the same
 @pytest.mark.parametrize("make", [lora_config, finetune_config])
 def test_each_way_to_see_a_picture_changes_what_is_learned(project: Path, make) -> None:
     write_varied_pictures(project / "pictures")
