@@ -116,9 +116,10 @@ def test_network_args_become_the_options_they_stand_for():
     arguments = ["rank_dropout=0.1", "include_patterns=['.*q', r'.*v']", "conv_dim=4"]
     config = build(TrainLoraConfig, {**TRAIN, "network_args": arguments})
     assert (config.rank_dropout, config.include_patterns, config.network_args) == (0.1, (".*q", ".*v"), ())
-    words = ["loraplus_lr_ratio=4", "factor=8", "network_reg_dims=.*w[12]=4,layers\\.\\d{1,2}.*=32"]
+    words = ["loraplus_lr_ratio=4", "network_reg_dims=.*w[12]=4,layers\\.\\d{1,2}.*=32"]
     config = build(TrainLoraConfig, {**TRAIN, "network_args": words})
-    assert (config.loraplus_lr_ratio, config.lokr_factor) == (4.0, 8)
+    lokr = build(TrainLoraConfig, {**TRAIN, "network_module": "lokr", "network_args": ["factor=8"]})
+    assert (config.loraplus_lr_ratio, lokr.lokr_factor) == (4.0, 8)
     assert config.reg_dims == ((".*w[12]", 4), ("layers\\.\\d{1,2}.*", 32))
     assert "cats" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["cats=4"]})
     assert "rank_dropout = 2" in refusal(TrainLoraConfig, {**TRAIN, "network_args": ["rank_dropout=2"]})
@@ -152,6 +153,8 @@ def test_what_only_lycoris_trains_is_refused_by_name():
         ({"network_reg_dims": ["a=0"]}, "a rank from 1"),
         ({"network_reg_lrs": ["(=1"]}, "regular expression"),
         ({"lokr_factor": 0}, "from 1 on"),
+        ({"lokr_factor": 4, "network_module": "loha"}, "no effect with network_module loha"),
+        ({"module_dropout": 0.1, "compile": True, "compile_fullgraph": True}, "outside of compiled code"),
         ({"lora_format": "peft", "network_module": "lokr"}, "LoRA and DoRA alone"),
         ({"metadata_reso": "wide"}, "width,height"),
         ({"network_module": "oft"}, "must be one of lora, dora, loha, lokr"),

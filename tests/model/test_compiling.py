@@ -100,6 +100,17 @@ def test_compiled_blocks_whose_trained_weights_are_swapped_train_as_those_never_
     assert all(torch.equal(one, two) for one, two in zip(made.parameters(), twin.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("quant", ["fp8", "int8", "nf4"])
+def test_a_quantised_layer_is_compiled_whole_with_gradients_and_without(quant) -> None:
+    torch._dynamo.reset()
+    layer = QuantLinear(quant, *packed(torch.randn(64, 64), quant, torch.float32), (64, 64))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(2, 64, requires_grad=True)
+    for asked in (True, False):
+        with torch.set_grad_enabled(asked):
+            assert torch.equal(compiled(x), layer(x)) and compiled(x).requires_grad == asked
+
+
 def test_blocks_of_one_kind_share_one_piece_of_code() -> None:
     torch._dynamo.reset()
     pieces: list[torch.fx.GraphModule] = []

@@ -14,7 +14,7 @@ from tiny_project import lora_config
 from zimage_gui.config.sharing_parts import hub_place
 from zimage_gui.engine.train import check
 from zimage_gui.errors import UserError
-from zimage_gui.events import Note, Step, Warning
+from zimage_gui.events import Note, Step, Validation, Warning
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -23,12 +23,15 @@ def test_tensorboard_gets_every_loss_and_the_pictures(project: Path) -> None:
     prompts = project / "prompts.txt"
     prompts.write_text("a red picture --w 32 --h 32 --s 1\n", encoding="utf-8")
     options = {"logging_dir": project / "logs", "log_prefix": "mine-", "log_config": True}
-    reporter, _ = train(lora_config(project, sample_prompts=prompts, sample_every_n_steps=2, **options))
+    options |= {"sample_prompts": prompts, "sample_every_n_steps": 2, "validation_split": 0.3}
+    reporter, _ = train(lora_config(project, **options))
     (folder,) = (project / "logs").glob("mine-20*/zimage")
     written = EventAccumulator(str(folder)).Reload()
     steps = reporter.of(Step)
     found = [(one.step, one.value) for one in written.Scalars("loss/current")]
     assert found == [(step.step, pytest.approx(step.loss)) for step in steps]
+    held_out = [(event.step, pytest.approx(event.loss)) for event in reporter.of(Validation)]
+    assert held_out and [(one.step, one.value) for one in written.Scalars("loss/validation")] == held_out
     assert {one.step for one in written.Images("sample/0")} == {2, 4}
     shown = written.Tensors("options/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "network_dim = 2" in shown and str(project) not in shown

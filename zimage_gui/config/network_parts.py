@@ -290,4 +290,9 @@ class Networks(Options):
             rule = f"means the second factor of a LoRA, and a {self.network_module} has none"
             remedy = "Leave it out, or set network_module to lora or dora"
             found.append(Problem("loraplus_lr_ratio", show(self.loraplus_lr_ratio), rule, remedy))
+        for name, off in (("lokr_factor", -1), ("lokr_full", False)):
+            if self.network_module != "lokr" and getattr(self, name) != off:
+                rule = f"has no effect with network_module {self.network_module}"
+                remedy = "Set network_module to lokr, or leave it out"
+                found.append(Problem(name, show(getattr(self, name)), rule, remedy))
         return found

@@ -196,6 +196,7 @@ class TrainLoraConfig(TrainingQuant, Swapping, Networks, TrainingConfig):
             *launcher_problems(self),
             *self._network_problems(),
             *self._format_problems(),
+            *self._graph_problems_of_dropout(),
             *self._output_problems(),
         ]
 
@@ -205,6 +206,13 @@ class TrainLoraConfig(TrainingQuant, Swapping, Networks, TrainingConfig):
         rule = f"says LoRA and DoRA alone, and network_module is {self.network_module}"
         remedy = "Use universal; convert-lora makes a LoRA of the result"
         return [Problem("lora_format", "peft", rule, remedy)]
+
+    def _graph_problems_of_dropout(self) -> list[Problem]:
+        if not self.module_dropout or not self.compiled_with or not self.compile_fullgraph:
+            return []
+        rule = "decides at each step which layers are left out, outside of compiled code"
+        remedy = "Leave compile_fullgraph out, or module_dropout"
+        return [Problem("module_dropout", f"{self.module_dropout:g}", rule, remedy)]
 
     def _output_problems(self) -> list[Problem]:
         if self.output is None:

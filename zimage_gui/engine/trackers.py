@@ -20,7 +20,7 @@ from PIL import Image
 
 from zimage_gui.config.toml_io import read_text
 from zimage_gui.errors import Problem, UserError
-from zimage_gui.events import Event, Note, Run, Sample, Step, Warning
+from zimage_gui.events import Event, Note, Run, Sample, Step, Validation, Warning
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 _NAME = "zimage"
@@ -68,6 +68,8 @@ def listener_of(tracker: Tracker) -> Callable[[Event], None]:
     def listen(event: Event) -> None:
         if isinstance(event, Step):
             tracker.numbers(event.step, numbers_of(event))
+        elif isinstance(event, Validation):
+            tracker.numbers(event.step, {"loss/validation": event.loss})
         elif isinstance(event, Sample):
             tracker.picture(event.step, f"sample/{event.index}", Path(event.path))
 

@@ -131,7 +131,7 @@ class Adapter(nn.Module):
 
     def _skipped(self) -> bool:
         p = self.spec.module_dropout
-        return self.training and p > 0 and float(torch.rand(())) < p
+        return self.training and p > 0 and _happens(p)
 
     def _dropped(self, h_NR: Tensor, samples: int) -> Tensor:
         """Single values and, per sample, whole columns left out in training."""
@@ -145,6 +145,12 @@ class Adapter(nn.Module):
             kept_BLR = h_NR.view(samples, -1, h_NR.shape[-1]) * (mask_B1R.to(h_NR.dtype) / keep)
             h_NR = kept_BLR.view(h_NR.shape)
         return h_NR
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _happens(p: float) -> bool:
+    """Compiled code cannot branch on a number that was drawn, and torch would warn of it at each layer."""
+    return float(torch.rand(())) < p
 
 
 def drawn(shape: tuple[int, int], generator: torch.Generator | None, device: torch.device) -> nn.Parameter:

@@ -66,8 +66,7 @@ def opened(quant: Quant, codes: Tensor, scale: Tensor, shape: tuple[int, int], d
     """The weight (out, in) that (codes, scale) stand for."""
     if quant != "nf4":
         return dequantised(codes, scale, dtype)
-    kernel = _nf4_kernel(codes.device.type) if dtype in _KERNEL_TYPES else None
-    flat = _nf4_opened(codes, scale, dtype) if kernel is None else kernel(codes, scale, dtype)
+    flat: Tensor = _open_nf4(codes, scale, dtype)
     return flat[: shape[0] * shape[1]].view(shape)
 
 
@@ -124,21 +123,37 @@ def _nf4_kernel(device: str) -> _Kernel | None:
         return None
 
 
+@torch.library.custom_op("zimage_gui::open_nf4", mutates_args=())
+def _open_nf4(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """One operation for torch.compile, which would otherwise trace the search for a kernel."""
+    kernel = _nf4_kernel(codes.device.type) if dtype in _KERNEL_TYPES else None
+    return _nf4_opened(codes, scale, dtype) if kernel is None else kernel(codes, scale, dtype)
+
+
+@_open_nf4.register_fake
+def _open_nf4_shape(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(len(scale) * _BLOCK, dtype=dtype, device=codes.device)
+
+
 class _FrozenLinear(torch.autograd.Function):
-    """y = x Wᵀ, dx = dy W; autograd keeps what W is stored as, never W."""
+    """y = x Wᵀ, dx = dy W; autograd keeps what W is stored as, never W.
+
+    torch.compile counts the parameters of `forward` where no gradient is asked for: with `*stored` it would
+    take x for ctx.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, open_: Open, *stored: Tensor) -> Tensor:
-        ctx.save_for_backward(*stored)
+    def forward(ctx: Any, x: Tensor, open_: Open, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
         ctx.open = open_
-        return functional.linear(x, open_(stored, x.dtype))
+        return functional.linear(x, open_((codes, scale), x.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
         stored: Sequence[Tensor] = ctx.saved_tensors
         grad_x = grad @ ctx.open(stored, grad.dtype) if ctx.needs_input_grad[0] else None
-        return grad_x, None, *(None for _ in stored)
+        return grad_x, None, None, None
 
 
 class QuantLinear(nn.Linear):
