@@ -49,10 +49,11 @@ def train(config: Config, run) -> list[Path]:
         if config.fail and number == 2:
             fail_by(config.fail)
         run.emit(a_step(number, config.steps))
-        if run.stop_requested() or number == config.steps:
+        stopping = run.stop_requested()  # asked once: a signal may come between two questions
+        if stopping or number == config.steps:
             saved.write_text(str(number), encoding="utf-8")
             run.emit(Checkpoint(path=str(saved), step=number, epoch=1, what="lora"))
-        if run.stop_requested():
+        if stopping:
             raise Interrupted
     return [saved]
 
