@@ -97,7 +97,7 @@ def test_all_mistakes_of_one_line_are_told_together(capsys):
     for part in (
         "learning_rate = x",
         "--lora: is not an option",
-        "num_machines = 2: is not built yet",
+        "num_machines = 2: asks for processes on other machines",
         "--steps: needs a value",
         "dit: is",
     ):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from zimage_gui.config.argv import parse
 from zimage_gui.config.build import build, finish, read
 from zimage_gui.config.dataset import read_dataset
-from zimage_gui.config.later import INERT, LATER
+from zimage_gui.config.foreign import ELSEWHERE, INERT
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import Options, options_of
 from zimage_gui.config.toml_io import loads
@@ -15,7 +15,7 @@ from zimage_gui.errors import UserError
 
 NAMES = sorted(
     {name for cls in COMMANDS.values() for name in options_of(cls)}
-    | {entry.name for entry in (*INERT, *LATER)}
+    | {entry.name for entry in (*INERT, *ELSEWHERE)}
 )
 names = st.one_of(st.sampled_from(NAMES), st.text(max_size=12))
 scalars = st.one_of(

@@ -91,7 +91,7 @@ def test_options_without_meaning_are_accepted_with_one_line():
     assert [note.split()[0] for note in found.notes] == ["use_32bit_attention", "embedded_cfg_scale"]
 
 
-def test_options_that_are_not_built_yet_are_refused_unless_they_ask_for_nothing():
+def test_what_a_launcher_has_to_be_told_is_refused_unless_it_asks_for_nothing():
     assert "num_machines = 2" in refusal(FinetuneConfig, {**TRAIN, "num_machines": "2"})
     build(TrainLoraConfig, {**TRAIN, "num_machines": "1"})
 

@@ -8,7 +8,7 @@ import pytest
 
 from zimage_gui.config.argv import parse
 from zimage_gui.config.build import build, finish, gather, names_of, read
-from zimage_gui.config.later import LATER
+from zimage_gui.config.foreign import ELSEWHERE
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.errors import UserError
 
@@ -141,10 +141,10 @@ def test_the_second_programs_inspection():
     assert config.limit == 0
 
 
-@pytest.mark.parametrize("entry", LATER, ids=lambda entry: entry.name)
-def test_what_is_not_built_yet_is_refused_with_a_way_out(entry):
+@pytest.mark.parametrize("entry", ELSEWHERE, ids=lambda entry: entry.name)
+def test_what_a_launcher_has_to_be_told_is_refused_with_a_way_out(entry):
     for command in entry.commands:
-        with pytest.raises(UserError, match="later version") as error:
+        with pytest.raises(UserError, match="launcher") as error:
             build(COMMANDS[command], {entry.name: True if entry.takes == "switch" else "5"})
         (problem,) = (one for one in error.value.problems if one.option == entry.name)
         for name in re.findall(r"[a-z]+(?:_[a-z0-9]+)+", problem.remedy):
@@ -161,7 +161,7 @@ def test_several_processes_are_taken_and_several_machines_refused():
 
 
 def test_the_first_programs_other_pictures():
-    """Its further options of inference, but for those that save memory in ways that are not built yet."""
+    """Its further options of inference, but for those that save memory."""
     models = "--dit d --vae v --text_encoder t --save_path s"
     config, notes = config_of(
         f"generate {models} --from_file prompts.txt --negative_prompt bad --cpu_noise --text_encoder_cpu --bell"

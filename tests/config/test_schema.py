@@ -11,8 +11,8 @@ from values import SPECIAL
 from zimage_gui.commands import COMMANDS as SPECS
 from zimage_gui.config.argv import LAUNCHER, parse
 from zimage_gui.config.build import absolute, finish, names_of, read
+from zimage_gui.config.foreign import ELSEWHERE, INERT, elsewhere_of, inert_of
 from zimage_gui.config.help_text import command_help
-from zimage_gui.config.later import INERT, LATER, inert_of, later_of
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import SECTIONS, by_section, options_of, show
 from zimage_gui.config.tables import command_page
@@ -37,7 +37,7 @@ def test_no_name_means_two_things(command):
     spellings = [
         name for known in options_of(cls).values() for name in (*known.spellings, *known.extra.switches)
     ]
-    spellings += [*inert_of(command), *later_of(command), *LAUNCHER]
+    spellings += [*inert_of(command), *elsewhere_of(command), *LAUNCHER]
     assert len(spellings) == len(set(spellings)), sorted(
         name for name in spellings if spellings.count(name) > 1
     )
@@ -146,8 +146,8 @@ def test_every_command_has_options_and_an_entry():
 def test_options_that_are_not_options_belong_to_commands_and_say_why():
     for entry in INERT:
         assert set(entry.commands) <= set(COMMANDS) and entry.reason
-    for entry in LATER:
-        assert set(entry.commands) <= set(COMMANDS) and "later version" in entry.what
+    for entry in ELSEWHERE:
+        assert set(entry.commands) <= set(COMMANDS) and entry.remedy
 
 
 @pytest.mark.parametrize(

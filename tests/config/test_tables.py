@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zimage_gui.config.later import INERT, LATER
+from zimage_gui.config.foreign import ELSEWHERE, INERT
 from zimage_gui.config.tables import pages, with_lists
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -23,7 +23,7 @@ def test_no_page_is_left_over():
 def test_the_compatibility_lists_are_fresh():
     page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
     assert with_lists(page) == page, AGAIN
-    assert all(f"`{entry.name}`" in page for entry in (*INERT, *LATER))
+    assert all(f"`{entry.name}`" in page for entry in (*INERT, *ELSEWHERE))
 
 
 def test_a_page_without_marks_is_not_touched():

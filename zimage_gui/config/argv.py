@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zimage_gui.config.build import names_of, unknown
-from zimage_gui.config.later import inert_of, later_of
+from zimage_gui.config.foreign import elsewhere_of, inert_of
 from zimage_gui.config.schema import Option, Options, options_of
 from zimage_gui.errors import Problem
 
@@ -76,7 +76,8 @@ def parse(cls: type[Options], argv: Sequence[str]) -> Parsed:
 def _takes(cls: type[Options]) -> dict[str, str]:
     """Every name -> "switch", "value", "list" or a number of values."""
     names = {name: "switch" if name in _SWITCHES else "value" for name in LAUNCHER}
-    names |= {name: entry.takes for name, entry in (inert_of(cls.command) | later_of(cls.command)).items()}
+    foreign = inert_of(cls.command) | elsewhere_of(cls.command)
+    names |= {name: entry.takes for name, entry in foreign.items()}
     names |= {name: _option_takes(known, switch) for name, (known, switch) in names_of(cls).items()}
     return names
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from zimage_gui.config.later import inert_of, later_of
+from zimage_gui.config.foreign import elsewhere_of, inert_of
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import Option, Options, options_of, show, tidy
 from zimage_gui.errors import Problem, raise_if_any
@@ -63,7 +63,7 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
     base: folder of the TOML, in which relative paths are looked for first; None: the working directory alone.
     """
     source = Source()
-    names, inert, later = names_of(cls), inert_of(cls.command), later_of(cls.command)
+    names, inert, elsewhere = names_of(cls), inert_of(cls.command), elsewhere_of(cls.command)
     options = options_of(cls)
     origin: dict[str, str] = {}
     for spelled, value in given:
@@ -74,11 +74,10 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
             _take(source, origin, spelled, value, *names[name])
         elif name in inert:
             source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
-        elif name in later:
-            if not later[name].is_harmless(value):
+        elif name in elsewhere:
+            if not elsewhere[name].is_harmless(value):
                 shown = "" if value is True else show(value)
-                rule = f"is not built yet: {later[name].what}"
-                source.problems.append(Problem(name, shown, rule, later[name].remedy))
+                source.problems.append(Problem(name, shown, elsewhere[name].what, elsewhere[name].remedy))
         else:
             source.problems.append(unknown(cls, spelled))
     expanded, problems = cls.expand(source.values)
@@ -136,12 +135,12 @@ def unknown(cls: type[Options], spelled: str) -> Problem:
         command
         for command, other in COMMANDS.items()
         if other is not cls
-        and (name in names_of(other) or name in later_of(command) or name in inert_of(command))
+        and (name in names_of(other) or name in elsewhere_of(command) or name in inert_of(command))
     ]
     rule = f"is not an option of {cls.command}"
     if others:
         return Problem(spelled, "", rule, f"It belongs to {', '.join(others)}: leave it out here")
-    candidates = [*names_of(cls), *inert_of(cls.command), *later_of(cls.command)]
+    candidates = [*names_of(cls), *inert_of(cls.command), *elsewhere_of(cls.command)]
     near = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=0.6)
     remedy = f"Did you mean {near[0]}?" if near else f"zimage-gui {cls.command} --help lists them"
     return Problem(spelled, "", rule, remedy)

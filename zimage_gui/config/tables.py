@@ -13,8 +13,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from zimage_gui.config.dataset import INERT_KEYS, DatasetEntry, GeneralTable
+from zimage_gui.config.foreign import ELSEWHERE, INERT
 from zimage_gui.config.help_text import placeholder
-from zimage_gui.config.later import INERT, LATER
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of, show
 from zimage_gui.files import atomic_write
@@ -107,18 +107,18 @@ def _cell(text: str) -> str:
 
 
 def compatibility_lists() -> str:
-    """The options that do nothing and those that are not built yet."""
+    """The options that do nothing and those that a launcher has to be told."""
     lines = ["### Accepted without effect", "", "| Option | Commands | Why |", "| --- | --- | --- |"]
     lines += [f"| `{entry.name}` | {', '.join(entry.commands)} | {entry.reason} |" for entry in INERT]
     lines += [
         "",
-        "### Refused until they are built",
+        "### Refused: a launcher has to be told",
         "",
-        "| Options | Why | Until then |",
+        "| Options | Why | Instead |",
         "| --- | --- | --- |",
     ]
     reason = attrgetter("what", "remedy")
-    for (what, remedy), entries in groupby(sorted(LATER, key=reason), key=reason):
+    for (what, remedy), entries in groupby(sorted(ELSEWHERE, key=reason), key=reason):
         lines.append(f"| {', '.join(f'`{entry.name}`' for entry in entries)} | {what} | {remedy} |")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """Options of the two older programs that are not options here: those without meaning for Z-Image, which are
-accepted with one line, and those that are not built yet, which are refused with one sentence, never ignored.
+accepted with one line, and those that a launcher has to be told, which are refused with one sentence, never
+ignored.
 
 This module knows names and sentences; it must not know how they are read. It is the only such list;
 `docs/compatibility.md` shows it.
@@ -29,9 +30,9 @@ class Inert:
 
 
 @dataclass(frozen=True)
-class Later:
-    """An option that is not built yet. harmless: values that ask for what happens anyway, accepted
-    in silence; remedy: the way out until then."""
+class Elsewhere:
+    """An option that another program must be told. harmless: values that ask for what happens anyway,
+    accepted in silence; remedy: how to tell it."""
 
     name: str
     takes: Takes
@@ -92,20 +93,21 @@ INERT: tuple[Inert, ...] = (
     Inert("num_cpu_threads_per_process", "value", _ALL, "it belongs to accelerate launch"),
 )
 
-_What = tuple[str, str]
-"""What comes later, and the way out until then."""
-
-_MACHINES: _What = (
-    "starting processes on other machines comes in a later version",
-    "Leave it out; torchrun with --nnodes starts them, and gpus those on this machine",
+ELSEWHERE: tuple[Elsewhere, ...] = (
+    Elsewhere(
+        "num_machines",
+        "value",
+        _TRAINING,
+        "asks for processes on other machines, which only a launcher started on each of them can begin",
+        "Leave it out, and start torchrun --nnodes on each machine; gpus starts those of this one",
+        harmless=("1",),
+    ),
 )
-
-LATER: tuple[Later, ...] = (Later("num_machines", "value", _TRAINING, *_MACHINES, harmless=("1",)),)
 
 
 def inert_of(command: str) -> dict[str, Inert]:
     return {entry.name: entry for entry in INERT if command in entry.commands}
 
 
-def later_of(command: str) -> dict[str, Later]:
-    return {entry.name: entry for entry in LATER if command in entry.commands}
+def elsewhere_of(command: str) -> dict[str, Elsewhere]:
+    return {entry.name: entry for entry in ELSEWHERE if command in entry.commands}
