@@ -3,19 +3,17 @@
 Knows what may be changed in place. It must not know how a form spells its names.
 """
 
-import base64
-import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from zimage_gui.config.lora_tools import EditLoraConfig
+from zimage_gui.engine import header_picture
 from zimage_gui.engine.lora_io import DTYPES, dora_problems, output_problems, read_input, save, sidecar_of
-from zimage_gui.errors import Problem, UserError, raise_if_any, tried
+from zimage_gui.errors import Problem, raise_if_any, tried
 from zimage_gui.events import Note, Run
 from zimage_gui.files import read_header, sweep_temp_files
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
@@ -28,8 +26,6 @@ from zimage_gui.model.lora_write import write_tensors
 # One factor of each kind carries the strength.
 _SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 _RUST: Form = "rust"
-_MOST_PIXELS = 256
-_LARGEST_PICTURE = 100_000_000
 
 
 def check(config: EditLoraConfig) -> list[Problem]:
@@ -46,7 +42,7 @@ def check(config: EditLoraConfig) -> list[Problem]:
     if config.output is not None:
         problems += output_problems(config.output, [source] if source else [], config.overwrite, form)
     if picture is not None:
-        tried(lambda: _thumbnail(picture), problems)
+        tried(lambda: header_picture.from_file(picture), problems)
     return problems
 
 
@@ -120,7 +116,7 @@ def _edited(tensor: Tensor, key: Key, config: EditLoraConfig) -> Tensor:
 def _header(config: EditLoraConfig, metadata: Mapping[str, str]) -> dict[str, str]:
     changes = config.header_changes
     if config.thumbnail is not None:
-        changes["modelspec.thumbnail"] = _thumbnail(config.thumbnail)
+        changes[header_picture.KEY] = header_picture.from_file(config.thumbnail)
     kept = {name: text for name, text in metadata.items() if not _removed(name, config.remove_keys)}
     if changes:
         kept = {"modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": "Z-Image/lora"} | kept
@@ -132,21 +128,3 @@ def _removed(name: str, patterns: tuple[str, ...]) -> bool:
     if name == HEADER_KEY:
         return False
     return any(name.startswith(p[:-1]) if p.endswith("*") else name == p for p in patterns)
-
-
-def _thumbnail(path: Path) -> str:
-    """A picture as the data URL that model pages show."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > _LARGEST_PICTURE:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        rule = f"is no picture that can be read ({error})"
-        raise UserError.one("thumbnail", path, rule, "Give a PNG, JPEG or WebP") from error
-    upright.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-    flat = Image.new("RGB", upright.size, "white")
-    flat.paste(upright, mask=upright.getchannel("A"))
-    data = io.BytesIO()
-    flat.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")

@@ -5,6 +5,7 @@ Knows reports and HTML; every text out of a file is escaped here. Finding out is
 
 from __future__ import annotations
 
+from zimage_gui.engine import header_picture
 from zimage_gui.engine.inspect_report import FileReport, LoraSummary, Verdict
 from zimage_gui.engine.inspect_text import plain
 from zimage_gui.ui.html import badge, escape, facts, file_size, notice, tag
@@ -25,6 +26,7 @@ def report_html(found: FileReport) -> str:
     head = notice(f"<b>{escape(plain(found.path.name))}</b>: {escape(found.sentence)} {kind}", tone, raw=True)
     return (
         head
+        + _picture(found)
         + verdict_table(found.verdicts)
         + _numbers(found)
         + _facts(found)
@@ -32,6 +34,11 @@ def report_html(found: FileReport) -> str:
         + _metadata(found)
         + _tensors(found)
     )
+
+
+def _picture(found: FileReport) -> str:
+    shown = header_picture.of_header(found.metadata)
+    return f'<img class="zg-header-picture" src="{shown}" alt="The picture in its header">' if shown else ""
 
 
 def verdict_table(verdicts: tuple[Verdict, ...]) -> str:
