@@ -7,6 +7,7 @@ and refused. A load never holds more than one stored tensor beside the network i
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -130,7 +131,7 @@ def transformer_config_of(path: Path, option: str = "dit") -> TransformerConfig:
     """Sizes of the transformer at `path`, from headers only; raises UserError when a load would."""
     checkpoint = _open(path, "transformer", option)
     config = _transformer_config(checkpoint)
-    _strict(_on_meta(lambda: ZImageTransformer(config)), checkpoint, _sources(checkpoint, "transformer"))
+    _strict(_outline(ZImageTransformer, config), checkpoint, _sources(checkpoint, "transformer"))
     return config
 
 
@@ -138,8 +139,8 @@ def vae_config_of(path: Path, option: str = "vae", *, decoder_only: bool = False
     """Sizes of the autoencoder at `path`, from headers only; raises UserError when a load would."""
     checkpoint = _open(path, "vae", option)
     config = _vae_config(checkpoint, decoder_only)
-    model = _on_meta(lambda: AutoencoderKL(config, decoder_only=decoder_only))
-    _strict(model, checkpoint, _sources(checkpoint, "vae"))
+    outline = _outline(AutoencoderKL, config, decoder_only=decoder_only)
+    _strict(outline, checkpoint, _sources(checkpoint, "vae"))
     return config
 
 
@@ -147,7 +148,7 @@ def text_encoder_config_of(path: Path, option: str = "text_encoder") -> TextEnco
     """Sizes of the text encoder at `path`, from headers only; raises UserError when a load would."""
     checkpoint = _open(path, "text_encoder", option)
     config = _text_encoder_config(checkpoint)
-    _strict(_on_meta(lambda: Qwen3TextEncoder(config)), checkpoint, _sources(checkpoint, "text_encoder"))
+    _strict(_outline(Qwen3TextEncoder, config), checkpoint, _sources(checkpoint, "text_encoder"))
     return config
 
 
@@ -257,6 +258,12 @@ def _vae_config(checkpoint: Checkpoint, decoder_only: bool) -> VaeConfig:
 def _on_meta(build: Callable[[], Network]) -> Network:
     with torch.device("meta"):
         return build()
+
+
+@functools.lru_cache(maxsize=6)
+def _outline(network: Callable[..., nn.Module], config: object, **options: bool) -> nn.Module:
+    """A network of these sizes without numbers, to be looked at: a preflight asks for the same one often."""
+    return _on_meta(lambda: network(config, **options))
 
 
 @dataclass(frozen=True)
