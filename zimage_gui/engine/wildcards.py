@@ -21,7 +21,9 @@ _LONGEST_TEXT = 100_000
 _LARGEST_FILE = 10_000_000
 _MOST_CHOICES = 10_000
 # The innermost choice, one that holds no other; a backslash makes a brace plain text.
-_CHOICE = re.compile(r"(?<!\\)\{((?:[^{}\\]|\\.)*?(?<!\\)\|(?:[^{}\\]|\\.)*?)(?<!\\)\}", re.DOTALL)
+# Each sign can be read in one way only, so that a brace that is never closed is given up after one look.
+_PLAIN = r"(?:[^{}\\|]|\\.|(?<=\\)\|)*"
+_CHOICE = re.compile(rf"(?<!\\)\{{({_PLAIN}(?:(?<!\\)\|{_PLAIN})+)(?<!\\)\}}", re.DOTALL)
 _NAME = re.compile(r"(?<![\\\w])__([^\W_](?:(?:(?!__)[\w\-./\x20])*?[^\W_])?)__(?!\w)")
 _BAR = re.compile(r"(?<!\\)\|")
 _ESCAPED = re.compile(r"\\([{}|]|__)")
