@@ -13,6 +13,7 @@ from pathlib import Path
 from zimage_gui.engine.dataset.images import extensions
 
 MAX_LINE_BYTES = 1_000_000
+"""A line beyond it is no entry; its rest is passed over, not taken for lines of their own."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def list_jsonl(file: Path) -> list[Listed]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank with their numbers, from 1; of one that is too long its beginning."""
     with file.open("rb") as stream:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES):
@@ -79,9 +81,13 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if text.strip():
                 yield number, text
+            while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE_BYTES)
 
 
 def _entry(file: Path, number: int, line: bytes) -> Listed:
+    if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
+        return Listed(file, line=number, problem="is longer than 1 MB, which is no entry")
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
