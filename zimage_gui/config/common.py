@@ -65,6 +65,11 @@ def regular_expressions(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
+def strengths(given: tuple[float, ...], files: int) -> tuple[float, ...]:
+    """The strength of each of so many LoRA files, of which the options name the first; 1 for the rest."""
+    return (*given, *[1.0] * (files - len(given)))
+
+
 class RunOptions(Options):
     """Options of every command that computes."""
 

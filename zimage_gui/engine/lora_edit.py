@@ -5,21 +5,22 @@ Knows what may be changed in place. It must not know how a form spells its names
 
 import base64
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from zimage_gui.config.lora_tools import EditLoraConfig
-from zimage_gui.engine.lora_io import DTYPES, dora_problems, output_problems, read_input, save, sidecar_of
+from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
+from zimage_gui.engine.devices import DTYPES
+from zimage_gui.engine.lora_io import dora_problems, output_problems, read_input, save, sidecar_of
 from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.events import Note, Run
 from zimage_gui.files import read_header, sweep_temp_files
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
-from zimage_gui.model.lora_dialects import Key, native_name, parse_key
+from zimage_gui.model.lora_dialects import Key, named_by, parse_key
 from zimage_gui.model.lora_files import LoraFile
 from zimage_gui.model.lora_forms import Form
 from zimage_gui.model.lora_read import load_tensors, taken_apart
@@ -29,7 +30,6 @@ from zimage_gui.model.lora_write import write_tensors
 _SCALED = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 _RUST: Form = "rust"
 _MOST_PIXELS = 256
-_LARGEST_PICTURE = 100_000_000
 
 
 def check(config: EditLoraConfig) -> list[Problem]:
@@ -82,11 +82,7 @@ def run(config: EditLoraConfig, run: Run) -> list[Path]:
 
 
 def _pruned(key: Key, patterns: tuple[str, ...]) -> bool:
-    return all(_found(target, patterns) for target in key.targets)
-
-
-def _found(path: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.search(pattern, path) or re.search(pattern, native_name(path)) for pattern in patterns)
+    return all(named_by(target, patterns) for target in key.targets)
 
 
 def _prune_problems(config: EditLoraConfig, file: LoraFile) -> list[Problem]:
@@ -94,15 +90,14 @@ def _prune_problems(config: EditLoraConfig, file: LoraFile) -> list[Problem]:
         return []
     assert config.input is not None
     shown = " ".join(config.prune)
-    hit = [path for path in file.entries if _found(path, config.prune)]
+    hit = [path for path in file.entries if named_by(path, config.prune)]
     if not hit or len(hit) == len(file.entries):
         rule = f"finds {'all' if hit else 'none'} of the {len(file.entries)} modules"
         return [Problem("prune", shown, rule, f"A module is called {next(iter(file.entries))}")]
     for name in read_header(config.input, "input").tensors:
         key = parse_key(name)
-        if key is not None and 0 < sum(_found(target, config.prune) for target in key.targets) < len(
-            key.targets
-        ):
+        hits = [named_by(target, config.prune) for target in key.targets] if key is not None else []
+        if any(hits) and not all(hits):
             rule = f"finds only a part of the fused {name}"
             remedy = "Split it first with convert-lora --target default, or take out all of q, k and v"
             return [Problem("prune", shown, rule, remedy)]
@@ -137,16 +132,11 @@ def _removed(name: str, patterns: tuple[str, ...]) -> bool:
 def _thumbnail(path: Path) -> str:
     """A picture as the data URL that model pages show."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _LARGEST_PICTURE:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        rule = f"is no picture that can be read ({error})"
-        raise UserError.one("thumbnail", path, rule, "Give a PNG, JPEG or WebP") from error
-    upright.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-    flat = Image.new("RGB", upright.size, "white")
-    flat.paste(upright, mask=upright.getchannel("A"))
+        _, pixels = read_pixels(path)
+    except PictureProblem as problem:
+        raise UserError.one("thumbnail", path, str(problem), "Give a PNG, JPEG or WebP") from problem
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
     data = io.BytesIO()
-    flat.save(data, "JPEG", quality=85)
+    picture.save(data, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
