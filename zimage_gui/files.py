@@ -145,6 +145,22 @@ def replace_folder(temp: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """`entry.is_file()`, false for a link that leads to itself, where that one raises OSError."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """`entry.is_dir()`, false for a link that leads to itself, where that one raises OSError."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def sweep_temp_files(folder: Path) -> list[Path]:
     """Remove temp files and folders of dead processes directly inside `folder`; return what was removed."""
     import shutil

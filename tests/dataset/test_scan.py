@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from zimage_gui.config.dataset import DatasetConfig, load_dataset
-from zimage_gui.engine.dataset.discover import list_jsonl
+from zimage_gui.engine.dataset.discover import list_folder, list_jsonl
 from zimage_gui.engine.dataset.report import dataset_toml, run
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import check, file_sources, folder_source, sources_of
@@ -190,6 +190,13 @@ def test_names_that_are_no_text_and_pipes_do_no_harm(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     report = scan((folder_source(tmp_path, resolution=(64, 64)),))
     assert names(report.pictures) == ["a.png"] and report.refused[0].sentence().startswith("\\udcff.png")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_link_that_leads_to_itself_is_passed_over(tmp_path):
+    picture(tmp_path / "good.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert [one.path.name for one in list_folder(tmp_path, ".txt")] == ["good.png"]
 
 
 def test_no_dataset_at_all_is_one_sentence():

@@ -1,6 +1,7 @@
 """Choices in prompts: pure in the seed, confined to one folder, written out in the picture."""
 
 import re
+import sys
 import time
 
 import pytest
@@ -118,3 +119,10 @@ def test_what_is_a_choice_has_not_changed(text):
     assert [found.span(1) for found in _CHOICE.finditer(text)] == [
         found.span(1) for found in first.finditer(text)
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_file_that_is_a_link_to_itself_is_told(folder):
+    (folder / "ring.txt").symlink_to("ring.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        Wildcards(folder).resolved("__ring__", 1)

@@ -95,7 +95,7 @@ class Wildcards:
             with file.open("rb") as opened:
                 data = opened.read(_LARGEST_FILE + 1)
             text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ring of links, on Python 3.11
             missing = isinstance(error, FileNotFoundError)
             rule = f"has no file {name}.txt in {self.folder}" if missing else f"cannot be read ({error})"
             raise _wrong(name, rule, "Make that file, one choice a line, as UTF-8") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.engine.dataset.images import extensions
+from zimage_gui.files import is_file
 
 MAX_LINE_BYTES = 1_000_000
 """A line beyond it is no entry; its rest is passed over, not taken for lines of their own."""
@@ -36,7 +37,8 @@ def list_folder(folder: Path, caption_extension: str) -> list[Listed]:
     `name.png` is captioned by `name` + extension, as in musubi-tuner, else by `name.png` + extension.
     """
     endings = extensions()
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if is_file(entry))
     by_folded = {folded_name(name): name for name in names}
     pictures = []
     for name in names:
