@@ -24,7 +24,7 @@ from zimage_gui.ui.form import Updates, guarded, merged
 from zimage_gui.ui.history import SAMPLES
 from zimage_gui.ui.html import button, escape, notice
 from zimage_gui.ui.live import Live
-from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, by_name, known_loras
+from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, known_loras, rows_of
 from zimage_gui.ui.making import ask_to_skip, making_look
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
@@ -193,12 +193,8 @@ class GenerateTab:
                 found[name] = escaped(text)  # its choices were made; what is left is meant as it stands
         contents = dict.fromkeys(GRID, "") | from_values(GenerateConfig, found)
         contents["compare_lora"] = found.get("compare_lora") is True
-        paths, missing = by_name(self.desk, names)
-        contents |= (
-            {FILES: "\n".join(paths), STRENGTHS: "\n".join(strengths)}
-            if not missing
-            else {FILES: "\n".join([*paths])}
-        )
+        rows, missing = rows_of(self.desk, names, strengths)
+        contents |= rows
         if missing:
             return self._keep(
                 contents, f"Settings read, but these LoRAs are not here: {', '.join(missing)}.", "warn"
