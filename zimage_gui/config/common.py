@@ -70,6 +70,14 @@ def strengths(given: tuple[float, ...], files: int) -> tuple[float, ...]:
     return (*given, *[1.0] * (files - len(given)))
 
 
+def strength_problems(given: tuple[float, ...], files: int) -> list[Problem]:
+    """More strengths than LoRA files."""
+    if len(given) <= files:
+        return []
+    rule = f"has {len(given)} values, but lora_weight has {files}"
+    return [Problem("lora_multiplier", show(given), rule, "Give one per file, or fewer")]
+
+
 class RunOptions(Options):
     """Options of every command that computes."""
 
