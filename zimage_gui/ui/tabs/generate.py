@@ -166,9 +166,12 @@ class GenerateTab:
         folder = self.desk.generate(config, beside_training=beside_training)
         return {self.answer: f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'}
 
-    def _keep(self, contents: dict[str, Raw], words: str = "", tone: str = "good") -> Updates:
-        self.form.keep(contents)
-        return {**self.form.put(contents), self.answer: notice(words, tone) if words else ""}
+    def _keep(
+        self, contents: dict[str, Raw], words: str = "", tone: str = "good", *, rest: bool = False
+    ) -> Updates:
+        """Contents into the form and its draft; with `rest`, every other field returns to its default."""
+        self.form.keep(contents, rest=rest)
+        return {**self.form.put(contents, rest=rest), self.answer: notice(words, tone) if words else ""}
 
     def _reuse(self, data: Mapping[Any, Any]) -> Updates:
         for made in self.results.history.pictures():
@@ -222,7 +225,9 @@ class GenerateTab:
             return {self.answer: gr.update()}
         if action.name == "settings":
             file = (self.desk.folder_of(action.get("run")) or Path()) / "config.toml"
-            return self._keep(self.bar.presets.read(file), "Settings taken over.") if file.is_file() else {}
+            if not file.is_file():
+                return {}
+            return self._keep(self.bar.presets.read(file), "Settings taken over.", rest=True)
         if action.name == "axis":
             return self._add_axis(self.form.raw(data), action.get("axis"))
         if action.name == "goon":
