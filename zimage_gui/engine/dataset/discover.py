@@ -37,8 +37,7 @@ def list_folder(folder: Path, caption_extension: str) -> list[Listed]:
     `name.png` is captioned by `name` + extension, as in musubi-tuner, else by `name.png` + extension.
     """
     endings = extensions()
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if is_file(entry))
+    names = file_names(folder)
     by_folded = {folded_name(name): name for name in names}
     pictures = []
     for name in names:
@@ -51,6 +50,12 @@ def list_folder(folder: Path, caption_extension: str) -> list[Listed]:
         )
         pictures.append(Listed(folder / name, caption_path=folder / caption if caption else None))
     return pictures
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files directly inside, sorted. Raises OSError for a folder that cannot be listed."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_file(entry))
 
 
 def holds_picture(folder: Path) -> bool:
