@@ -12,8 +12,9 @@ import pytest
 from hypothesis import settings
 
 LONGEST = (
-    "test_browser", "test_every_option", "test_memory_modes", "test_processes", "test_training_runs",
-    "test_every_generate_option", "test_shared_out", "test_generate_browser", "test_kill", "test_memory_estimate",
+    "test_browser", "test_every_option", "test_memory_modes", "test_processes", "test_resumed_runs",
+    "test_training_runs", "test_every_generate_option", "test_shared_out", "test_generate_browser", "test_kill",
+    "test_memory_estimate",
 )  # fmt: skip
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

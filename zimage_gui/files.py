@@ -125,6 +125,42 @@ def replace_file(temp: Path, path: Path) -> None:
             os.close(folder)
 
 
+def replace_folder(temp: Path, folder: Path) -> None:
+    """Put a folder made under a temp name in its place. No system renames one over another: an old one steps
+    aside under a name that is swept, comes back when the new one cannot be moved, and is removed last.
+    """
+    import shutil
+
+    if not folder.is_dir():
+        replace_file(temp, folder)
+        return
+    aside = temp_path(folder)
+    replace_file(folder, aside)
+    try:
+        replace_file(temp, folder)
+    except BaseException:
+        replace_file(aside, folder)
+        raise
+    # Windows keeps what someone has open: that is left to the next sweep.
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """`entry.is_file()`, false for a link that leads to itself, where that one raises OSError."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """`entry.is_dir()`, false for a link that leads to itself, where that one raises OSError."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def sweep_temp_files(folder: Path) -> list[Path]:
     """Remove temp files and folders of dead processes directly inside `folder`; return what was removed."""
     import shutil

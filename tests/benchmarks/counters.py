@@ -153,7 +153,7 @@ def _step(mode: Mode) -> tuple[Callable[[], torch.Tensor], Method]:
     if mode.single:
         for parameter in method.parameters():
             parameter.register_post_accumulate_grad_hook(freed)
-    return lambda: trainer._predict(latents, when, captions).square().mean(), method
+    return lambda: trainer.passes.predict(latents, when, captions).square().mean(), method
 
 
 def row(mode: Mode) -> str:
@@ -203,7 +203,7 @@ def moved(name: str, trained: Trained | None, swapped: int) -> str:
     batch = Batch(torch.randn(1, 16, 8, 8), [torch.randn(32, NARROW.cap_feat_dim)], ["x"], [0])
 
     def counts() -> tuple[int, int, int]:
-        swap, away = trainer.swap, trainer.boundaries
+        swap, away = trainer.swap, trainer.passes.boundaries
         sent = away.bytes_moved if away else 0
         return (len(swap.loads), swap.bytes_returned, sent) if swap else (0, 0, sent)
 

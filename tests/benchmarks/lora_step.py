@@ -121,7 +121,7 @@ def parity(dtype: torch.dtype, checkpointing: bool, size: int = 1) -> float:
     trainer, theirs = ours(weights, batch, dtype, checkpointing), Theirs(weights, dtype, checkpointing)
     pairs = _same_adapters(trainer, theirs)
     noise, sigma = _noise(batch)
-    losses = trainer.loss(batch, 0), theirs.loss(batch, noise, sigma)
+    losses = trainer.passes.loss(batch, 0), theirs.loss(batch, noise, sigma)
     for loss in losses:
         loss.backward()
     mine, other = (loss.item() for loss in losses)

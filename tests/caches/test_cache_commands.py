@@ -3,90 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cache_project import MUSUBI, VAE, metadata
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
-from zimage_gui.engine import cache_latents, cache_text
-from zimage_gui.errors import Interrupted, UserError
-from zimage_gui.events import NullRun, Progress, Warning
-
-MUSUBI = Path(__file__).parents[1] / "data" / "musubi"
-VAE, TEXT_ENCODER = MUSUBI / "models/vae.safetensors", MUSUBI / "models/text_encoder.safetensors"
-
-
-class Project:
-    """A dataset folder with its two cache commands; `made` counts the files that a run wrote anew."""
-
-    def __init__(self, folder):
-        self.folder, self.cache = folder / "images", folder / "cache"
-        self.options = {
-            "dataset": self.folder,
-            "cache_directory": self.cache,
-            "resolution": 128,
-            "device": "cpu",
-            "num_workers": 2,
-        }
-        self.vae, self.text_encoder = VAE, TEXT_ENCODER
-        self.watched = NullRun(folder)
-
-    def picture(self, name, size=(64, 64), caption="a star", colour="red"):
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, colour).save(path)
-        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-        return path
-
-    def latents(self, **options):
-        config = CacheLatentsConfig(**self.options, vae=self.vae, **options)
-        return self._run(cache_latents, config)
-
-    def texts(self, **options):
-        config = CacheTextConfig(
-            **self.options, text_encoder=self.text_encoder, tokenizer=MUSUBI / "tokenizer", **options
-        )
-        return self._run(cache_text, config)
-
-    def _run(self, command, config):
-        before = self._files()
-        self.watched.events.clear()
-        command.run(config, self.watched)
-        return sorted(name for name, stamp in self._files().items() if before.get(name) != stamp)
-
-    def _files(self):
-        folder = Path(self.options.get("cache_directory", self.folder))
-        return {
-            path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.glob("*.safetensors")
-        }
-
-    @property
-    def told(self):
-        return "\n".join(event.text for event in self.watched.events if hasattr(event, "text"))
-
-
-@pytest.fixture
-def project(tmp_path):
-    return Project(tmp_path)
-
-
-@pytest.fixture
-def golden(tmp_path):
-    shutil.copytree(MUSUBI / "images", tmp_path / "images")
-    return Project(tmp_path)
-
-
-def metadata(path):
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+from zimage_gui.events import Progress, Warning
 
 
 def test_files_have_musubis_names_keys_shapes_and_numbers(golden):
@@ -230,105 +155,6 @@ def test_a_jsonl_over_two_folders_with_one_stem_keeps_both(project, tmp_path):
     )
 
 
-def test_files_of_deleted_pictures_go_and_nothing_else(project):
-    del project.options["cache_directory"]  # then caches lie among the pictures
-    gone, stays = project.picture("gone.png"), project.picture("stays.png")
-    project.latents()
-    project.texts()
-    save_file({"lora": torch.zeros(2)}, project.folder / "gone_0064x0064_zi.safetensors.safetensors")
-    save_file({"lora": torch.zeros(2)}, project.folder / "my_lora_zi_te.safetensors")
-    save_file(
-        {"latents_1x8x8_float32": torch.zeros(16, 8, 8)},
-        project.folder / "old_0064x0064_zi.safetensors",
-        {"architecture": "flux"},
-    )
-    foreign = {path.name for path in project.folder.iterdir()} - {
-        "gone_0064x0064_zi.safetensors",
-        "gone_zi_te.safetensors",
-        "gone.png",
-        "gone.txt",
-    }
-    gone.unlink()
-    gone.with_suffix(".txt").unlink()
-    project.latents(keep_cache=True)
-    assert (project.folder / "gone_0064x0064_zi.safetensors").exists() and "kept as asked" in project.told
-    project.latents()
-    assert "removed 1 latent cache file" in project.told
-    project.texts()
-    assert {path.name for path in project.folder.iterdir()} == foreign and stays.exists()
-
-
-def test_files_of_a_picture_that_only_lost_its_caption_or_belongs_elsewhere_stay(project, tmp_path):
-    path = project.picture("a.png")
-    project.picture("b.png")
-    project.latents()
-    path.with_suffix(".txt").unlink()
-    assert project.latents() == [] and (project.cache / "a_0064x0064_zi.safetensors").exists()
-    other = Project(tmp_path / "other")
-    other.options["cache_directory"] = other.cache = project.cache
-    other.picture("c.png")
-    other.latents()
-    assert {"a_0064x0064_zi.safetensors", "b_0064x0064_zi.safetensors"} <= {
-        path.name for path in project.cache.iterdir()
-    }
-    assert "may belong to another dataset" in other.told
-
-
-def test_a_cache_folder_named_by_mistake_loses_nothing(project):
-    shutil.copytree(MUSUBI / "cache", project.cache)
-    project.picture("mine.png")
-    project.latents()
-    project.latents()
-    assert len(list(project.cache.glob("*_zi.safetensors"))) == 10
-
-
-@pytest.mark.parametrize("resolution", [128, 64])
-def test_musubis_files_of_deleted_pictures_go(golden, resolution):
-    shutil.copytree(MUSUBI / "cache", golden.cache)
-    golden.options |= {"resolution": resolution}
-    (golden.folder / "tiny64.png").unlink()
-    golden.latents()
-    golden.texts()
-    assert not list(golden.cache.glob("tiny64*")) and len(list(golden.cache.iterdir())) == 16
-
-
-def test_a_stop_keeps_what_is_done_and_the_next_run_goes_on(project):
-    for name in "abcd":
-        project.picture(f"{name}.png")
-    project.watched.stop = False
-    run = project.watched
-
-    class StopsAfterTwo(NullRun):
-        def stop_requested(self):
-            return len(list(project.cache.glob("*.safetensors"))) >= 2
-
-    project.watched = StopsAfterTwo(run.folder)
-    with pytest.raises(Interrupted, match="2 of 4"):
-        project.latents(batch_size=1)
-    project.watched = run
-    assert len(project.latents()) == 2
-
-
-def test_bad_pictures_are_named_and_left_out(project):
-    project.picture("good.png")
-    torn = project.picture("torn.png", size=(300, 200))
-    content = torn.read_bytes()
-    torn.write_bytes(content[: len(content) - 40])
-    assert project.latents() == ["good_0064x0064_zi.safetensors"]
-    assert any(isinstance(event, Warning) and "torn.png" in event.text for event in project.watched.events)
-
-
-def test_a_vae_that_gives_nan_is_named_and_nothing_is_written(project, tmp_path):
-    project.picture("a.png")
-    broken = load_file(VAE)
-    broken["encoder.conv_in.weight"].fill_(float("nan"))
-    save_file(broken, tmp_path / "nan.safetensors")
-    project.vae = tmp_path / "nan.safetensors"
-    with pytest.raises(UserError, match="no picture could be encoded"):
-        project.latents()
-    assert "undefined numbers" in project.told and not list(project.cache.glob("*.safetensors"))
-
-
 def test_batches_give_the_same_latents_as_single_pictures(project):
     rng = np.random.default_rng(0)
     for name in "abcde":
@@ -353,28 +179,6 @@ def test_progress_has_a_total_and_ends_full(project):
     assert (last.done, last.total, last.unit) == (1, 1, "pictures") and last.rate > 0 and last.eta == 0
 
 
-def test_missing_models_and_folders_are_told_together_before_any_work(tmp_path):
-    config = CacheLatentsConfig(dataset=tmp_path / "none", vae=tmp_path / "none.safetensors", device="cpu")
-    with pytest.raises(UserError) as raised:
-        cache_latents.run(config, NullRun(tmp_path))
-    assert {problem.option for problem in raised.value.problems} == {"vae", "dataset"}
-
-
-def test_a_transformer_given_as_vae_is_named(project, tmp_path):
-    project.picture("a.png")
-    project.vae = TEXT_ENCODER
-    with pytest.raises(UserError, match="text encoder"):
-        project.latents()
-
-
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="needs a user whom rights bind")
-def test_a_cache_folder_that_cannot_be_written_is_told_before_the_encoder_is_loaded(project):
-    project.picture("a.png")
-    project.cache.mkdir(mode=0o500)
-    with pytest.raises(UserError, match="cache_directory"):
-        project.latents()
-
-
 def test_captions_that_are_equal_are_encoded_once_and_written_for_each(project):
     project.picture("a.png", caption="same")
     project.picture("b.png", caption="same")
@@ -388,40 +192,6 @@ def test_words_beyond_512_tokens_are_named(project):
     project.texts()
     assert "a.png" in project.told and "unseen" in project.told
     assert load_file(project.cache / "a_zi_te.safetensors")["varlen_llm_embed_bfloat16"].shape[0] == 512
-
-
-def test_a_killed_run_leaves_only_whole_files_and_the_next_one_does_the_rest(project):
-    for number in range(30):
-        project.picture(f"{number:02d}.png", size=(120, 120))
-    words = [
-        "cache-latents",
-        "--dataset",
-        project.folder,
-        "--cache_directory",
-        project.cache,
-        "--resolution",
-        "256",
-    ]
-    words += ["--vae", VAE, "--device", "cpu", "--runs_dir", project.folder.parent / "runs"]
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "zimage_gui", *map(str, words)], stdout=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(project.cache.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
-            assert killed.poll() is None, "the command ended by itself"
-            time.sleep(0.01)
-    finally:
-        killed.kill()
-        killed.wait()
-    whole = [path.name for path in project.cache.glob("*.safetensors")]
-    assert 3 <= len(whole) < 30 and all(len(load_file(project.cache / name)) == 1 for name in whole)
-    left = project.cache / ".torn.safetensors.999999999-0a0b0c0d.zimage-tmp"
-    left.write_bytes(b"half")
-    project.options |= {"resolution": 256}
-    made = project.latents()
-    assert len(made) == 30 - len(whole) and not set(made) & set(whole)
-    assert len(list(project.cache.iterdir())) == 30
 
 
 def test_pictures_are_shown_as_they_are_trained_and_nothing_is_encoded(project):

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.config.dataset import load_dataset
 from zimage_gui.config.training import TrainLoraConfig
 from zimage_gui.engine import cache_latents, cache_text
-from zimage_gui.engine.cache_files import open_cache
+from zimage_gui.engine.cache_files import cache_items, open_cache
 from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.dataset.captions import caption_variants
 from zimage_gui.engine.dataset.plan import epoch_batches
@@ -23,6 +24,7 @@ from zimage_gui.engine.dataset.report import dataset_toml
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import check, file_sources, folder_source
 from zimage_gui.engine.loader import load_batch
+from zimage_gui.engine.masks import make_masks
 from zimage_gui.errors import UserError
 from zimage_gui.events import NullRun, Warning
 
@@ -139,6 +141,28 @@ def test_the_transparent_part_is_masked_and_turns_with_its_picture(folder):
                 assert mask.shape == (1, 8, 12) and float(mask.sum()) == 48 == float(opaque.sum())
                 sides.add(item.flipped)
     assert sides == {True, False}
+
+
+def test_a_picture_that_changed_after_the_scan_counts_whole_and_is_named(folder):
+    report = scan((folder_source(folder, resolution=(96, 64), alpha_mask=True),))
+    Image.new("RGBA", (40, 20), (0, 0, 0, 99)).save(folder / "a.png")
+    run = NullRun(folder.parent)
+    found = make_masks(cache_items(report.pictures), run)
+    assert [item.picture.path.stem for item in found] == ["b"]
+    assert any(
+        "a.png: its mask changed while it was read" in event.text
+        for event in run.events
+        if isinstance(event, Warning)
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_link_to_itself_among_masks_is_passed_over(folder):
+    masks = folder.parent / "masks"
+    masks.mkdir()
+    (masks / "a.png").symlink_to("a.png")
+    report = scan((folder_source(folder, resolution=(96, 64), mask_directory=masks),))
+    assert make_masks(cache_items(report.pictures), NullRun(folder.parent)) == {}
 
 
 def test_a_folder_of_masks_serves_the_pictures_it_has_and_a_bad_mask_is_named(folder):

@@ -17,6 +17,7 @@ from zimage_gui.files import (
     expand_shards,
     free_name,
     read_header,
+    replace_folder,
     sweep_temp_files,
     temp_path,
 )
@@ -204,3 +205,22 @@ def test_a_killed_writer_leaves_nothing_that_looks_finished(tmp_path):
     assert [path.name.endswith(TEMP_SUFFIX) for path in tmp_path.iterdir()] == [True]
     sweep_temp_files(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def a_folder(path: Path, name: str) -> Path:
+    path.mkdir()
+    (path / name).touch()
+    return path
+
+
+def test_a_new_folder_takes_the_place_of_an_old_one(tmp_path):
+    for name in ("first", "second"):
+        replace_folder(a_folder(temp_path(tmp_path / "state"), name), tmp_path / "state")
+    assert [path.name for path in tmp_path.rglob("*")] == ["state", "second"]
+
+
+def test_an_old_folder_is_back_when_the_new_one_cannot_be_moved(tmp_path):
+    folder = a_folder(tmp_path / "state", "old")
+    with pytest.raises(OSError):
+        replace_folder(temp_path(folder), folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["state", "old"]

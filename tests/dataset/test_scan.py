@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from zimage_gui.config.dataset import DatasetConfig, load_dataset
+from zimage_gui.engine.dataset.discover import list_folder, list_jsonl
 from zimage_gui.engine.dataset.report import dataset_toml, run
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import check, file_sources, folder_source, sources_of
@@ -191,6 +192,22 @@ def test_names_that_are_no_text_and_pipes_do_no_harm(tmp_path):
     assert names(report.pictures) == ["a.png"] and report.refused[0].sentence().startswith("\\udcff.png")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_link_that_leads_to_itself_is_passed_over(tmp_path):
+    picture(tmp_path / "good.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert [one.path.name for one in list_folder(tmp_path, ".txt")] == ["good.png"]
+
+
 def test_no_dataset_at_all_is_one_sentence():
     with pytest.raises(UserError, match="dataset"):
         sources_of(DatasetConfig.model_construct(dataset=None, dataset_config=None))
+
+
+def test_a_line_too_long_for_an_entry_is_one_line(tmp_path):
+    picture(tmp_path / "a.png", caption=None)
+    lines = [json.dumps({"image_path": "a.png", "caption": "x" * 2_500_000}), "{broken"]
+    (tmp_path / "set.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    first, second = list_jsonl(tmp_path / "set.jsonl")
+    assert (first.line, second.line) == (1, 2)
+    assert "longer than 1 MB" in first.problem and "longer" not in second.problem

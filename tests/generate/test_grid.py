@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.config.grid_parts import axis_of
+from zimage_gui.engine import grid_job
 from zimage_gui.engine.generate import check
 from zimage_gui.engine.generate import run as generate
+from zimage_gui.engine.generator import lora_stamps
 from zimage_gui.engine.grid import grid_of
 from zimage_gui.engine.png_settings import read_settings
 from zimage_gui.engine.prompt_lines import parse_line
@@ -68,6 +70,12 @@ def test_an_axis_is_an_option_and_its_values(text, name, values):
         ({"grid_x": "cfg_truncation=0.5,1"}, "guidance_scale is 0"),
         ({"grid_x": "cfg_normalization=1,2", "grid_y": "seed=1,2"}, "guidance_scale is 0"),
         ({"grid_x": "steps=1..4:0.5"}, "its step is no whole number"),
+        ({"grid_x": "seed=1.5..4"}, "its first number is no whole number"),
+        ({"grid_x": "seed=1..4:0"}, "it must rise, in at most 1000 steps"),
+        ({"grid_x": f"seed={'1' * 300}..{'9' * 300}"}, "it must rise, in at most 1000 steps"),
+        ({"grid_x": f"seed={'1' * 5000}..{'9' * 5000}"}, "which is none"),
+        ({"grid_x": f"guidance_scale={'1' * 400}..{'9' * 400}"}, "it must rise, in at most 1000 steps"),
+        ({"grid_x": f"guidance_scale=0..{'9' * 400}:{'9' * 400}"}, "it must rise, in at most 1000 steps"),
         ({"grid_x": "seed=1,2", "output": Path("a.png")}, "does not go with output"),
         ({"grid_x": "dit=nowhere.safetensors"}, "does not exist"),
         ({"grid_x": "prompt=__nothing__", "wildcards_dir": DATA}, "has no file nothing.txt"),
@@ -190,3 +198,22 @@ def test_a_font_is_chosen_that_has_the_characters():
     if not isinstance(font, ImageFont.FreeTypeFont) or font.getname() == font_for("abc", 20).getname():
         pytest.skip("this machine has no font with Chinese characters")
     assert bytes(font.getmask("猫")) != bytes(font.getmask("紅"))
+
+
+def test_what_fails_before_the_first_picture_is_what_is_told(options, tmp_path, monkeypatch):
+    """A file of the second LoRA that vanished, where the first one's picture lies there from an earlier run."""
+    second = tmp_path / "second.safetensors"
+    second.write_bytes(LORA.read_bytes())
+    grid = options(grid_x=f"lora_weight={LORA},{second}", save_path=tmp_path / "out")
+    assert len(generate(grid, NullRun(tmp_path / "a"))) == 3
+    looks = []
+
+    def vanished(choices):
+        looks.append(choices)
+        if len(looks) > 1:
+            raise FileNotFoundError(second)
+        return lora_stamps(choices)
+
+    monkeypatch.setattr(grid_job, "lora_stamps", vanished)
+    with pytest.raises(FileNotFoundError):
+        generate(grid, NullRun(tmp_path / "b"))

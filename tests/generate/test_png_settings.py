@@ -6,10 +6,10 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 
-from zimage_gui.engine.png_settings import a1111_text, png_bytes, read_settings
+from zimage_gui.engine.png_settings import a1111_text, png_bytes, read_settings, settings_in
 from zimage_gui.errors import UserError
 
 SETTINGS = {
@@ -196,3 +196,23 @@ def test_a_file_that_is_no_picture_is_refused(tmp_path):
     (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     with pytest.raises(UserError, match="not a picture"):
         read_settings(tmp_path / "p.png")
+
+
+def test_a_file_of_a_kind_nobody_asked_for_is_not_opened(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript for it."""
+    started = []
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *_: started.append(1) or Image.core.new("RGB", (2, 2))
+    )
+    Image.new("RGB", (2, 2)).save(tmp_path / "p.eps")
+    (tmp_path / "p.eps").rename(tmp_path / "p.png")
+    with pytest.raises(UserError):
+        read_settings(tmp_path / "p.png")
+    assert not started
+
+
+@pytest.mark.parametrize("text", ["y" + " " * 200_000 + "x\nSteps: 8", "x\nSteps: 8," + " " * 200_000 + "-"])
+def test_long_hostile_texts_are_read_at_once(text):
+    begun = time.monotonic()
+    assert settings_in({"parameters": text})["infer_steps"] == 8
+    assert time.monotonic() - begun < 5

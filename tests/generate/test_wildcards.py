@@ -1,5 +1,9 @@
 """Choices in prompts: pure in the seed, confined to one folder, written out in the picture."""
 
+import re
+import sys
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +13,7 @@ from zimage_gui.engine.generate import run as generate
 from zimage_gui.engine.generate_plan import requests_of
 from zimage_gui.engine.png_settings import read_settings
 from zimage_gui.engine.prompt_lines import PromptLine
-from zimage_gui.engine.wildcards import Wildcards, escaped
+from zimage_gui.engine.wildcards import _CHOICE, Wildcards, escaped
 from zimage_gui.errors import UserError
 
 
@@ -99,3 +103,26 @@ def test_lines_of_a_prompt_file_choose_too(options, tmp_path):
     assert check(options(prompt=None, from_file=path)) == []
     (request,) = requests_of(options(), [PromptLine("{a|b|c|d|e|f}", seed=2, negative_prompt="{a|b}")])
     assert request.prompt == "a" and request.negative_prompt in "ab"
+
+
+@pytest.mark.parametrize("text", ["{" + "|" * 100_000, "{a|b" * 25_000, "{" + "\\|" * 50_000])
+def test_a_choice_that_is_never_closed_is_given_up_after_one_look(text):
+    begun = time.monotonic()
+    escaped(text)
+    assert time.monotonic() - begun < 5
+
+
+@given(st.text("{}|\\a_", max_size=24))
+def test_what_is_a_choice_has_not_changed(text):
+    """The rule as it was first written, which took the square of the length."""
+    first = re.compile(r"(?<!\\)\{((?:[^{}\\]|\\.)*?(?<!\\)\|(?:[^{}\\]|\\.)*?)(?<!\\)\}", re.DOTALL)
+    assert [found.span(1) for found in _CHOICE.finditer(text)] == [
+        found.span(1) for found in first.finditer(text)
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_file_that_is_a_link_to_itself_is_told(folder):
+    (folder / "ring.txt").symlink_to("ring.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        Wildcards(folder).resolved("__ring__", 1)

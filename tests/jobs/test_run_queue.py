@@ -1,8 +1,11 @@
 """The queue: one GPU job at a time, whoever asks, in an order that survives the window."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from fake_engine import command_line, wait_for
@@ -11,7 +14,7 @@ from zimage_gui.errors import UserError
 from zimage_gui.jobs import launch
 from zimage_gui.jobs.lock import Busy, exclusive
 from zimage_gui.jobs.queue import Queue, QueueRunner
-from zimage_gui.jobs.state import judge
+from zimage_gui.jobs.state import RunList, judge
 from zimage_gui.jobs.status import read_json, read_status
 
 RACER = """
@@ -155,3 +158,20 @@ def test_a_lock_file_of_rubbish_is_named(tmp_path):
     (tmp_path / "lock").write_bytes(b"no database at all" * 100)
     with pytest.raises(OSError, match="delete it"), exclusive(tmp_path / "lock"):
         pass
+
+
+def test_a_folder_that_may_not_be_read_hides_no_run(new_run, runs, monkeypatch):
+    """A disk's lost+found, as anyone but root sees it."""
+    closed, stat = runs / "lost+found", os.stat
+    closed.mkdir()
+
+    def refused(path, *arguments, **more):
+        if Path(os.fsdecode(path)).parent == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **more)
+
+    queue, run = Queue(runs, command_line), new_run().folder
+    queue.add(run)
+    monkeypatch.setattr(os, "stat", refused)
+    assert queue.waiting() == [run]
+    assert [state.folder for state in RunList(runs).states()] == [run]

@@ -148,7 +148,7 @@ def test_so_it_is_at_the_released_models_width(config: Any, tmp_path: Path) -> N
     captions = [torch.empty(128, 2560, dtype=torch.bfloat16, device="meta")] * 2
     model.train()
     with on_meta(), LiveBytes() as made:
-        trainer._predict(latents, time, captions).square().mean().backward()
+        trainer.passes.predict(latents, time, captions).square().mean().backward()
     found = estimate(config, ModelSizes(config=shape), Workload(batch), "cuda").training
     assert found["activations"] + found["gradients"] == pytest.approx(made.peak, rel=0.1)
 

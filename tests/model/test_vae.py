@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL as ReferenceVae
 
-from zimage_gui.model.vae import AutoencoderKL, VaeConfig, default_norm_groups, to_model_space, to_vae_space
+from zimage_gui.model.sizes import vae_sizes_from
+from zimage_gui.model.vae import AutoencoderKL, VaeConfig, to_model_space, to_vae_space
 
 CONFIGS = [
     VaeConfig((32, 64), layers_per_block=1),
@@ -64,6 +65,7 @@ def test_a_picture_that_would_be_cut_is_refused() -> None:
         AutoencoderKL(CONFIGS[1]).encode_mode(torch.zeros(1, 3, 16, 30))
 
 
-def test_norm_groups_follow_the_widths() -> None:
-    assert default_norm_groups((128, 256, 512, 512)) == 32
-    assert default_norm_groups((16, 32, 64, 64)) == 8
+def test_norm_groups_follow_the_widths_where_no_config_says_them() -> None:
+    for config in CONFIGS:
+        shapes = {name: tuple(value.shape) for name, value in AutoencoderKL(config).state_dict().items()}
+        assert vae_sizes_from(shapes, {})["norm_groups"] == config.norm_groups

@@ -178,7 +178,7 @@ def test_mixed_precision_with_checkpointing_holds_copies_of_one_blocks_weights(t
     blocks = counted.method.model.layers
     batch = Batch(torch.randn(1, 16, 4, 4), [torch.randn(5, 16)], ["x"], [0])
     with CopiesAlive(list(blocks.parameters())) as alive:
-        loss = counted.trainer.loss(batch, 0)
+        loss = counted.trainer.passes.loss(batch, 0)
     assert loss.requires_grad and len(alive.copies) > len(blocks)
     assert 0 < alive.most <= sum(2 * parameter.numel() for parameter in blocks[0].parameters())
 
@@ -188,7 +188,7 @@ def test_time_and_loss_stay_fp32_where_everything_else_is_bf16(tmp_path: Path) -
     seen: list[torch.Tensor] = []
     counted.method.model.t_embedder.register_forward_hook(lambda _, given, out: seen.extend((given[0], out)))
     batch = Batch(torch.randn(1, 16, 4, 4), [torch.randn(5, 16)], ["x"], [0])
-    assert counted.trainer.loss(batch, 0).dtype is torch.float32
+    assert counted.trainer.passes.loss(batch, 0).dtype is torch.float32
     assert [tensor.dtype for tensor in seen] == [torch.float32, torch.bfloat16]
     assert not torch.equal(seen[0], seen[0].bfloat16().float())
 

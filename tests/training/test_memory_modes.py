@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import equal, train
 from safetensors.torch import load_file
-from test_training_runs import equal, train
 from tiny_project import TRANSFORMER, finetune_config, lora_config
 
 from zimage_gui.config.build import build, read
@@ -124,8 +124,8 @@ def test_the_inputs_of_all_blocks_but_the_last_go_away_and_come_back(tmp_path: P
     trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(tmp_path))
     trainer.update([Batch(torch.randn(1, 16, 8, 8), [torch.randn(20, 16)], ["x"], [0])])
     tokens = 32 + 32
-    assert trainer.boundaries is not None
-    assert trainer.boundaries.bytes_moved == 2 * tokens * TRANSFORMER.dim * 4 * (TRANSFORMER.n_layers - 1)
+    assert trainer.passes.boundaries is not None
+    assert trainer.passes.boundaries.bytes_moved == 2 * tokens * TRANSFORMER.dim * 4 * (TRANSFORMER.n_layers - 1)
 
 
 def test_what_cannot_be_is_refused_with_the_way_out(project: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import PROMPTS, adapter_file, equal, train
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_training_runs import PROMPTS, adapter_file, equal, train
 from tiny_project import lora_config
 
 from zimage_gui.engine.train import check

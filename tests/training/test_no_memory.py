@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_runs import StoppedAt
+from run_helpers import StoppedAt
 from tiny_project import lora_config
 
 from zimage_gui.config.build import build

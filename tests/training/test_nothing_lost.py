@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_runs import StoppedAt, equal, names, train
+from run_helpers import StoppedAt, equal, names, train
 from tiny_project import finetune_config, lora_config
 
 from zimage_gui.engine.train import check, run

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from test_training_runs import StoppedAt
+from run_helpers import StoppedAt
 from tiny_project import lora_config
 
 from zimage_gui.engine.pace import FILE, known_pace, time_line

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import equal, train
 from safetensors.torch import load_file
-from test_training_runs import equal, train
 from tiny_project import lora_config
 
 from zimage_gui.config.build import build

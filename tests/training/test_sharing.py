@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from run_helpers import equal, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_training_runs import equal, train
 from tiny_project import lora_config
 
 from zimage_gui.config.sharing_parts import hub_place
+from zimage_gui.engine.trackers import secret_text
 from zimage_gui.engine.train import check
 from zimage_gui.errors import UserError
 from zimage_gui.events import Note, Step, Validation, Warning
@@ -184,3 +185,14 @@ def test_missing_packages_and_settings_are_named_before_training(project: Path, 
 def test_uploads_are_noted(project: Path, hub: FakeHub) -> None:
     reporter, _ = train(lora_config(project, huggingface_repo_id="ann/cats", max_train_steps=1))
     assert any("uploaded zimage.safetensors to ann/cats" in event.text for event in reporter.of(Note))
+
+
+@pytest.mark.parametrize("secret", ["a\0b", "x" * 5000])
+def test_a_secret_that_is_no_path_is_itself(secret: str) -> None:
+    assert secret_text(secret) == secret
+
+
+def test_a_file_that_holds_no_text_holds_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert secret_text(str(path)) == str(path)

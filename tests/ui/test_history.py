@@ -16,6 +16,7 @@ from zimage_gui.jobs.status import Status, write_json, write_status
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.gallery import PER_PAGE, Asked, asked_for, gallery_look
 from zimage_gui.ui.history import FAVOURITES, History, read_favourites
+from zimage_gui.ui.lora_stack import rows_of
 
 
 @pytest.fixture
@@ -23,14 +24,12 @@ def desk(tmp_path):
     return Desk(GuiConfig(runs_dir=tmp_path / "runs"), tmp_path)
 
 
-def made_run(desk, name: str, results=()) -> Path:
+def made_run(desk, name: str, results=(), command: str = "generate") -> Path:
     """A finished request and its samples folder."""
     folder = desk.runs_dir / name
     (folder / "samples").mkdir(parents=True)
     write_json(folder / "config.toml", {})
-    status = Status(
-        command="generate", name="", created=1.0, outcome="done", results=tuple(map(str, results))
-    )
+    status = Status(command=command, name="", created=1.0, outcome="done", results=tuple(map(str, results)))
     write_status(folder, status, durable=False)
     return folder / "samples"
 
@@ -192,3 +191,18 @@ def test_every_kind_of_text_chunk_is_read_and_a_bomb_is_not_unpacked(tmp_path):
     texts = head_texts(tmp_path / "a.png")
     assert len(texts.pop("e")) < 5_000_000
     assert texts == {"a": "café", "b": "text", "c": "猫", "d": "狐"}
+
+
+def test_each_lora_of_a_picture_keeps_its_strength_when_another_is_not_here(desk, tmp_path):
+    made_run(desk, "2026-01-03_000000_train-lora", [tmp_path / "fox.safetensors"], "train-lora")
+    (tmp_path / "fox.safetensors").touch()
+    rows, missing = rows_of(desk, ["gone", "fox", "x" * 300], ["0.3", "0.8"])
+    assert rows == {"lora_weight": str(tmp_path / "fox.safetensors"), "lora_multiplier": "0.8"}
+    assert missing == ["gone", "x" * 300]
+
+
+def test_no_other_machine_is_asked_for_a_pictures_lora(desk, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Path, "is_file", lambda path: asked.append(path) or False)
+    shares = [r"\\host\share\a", "//host/share/a", r"\/host/share/a"]
+    assert rows_of(desk, shares, [])[1] == shares and not asked

@@ -1,6 +1,9 @@
 """The parts of the window that need no page: pictures, folders, captions, drafts, charts, live parts."""
 
+import errno
 import math
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,44 @@ def test_what_is_no_picture_gets_none_and_is_never_published(tmp_path):
     assert list(cache.folder.iterdir()) == []
 
 
+def test_a_copy_that_breaks_off_is_never_published(tmp_path, monkeypatch):
+    cache, picture = PictureCache(tmp_path / "cache"), draw(tmp_path / "a.png")
+    full = OSError(errno.ENOSPC, "no space left")
+
+    def half(source, target, *_):
+        target.write(source.read(10))
+        raise full
+
+    def never(*_):
+        raise OSError(errno.EXDEV, "another disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", never)
+        patch.setattr(shutil, "copyfileobj", half)
+        assert cache.published(picture) is None
+    assert list(cache.folder.iterdir()) == []
+    assert cache.published(picture).read_bytes() == picture.read_bytes()
+
+
+def test_a_picture_that_another_page_publishes_at_the_same_time_is_published(tmp_path, monkeypatch):
+    cache, picture = PictureCache(tmp_path / "cache"), draw(tmp_path / "a.png")
+    link = os.link
+
+    def beaten(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", beaten)
+    assert cache.published(picture).read_bytes() == picture.read_bytes()
+
+
+def test_a_cache_that_cannot_be_written_shows_no_thumbnail(tmp_path):
+    cache, picture = PictureCache(tmp_path / "cache"), draw(tmp_path / "a.png")
+    cache.folder.rmdir()
+    cache.folder.touch()
+    assert cache.thumbnail(picture) is None and cache.published(picture) is None
+
+
 def test_a_picture_address_is_quoted(tmp_path):
     assert url(Path("/a b/猫#1.webp")) == "gradio_api/file=/a%20b/%E7%8C%AB%231.webp"
 
@@ -65,6 +106,13 @@ def test_the_folder_browser_never_leaves_its_roots(tmp_path):
     assert [(one.path.name, one.pictures) for one in listing.folders] == [("link", 0), ("pictures", 1)]
     for elsewhere in (outside, tmp_path / "home" / "link", tmp_path / "home" / ".." / "other", Path("/")):
         assert list_folder(elsewhere, roots).path == roots[0]
+
+
+def test_a_link_that_leads_to_itself_hides_nothing(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "pictures").mkdir()
+    listing = list_folder(tmp_path, (tmp_path.resolve(),))
+    assert [one.path.name for one in listing.folders] == ["pictures"] and not listing.problem
 
 
 def test_folders_are_sorted_as_people_sort_them(tmp_path):

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from zimage_gui.config.app import GuiConfig
+from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.config.training import TrainLoraConfig
 from zimage_gui.errors import UserError
 from zimage_gui.jobs.folder import RunFolder
+from zimage_gui.ui.actions import Action
 from zimage_gui.ui.convert_actions import ACTIONS
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.drafts import Drafts
@@ -15,6 +17,7 @@ from zimage_gui.ui.form import Form
 from zimage_gui.ui.live import Live
 from zimage_gui.ui.panel import JobPanel
 from zimage_gui.ui.tabs.convert import ConvertTab
+from zimage_gui.ui.tabs.generate import GenerateTab
 from zimage_gui.ui.tabs.training import lora_tab
 
 GOLDEN_LORA = Path(__file__).parents[1] / "data" / "lora_dialects" / "all_kohya_split.safetensors"
@@ -58,6 +61,28 @@ def test_converting_onto_a_file_that_exists_is_refused_beside_the_field(tmp_path
     action = next(one for one in ACTIONS if one.key == "convert-lora")
     assert refused(lambda: tab._begin(action, {"file": str(GOLDEN_LORA), "out": str(there)})) == ["output"]
     assert desk.runs.states() == []
+
+
+def test_an_emptied_file_field_starts_nothing(tmp_path):
+    """Its empty text would mean the working folder."""
+    desk = Desk(GuiConfig(), tmp_path)
+    tab = ConvertTab(desk, Live())
+    tab.file, tab.choice, tab.answer = "file", "choice", "answer"
+    tab.forms["convert-lora"].fields = {"output": "out"}
+    data = {"file": " ", "choice": "convert-lora", "out": str(tmp_path / "b.safetensors")}
+    assert "Look into a file" in tab._start(data)["answer"]
+
+
+def test_the_settings_of_a_run_leave_nothing_of_what_stood_in_the_form(tmp_path):
+    desk = Desk(GuiConfig(), tmp_path)
+    run = RunFolder.create(desk.runs_dir, "generate", "", GenerateConfig(prompt="a fox"))
+    tab = GenerateTab(desk, Live())
+    tab.answer, tab.form.files, tab.form.strengths = "answer", [], []
+    tab.form.fields = {"prompt": "prompt", "grid_x": "grid"}
+    tab.form.keep({"grid_x": "seed=1..4", "mask_path": "mask.png"})
+    updates = tab._do({}, Action("settings", {"run": run.folder.name}))
+    assert updates["prompt"]["value"] == "a fox" and updates["grid"]["value"] == ""
+    assert not desk.drafts.load("generate")["mask_path"]
 
 
 def test_of_two_runs_put_into_the_queue_together_the_one_that_computes_is_watched(tmp_path):

@@ -65,6 +65,19 @@ def regular_expressions(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
+def strengths(given: tuple[float, ...], files: int) -> tuple[float, ...]:
+    """The strength of each of so many LoRA files, of which the options name the first; 1 for the rest."""
+    return (*given, *[1.0] * (files - len(given)))
+
+
+def strength_problems(given: tuple[float, ...], files: int) -> list[Problem]:
+    """More strengths than LoRA files."""
+    if len(given) <= files:
+        return []
+    rule = f"has {len(given)} values, but lora_weight has {files}"
+    return [Problem("lora_multiplier", show(given), rule, "Give one per file, or fewer")]
+
+
 class RunOptions(Options):
     """Options of every command that computes."""
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from zimage_gui.config.common import regular_expressions
+from zimage_gui.config.common import regular_expressions, strength_problems
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.config.schema import Options, like, option, show
 from zimage_gui.errors import Problem
@@ -216,10 +216,7 @@ class MergeConfig(ModelOutput):
             for name, word in (("lora_weight", "LoRAs to merge"), ("output", "file to write"))
             if not getattr(self, name)
         ]
-        if len(self.lora_multiplier) > len(self.lora_weight):
-            rule = f"has {len(self.lora_multiplier)} values, but lora_weight has {len(self.lora_weight)}"
-            remedy = "Give one per file, or fewer"
-            found.append(Problem("lora_multiplier", show(self.lora_multiplier), rule, remedy))
+        found += strength_problems(self.lora_multiplier, len(self.lora_weight))
         alone = ("rank", "energy", "lora_format") if self.dit is not None else ("prefix", "layout")
         rule, remedy = "belongs to a merge into a model", "Give dit, or leave it out"
         if self.dit is not None:

@@ -15,6 +15,7 @@ from zimage_gui.config.common import (
     attention_option,
     precision_option,
     regular_expressions,
+    strength_problems,
 )
 from zimage_gui.config.compile_parts import Compiling, Graphs, Kernels
 from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
@@ -357,11 +358,7 @@ class GenerateConfig(
         if self.save_merged_model is not None and not self.lora_weight:
             rule, remedy = "merges LoRAs, and lora_weight is empty", "Give a LoRA, or use the command convert"
             found.append(Problem("save_merged_model", str(self.save_merged_model), rule, remedy))
-        if len(self.lora_multiplier) > len(self.lora_weight):
-            rule = f"has {len(self.lora_multiplier)} values, but lora_weight has {len(self.lora_weight)}"
-            remedy = "Give one per file, or fewer"
-            found.append(Problem("lora_multiplier", show(self.lora_multiplier), rule, remedy))
-        return found
+        return found + strength_problems(self.lora_multiplier, len(self.lora_weight))
 
     def _output_problems(self) -> list[Problem]:
         if self.output is None:

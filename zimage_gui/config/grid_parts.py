@@ -194,16 +194,20 @@ def _range(part: str, known: Option) -> list[str]:
     match = _RANGE.fullmatch(part)
     if match is None:
         return [part]
+    texts = (match[1], match[2], match[3] or "1")
+    whole = known.kind == "int"
+    for what, text in zip(("first number", "last number", "step"), texts, strict=True):
+        if whole and "." in text:
+            raise ValueError(f"has the range {part}; its {what} is no whole number, as {known.name} is")
     try:
-        first, last, step = float(match[1]), float(match[2]), float(match[3] or 1)
+        first, last, step = map(int if whole else float, texts)
     except ValueError:
         raise ValueError(f"has the range {part}, which is none") from None
-    if step <= 0 or last < first or (last - first) / step > MOST_CELLS:
+    # Exact for whole numbers, however long they are; not so where a number is infinite.
+    if not (step > 0 and last >= first and (last - first) // step <= MOST_CELLS):
         raise ValueError(f"has the range {part}; it must rise, in at most {MOST_CELLS} steps")
-    if known.kind == "int" and not step.is_integer():
-        raise ValueError(f"has the range {part}; its step is no whole number, as {known.name} is")
-    if known.kind == "int":
-        return [str(number) for number in range(int(match[1]), int(match[2]) + 1, int(step))]
+    if whole:
+        return [str(number) for number in range(int(first), int(last) + 1, int(step))]
     count = math.floor((last - first) / step + 1e-9)
     return [f"{first + index * step:.10g}" for index in range(count + 1)]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 
 from zimage_gui.demo.text import HIDDEN, make_text_encoder, make_tokenizer
 from zimage_gui.demo.train_vae import DEMO_VAE
+from zimage_gui.model.saving import transformer_settings, vae_settings
 from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
 
 DEMO_TRANSFORMER = TransformerConfig(
@@ -39,42 +39,6 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "ZImageTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-
-
-def transformer_settings(config: TransformerConfig) -> dict[str, Any]:
-    """config.json of a transformer as diffusers reads it."""
-    settings = {k: v for k, v in asdict(config).items() if k != "patch_size"}
-    return {
-        "_class_name": "ZImageTransformer2DModel",
-        **settings,
-        "axes_dims": list(config.axes_dims),
-        "axes_lens": [1536, 512, 512],
-        "all_patch_size": [config.patch_size],
-        "all_f_patch_size": [1],
-        "n_kv_heads": config.n_heads,
-        "qk_norm": True,
-    }
-
-
-def vae_settings() -> dict[str, Any]:
-    """config.json of the demo's autoencoder as diffusers reads it."""
-    levels = len(DEMO_VAE.block_out_channels)
-    return {
-        "_class_name": "AutoencoderKL",
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "block_out_channels": list(DEMO_VAE.block_out_channels),
-        "layers_per_block": DEMO_VAE.layers_per_block,
-        "latent_channels": DEMO_VAE.latent_channels,
-        "norm_num_groups": DEMO_VAE.norm_groups,
-        "scaling_factor": DEMO_VAE.scaling_factor,
-        "shift_factor": DEMO_VAE.shift_factor,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-        "sample_size": 128,
-    }
 
 
 @torch.no_grad()
@@ -111,7 +75,7 @@ def write_base(folder: Path, vae_weights: Path, seed: int = 7) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "transformer" / "config.json", transformer_settings(DEMO_TRANSFORMER))
     save_file(model.state_dict(), folder / "transformer" / WEIGHTS_NAME)
-    write_json(folder / "vae" / "config.json", vae_settings())
+    write_json(folder / "vae" / "config.json", vae_settings(DEMO_VAE) | {"sample_size": 128})
     shutil.copyfile(vae_weights, folder / "vae" / WEIGHTS_NAME)
     make_tokenizer(folder / "tokenizer")
     make_text_encoder(folder / "text_encoder")

@@ -149,7 +149,7 @@ def _encode_all(
         meter.at(done)
         stop_if_asked(run, done, len(todo), "captions")
     if failed:
-        names = listing([shown_name(item.picture.path) for item in failed])
+        names = listing(sorted(shown_name(item.picture.path) for item in failed))
         run.emit(
             Warning(
                 text=f"{len(failed)} captions gave infinite or undefined numbers and are left out: {names}"

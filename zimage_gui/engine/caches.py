@@ -3,12 +3,9 @@
 Knows the two cache commands' work. Must not know training.
 """
 
-import gc
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.engine.cache_files import CacheItem, Kind, open_cache, with_captions
@@ -18,6 +15,7 @@ from zimage_gui.engine.cache_text import encode_texts, text_work
 from zimage_gui.engine.dataset.plan import CachedItem, CachedText, DatasetIndex
 from zimage_gui.engine.dataset.scan import shown_name
 from zimage_gui.engine.dataset.sources import sources_of, validation_sources
+from zimage_gui.engine.devices import release_memory
 from zimage_gui.engine.masks import make_masks
 from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.events import Run
@@ -51,9 +49,9 @@ def ensure_caches(config: TrainingConfig, run: Run) -> DatasetIndex:
     latents, texts = latent_work(prepared, vae, run), text_work(prepared, text, run)
     raise_if_any([*latents.problems(), *texts.problems()])
     with_latents = set(encode_latents(latents, run))
-    _free()
+    release_memory()
     with_texts = set(encode_texts(texts, run))
-    _free()
+    release_memory()
     usable = [item for item in prepared.items if item in with_latents and item in with_texts]
     if not usable:
         raise UserError.one("dataset", "", "no picture could be encoded", "See the warnings above")
@@ -125,9 +123,3 @@ def _cached(item: CacheItem, number: int, mask: Path | None) -> CachedItem:
 def _text(item: CacheItem) -> CachedText:
     tokens = open_cache(item.text_path, Kind.TEXT).tensor.shape[0]
     return CachedText(item.text_path, tokens, item.caption)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zimage_gui.errors import Problem
-from zimage_gui.files import replace_file, temp_path, unwritten
+from zimage_gui.files import replace_file, replace_folder, temp_path, unwritten
 
 _SPARE = 64 << 20
 """Bytes that stay free beside the result."""
@@ -93,24 +93,9 @@ def whole(output: Path, folder: bool) -> Iterator[Path]:
         if folder:
             temp.mkdir()
         yield temp
-        if folder and output.is_dir():
-            _replace_folder(temp, output)
-        else:
-            replace_file(temp, output)
+        (replace_folder if folder else replace_file)(temp, output)
     except OSError as error:
         raise unwritten(error, output) from error
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temp) if temp.is_dir() else temp.unlink(missing_ok=True)
-
-
-def _replace_folder(temp: Path, output: Path) -> None:
-    """A folder cannot be renamed over another: the old one steps aside first and is removed last."""
-    aside = temp_path(output)
-    os.replace(output, aside)
-    try:
-        replace_file(temp, output)
-    except BaseException:
-        os.replace(aside, output)
-        raise
-    shutil.rmtree(aside)

@@ -68,13 +68,8 @@ class PictureVae:
 
     @torch.inference_mode()
     def decode(self, latents_BCHW: Tensor) -> list[Image.Image]:
-        """Pictures of latents in model space; values are rounded to the nearest of 256 levels."""
-        images = []
-        for latent in latents_BCHW:
-            pixels = self._pixels(latent[None])[0]
-            levels = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-            images.append(Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()))
-        return images
+        """Pictures of latents (B, 16, h, w) in model space."""
+        return [picture_of(self._pixels(latent[None])[0]) for latent in latents_BCHW]
 
     def colour_map(self) -> Tensor | None:
         """The map of `latent_rgb`, fitted once; None for a VAE without an encoder, or that cannot be
@@ -118,6 +113,12 @@ class PictureVae:
         if self.tiling == "auto":
             self.note("Memory is short for the VAE: decoding band by band")
         return decode_banded(vae.decoder, z, torch.device("cpu"))
+
+
+def picture_of(pixels_CHW: Tensor) -> Image.Image:
+    """A decoded picture (3, H, W), about [-1, 1]: each value goes to the nearest of 256 levels."""
+    levels = ((pixels_CHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def decoding_bytes(config: VaeConfig, height: int, width: int, dtype: torch.dtype) -> int:

@@ -1,5 +1,6 @@
 """Which device a run computes on and in which number format. Knows torch; must not know what is computed."""
 
+import gc
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,8 +12,11 @@ from torch import Tensor
 from zimage_gui.errors import UserError
 
 _GIB = 1024**3
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The number format behind each value of `mixed_precision`."""
+DTYPES = {
+    "no": torch.float32, "fp32": torch.float32, "float": torch.float32, "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}  # fmt: skip
+"""The number format behind each word that options have for one; "no" is that of `mixed_precision`."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -100,6 +104,13 @@ def free_memory(device: torch.device) -> int:
         return int(psutil.virtual_memory().available)
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + idle
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more: models just let go of, and what torch keeps of a GPU's memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def to_host(value: Tensor) -> Callable[[], float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from zimage_gui.config.common import strengths
 from zimage_gui.config.convert_model import MergeConfig
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine import merge_model
@@ -135,7 +136,7 @@ def lora_problems(config: GenerateConfig, dit: Path | None) -> list[Problem]:
 
 def lora_choices(config: GenerateConfig) -> list[LoraChoice]:
     """The LoRAs with their strengths; a strength that is not given is 1."""
-    multipliers = (*config.lora_multiplier, *[1.0] * len(config.lora_weight))
+    multipliers = strengths(config.lora_multiplier, len(config.lora_weight))
     return [
         LoraChoice(path, multiplier, config.include_patterns, config.exclude_patterns)
         for path, multiplier in zip(config.lora_weight, multipliers, strict=False)

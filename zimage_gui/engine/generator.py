@@ -4,7 +4,6 @@ Knows how a request becomes latents and a picture, and what may stay in memory. 
 write, runs, or where requests come from.
 """
 
-import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from zimage_gui.engine.decoding import PictureVae, Say, silent
-from zimage_gui.engine.devices import free_memory, number_format
+from zimage_gui.engine.devices import free_memory, number_format, release_memory
 from zimage_gui.engine.kernels import compile_blocks, switches_now
 from zimage_gui.engine.model_key import ModelKey, stamps_of
 from zimage_gui.engine.sampler import REFERENCE, Forward, Kept, OnStep, Sampling, bytes_of_both, denoise
@@ -195,7 +194,7 @@ class Generator:
                 return sampled(True)
             except torch.OutOfMemoryError:
                 self.note("Memory is short for both prompts at once: one after the other")
-            _collect()
+            release_memory()
         return sampled(False)
 
     def use_graphs(self, wanted: bool) -> None:
@@ -280,7 +279,7 @@ class Generator:
         self._starts.clear()
         self._loras, self._counts = (), []
         self._features.clear()
-        _collect()
+        release_memory()
 
     def take(self, key: ModelKey) -> bool:
         """Goes over to other models when only the transformer differs, and keeps all else; False when more
@@ -293,7 +292,7 @@ class Generator:
         self.key = key
         self._transformer = self._stack = self._swap = self._graphs = None
         self._loras, self._counts = (), []
-        _collect()
+        release_memory()
         return True
 
     def _format(self, key: ModelKey) -> torch.dtype:
@@ -351,7 +350,7 @@ class Generator:
         else:
             self._text_encoder = None
         del encoder
-        _collect()
+        release_memory()
 
 
 def starting_noise(request: PictureRequest, device: torch.device) -> Tensor:
@@ -374,9 +373,3 @@ def _size(path: Path, part: str, dtype: torch.dtype, quant: Quant) -> int:
     """Bytes of a model in memory, about: of a quantised one nearly all numbers are."""
     numbers = open_checkpoint(part_folder(path, part), part).weights
     return int(numbers * bytes_per_number(quant, dtype))
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -67,8 +67,8 @@ class GridJob:
         generator = self._ready(grid.cells[0].config)
         painter = Painter(self.config, self.run, generator)
         tell_choices(self.config, self.run, generator, lines, seeds)
+        todo = self._todo(grid)
         try:
-            todo = self._todo(grid)
             if todo:
                 painter.encode([one.request for one in todo])
                 steps = sum(len(one.request.sigmas) - 1 for one in todo)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
 from zimage_gui.errors import UserError
 
 KEY = "modelspec.thumbnail"
 _EDGE = 256  # pixels of the longer side
-_MOST_PIXELS = 100_000_000
 _MOST_STORED_PIXELS = 20_000_000
 _LONGEST = 8 * 1024 * 1024  # characters
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -26,15 +26,11 @@ _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBo
 
 
 def from_file(path: Path) -> str:
-    """A picture as the data URL that model pages show, at most 256 pixels wide and high."""
+    """A picture as the data URL that model pages show, at most 256 pixels wide and high. Raises UserError."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"it has {image.width} x {image.height} pixels")
-            return _data_url(image)
-    except _UNREADABLE as error:
-        rule = f"is no picture that can be read ({error})"
-        raise UserError.one("thumbnail", path, rule, "Give a PNG, JPEG or WebP") from error
+        return _data_url(Image.fromarray(read_pixels(path)[1]))
+    except PictureProblem as problem:
+        raise UserError.one("thumbnail", path, str(problem), "Give a PNG, JPEG or WebP") from problem
 
 
 def of_header(metadata: Mapping[str, str]) -> str | None:

@@ -41,7 +41,8 @@ class LoraSummary:
     """What a LoRA's names, shapes and header say.
 
     targets: modules by kind; unknown: names of no module; halves: modules of which a factor is missing;
-    width: of the model it is made for, 0 when it cannot be read off; training: (what, value) from the header.
+    mismatches: sentences about factors that do not fit each other; width: of the model it is made for, 0 when
+    it cannot be read off; triggers: the words it was trained on, from the header.
     """
 
     dialect: str

@@ -19,15 +19,19 @@ def typed_prompts(
 ) -> Iterator[PromptLine]:
     """Each prompt as it is typed, until the stream ends or a stop is asked for.
 
-    A line that cannot be used is told to `complain`, and the next one is waited for.
+    A line that cannot be used is told to `complain`, and the next one is waited for. A stream that cannot be
+    read on (bytes that are no UTF-8) ends there, and that is told too.
     """
-    lines: queue.Queue[str | None] = queue.Queue()
+    lines: queue.Queue[str | Exception | None] = queue.Queue()
 
     def read() -> None:
         # In a thread: a read of a terminal cannot be cut short the same way on every system.
-        for line in stream:
-            lines.put(line)
-        lines.put(None)
+        try:
+            for line in stream:
+                lines.put(line)
+            lines.put(None)
+        except (OSError, ValueError) as error:
+            lines.put(error)
 
     threading.Thread(target=read, name="prompts", daemon=True).start()
     while not stopping():
@@ -35,6 +39,9 @@ def typed_prompts(
             line = lines.get(timeout=_LOOK_EVERY)
         except queue.Empty:
             continue
+        if isinstance(line, Exception):
+            complain(f"The prompts end here: what follows cannot be read ({line})")
+            return
         if line is None:
             return
         if not line.strip() or line.lstrip().startswith("#"):

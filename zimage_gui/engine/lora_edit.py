@@ -3,7 +3,6 @@
 Knows what may be changed in place. It must not know how a form spells its names.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from torch import Tensor
 
 from zimage_gui.config.lora_tools import EditLoraConfig
 from zimage_gui.engine import header_picture
-from zimage_gui.engine.lora_io import DTYPES, dora_problems, output_problems, read_input, save, sidecar_of
+from zimage_gui.engine.devices import DTYPES
+from zimage_gui.engine.lora_io import dora_problems, output_problems, read_input, save, sidecar_of
 from zimage_gui.errors import Problem, raise_if_any, tried
 from zimage_gui.events import Note, Run
 from zimage_gui.files import read_header, sweep_temp_files
 from zimage_gui.model.lora_alphas import HEADER_KEY, sidecar_path
-from zimage_gui.model.lora_dialects import Key, native_name, parse_key
+from zimage_gui.model.lora_dialects import Key, named_by, parse_key
 from zimage_gui.model.lora_files import LoraFile
 from zimage_gui.model.lora_forms import Form
 from zimage_gui.model.lora_read import load_tensors, taken_apart
@@ -78,11 +78,7 @@ def run(config: EditLoraConfig, run: Run) -> list[Path]:
 
 
 def _pruned(key: Key, patterns: tuple[str, ...]) -> bool:
-    return all(_found(target, patterns) for target in key.targets)
-
-
-def _found(path: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.search(pattern, path) or re.search(pattern, native_name(path)) for pattern in patterns)
+    return all(named_by(target, patterns) for target in key.targets)
 
 
 def _prune_problems(config: EditLoraConfig, file: LoraFile) -> list[Problem]:
@@ -90,15 +86,14 @@ def _prune_problems(config: EditLoraConfig, file: LoraFile) -> list[Problem]:
         return []
     assert config.input is not None
     shown = " ".join(config.prune)
-    hit = [path for path in file.entries if _found(path, config.prune)]
+    hit = [path for path in file.entries if named_by(path, config.prune)]
     if not hit or len(hit) == len(file.entries):
         rule = f"finds {'all' if hit else 'none'} of the {len(file.entries)} modules"
         return [Problem("prune", shown, rule, f"A module is called {next(iter(file.entries))}")]
     for name in read_header(config.input, "input").tensors:
         key = parse_key(name)
-        if key is not None and 0 < sum(_found(target, config.prune) for target in key.targets) < len(
-            key.targets
-        ):
+        hits = [named_by(target, config.prune) for target in key.targets] if key is not None else []
+        if any(hits) and not all(hits):
             rule = f"finds only a part of the fused {name}"
             remedy = "Split it first with convert-lora --target default, or take out all of q, k and v"
             return [Problem("prune", shown, rule, remedy)]

@@ -3,7 +3,6 @@
 Knows which tensors are compared and what a LoRA cannot hold; the maths is in `model.lora_lowrank`.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,14 @@ import torch
 from torch import Tensor
 
 from zimage_gui.config.lora_tools import USUAL_RANK, ExtractLoraConfig
-from zimage_gui.engine.devices import pick_device
-from zimage_gui.engine.lora_io import DTYPES, output_problems, save
+from zimage_gui.engine.devices import DTYPES, pick_device
+from zimage_gui.engine.lora_io import output_problems, save
 from zimage_gui.engine.lora_losses import Losses
 from zimage_gui.errors import Problem, UserError, raise_if_any, tried
 from zimage_gui.events import Note, Progress, Run, Warning
 from zimage_gui.model.checkpoint import Checkpoint
 from zimage_gui.model.keymaps import Source
-from zimage_gui.model.lora_dialects import native_name, resolve_module
+from zimage_gui.model.lora_dialects import chosen, resolve_module
 from zimage_gui.model.lora_entries import Entry, LowRank
 from zimage_gui.model.lora_forms import Form, form_problems
 from zimage_gui.model.lora_lowrank import of_dense
@@ -111,14 +110,7 @@ def _is_linear(name: str) -> bool:
 
 
 def _wanted(config: ExtractLoraConfig, name: str) -> bool:
-    path = name.removesuffix(".weight")
-
-    def found(patterns: tuple[str, ...]) -> bool:
-        return any(re.search(p, path) or re.search(p, native_name(path)) for p in patterns)
-
-    return (not config.include_patterns or found(config.include_patterns)) and not found(
-        config.exclude_patterns
-    )
+    return chosen(name.removesuffix(".weight"), config.include_patterns, config.exclude_patterns)
 
 
 def _not_in_a_lora(base: _Model, tuned: _Model) -> list[str]:

@@ -27,7 +27,6 @@ FORM_NAMES: dict[Form, str] = {
     "peft": "transformer. names with its rank and alpha in the header (diffusers, PEFT)",
     "rust": "z-image-train's names and a .lora.json beside it",
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def read_input(path: Path, option: str = "input") -> LoraFile:

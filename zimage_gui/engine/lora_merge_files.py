@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zimage_gui.config.common import strengths
 from zimage_gui.config.convert_model import MergeConfig
 from zimage_gui.config.lora_tools import LoraSizeOptions
 from zimage_gui.engine.lora_io import dora_problems, output_problems, read_input, save, with_sizes
@@ -58,19 +59,19 @@ def run(config: MergeConfig, run: Run) -> list[Path]:
         read_input(path, "lora_weight").select(config.include_patterns, config.exclude_patterns)
         for path in config.lora_weight
     ]
-    strengths = [*config.lora_multiplier, *[1.0] * (len(files) - len(config.lora_multiplier))]
+    multipliers = strengths(config.lora_multiplier, len(files))
     losses = Losses()
     paths = list(dict.fromkeys(path for file in files for path in file.entries))
     entries: dict[str, Entry] = {}
     for path in paths:
         parts = [
             (file.entries[path], strength)
-            for file, strength in zip(files, strengths, strict=True)
+            for file, strength in zip(files, multipliers, strict=True)
             if path in file.entries
         ]
         entries[path] = _sum(path, parts, size, losses)
         run.emit(Progress(done=len(entries), total=len(paths), unit="modules"))
-    metadata = with_sizes(_header(config.output, files, strengths), entries)
+    metadata = with_sizes(_header(config.output, files, multipliers), entries)
     raise_if_any(form_problems(entries, _form(config)))
     made, said = save(config.output, entries, _form(config), metadata, _DTYPES.get(config.dtype))
     for line in losses.lines():
@@ -116,14 +117,14 @@ def _size_problems(files: Sequence[LoraFile]) -> list[Problem]:
     return []
 
 
-def _header(output: Path, files: Sequence[LoraFile], strengths: Sequence[float]) -> Mapping[str, str]:
+def _header(output: Path, files: Sequence[LoraFile], multipliers: Sequence[float]) -> Mapping[str, str]:
     """What all files say alike, and what they were."""
     common = {
         name: text
         for name, text in files[0].metadata.items()
         if all(file.metadata.get(name) == text for file in files[1:])
     }
-    merged = [{"file": file.path.name, "strength": x} for file, x in zip(files, strengths, strict=True)]
+    merged = [{"file": file.path.name, "strength": x} for file, x in zip(files, multipliers, strict=True)]
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "Z-Image/lora",

@@ -6,8 +6,8 @@ Knows what is kept and what is said about it; the maths is in `model.lora_lowran
 from pathlib import Path
 
 from zimage_gui.config.lora_tools import ResizeLoraConfig
+from zimage_gui.engine.devices import DTYPES
 from zimage_gui.engine.lora_io import (
-    DTYPES,
     dora_problems,
     form_for,
     output_problems,

@@ -29,7 +29,7 @@ from zimage_gui.engine.cache_files import (
     relative_source,
     write_cache,
 )
-from zimage_gui.engine.dataset.discover import folded_name
+from zimage_gui.engine.dataset.discover import file_names, folded_name
 from zimage_gui.engine.dataset.images import PictureProblem, extensions, read_alpha, read_pixels
 from zimage_gui.engine.dataset.report import count_of, listing
 from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
@@ -61,6 +61,8 @@ def make_masks(items: Iterable[CacheItem], run: Run) -> dict[CacheItem, Path]:
                 found[item] = item.mask_path
         except (PictureProblem, OSError) as problem:
             wrong.append(f"{shown_name(item.picture.path)}: its mask {problem}")
+        except ValueError as error:
+            wrong.append(f"{shown_name(item.picture.path)}: its mask changed while it was read ({error})")
     if wrong:
         run.emit(Warning(text=f"{len(wrong)} masks cannot be used, so all counts: {listing(wrong)}"))
     run.emit(Note(text=f"{len(found)} of {count_of(len(wanted), 'picture')} have a mask"))
@@ -72,11 +74,10 @@ def _wants(item: CacheItem) -> bool:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     endings = extensions()
     return {
         folded_name(stem): folder / name
-        for name in names
+        for name in file_names(folder)
         for stem, ending in (os.path.splitext(name),)
         if ending.lower() in endings
     }

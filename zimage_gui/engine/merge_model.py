@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from zimage_gui.config.common import strengths
 from zimage_gui.config.convert_model import MergeConfig
 from zimage_gui.engine.convert_model import checked_plan, early_problems, sentence
 from zimage_gui.engine.convert_model_numbers import Changes
@@ -110,7 +111,7 @@ def _loras(
     config: MergeConfig, shapes: Mapping[str, Sequence[int]] | None, problems: list[Problem]
 ) -> list[tuple[LoraFile, float]]:
     """shapes: those of the base, None when it could not be read."""
-    multipliers = (*config.lora_multiplier, *[1.0] * len(config.lora_weight))
+    multipliers = strengths(config.lora_multiplier, len(config.lora_weight))
     loras: list[tuple[LoraFile, float]] = []
     for path, multiplier in zip(config.lora_weight, multipliers, strict=False):
         file = tried(partial(read_lora, path), problems)

@@ -27,13 +27,6 @@ from zimage_gui.model.tensor_files import read_tensor
 from zimage_gui.model.transformer import ZImageTransformer
 from zimage_gui.model.weights import transformer_config_of
 
-DTYPES = {
-    "no": torch.float32,
-    "fp32": torch.float32,
-    "float": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 _SECOND_HALF = ("layers.", "all_final_layer.")
 
 

@@ -22,7 +22,8 @@ _A1111_SCHEDULES = {
 _OTHER_SCHEDULES = ("Karras", "Exponential", "Polyexponential", "Uniform", "Automatic")
 # Option of `generate` <- key of A1111's last line. CFG there is the common c = g + 1.
 _A1111_NUMBERS = {"Steps": ("infer_steps", int), "Seed": ("seed", int), "Shift": ("flow_shift", float)}
-_LORA_TAG = re.compile(r"\s*<lora:([^<>:]{1,300}):(-?\d{1,3}(?:\.\d{1,9})?)(?::[^<>]*)?>")
+# A run of blanks is looked at from its beginning alone: from each of its places, time grows with its square.
+_LORA_TAG = re.compile(r"(?<!\s)\s*<lora:([^<>:]{1,300}):(-?\d{1,3}(?:\.\d{1,9})?)(?::[^<>]*)?>")
 
 
 def a1111_text(settings: Mapping[str, Any]) -> str:
@@ -50,7 +51,7 @@ def a1111_text(settings: Mapping[str, Any]) -> str:
 def from_a1111(text: str) -> dict[str, Any]:
     """prompt lines, an optional `Negative prompt:`, then one line of `Key: value, …`."""
     *lines, last = text.strip().split("\n")
-    pairs = dict(re.findall(r"\s*([A-Z][\w \-/]{0,40}): ([^,\"]{1,200})(?:,|$)", last))
+    pairs = dict(re.findall(r"([A-Z][\w \-/]{0,40}): ([^,\"]{1,200})(?:,|$)", last))
     if "Steps" not in pairs:
         return {}
     prompt, _, negative = "\n".join(lines).partition("Negative prompt:")

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 from zimage_gui import __version__
 from zimage_gui.config.generate import GenerateConfig
+from zimage_gui.engine.dataset.images import PictureProblem, read_texts
 from zimage_gui.engine.png_foreign import a1111_text, from_a1111, from_comfy, from_workflow
 from zimage_gui.errors import UserError
 
@@ -82,16 +83,14 @@ def settings_in(texts: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _texts(path: Path) -> Mapping[str, object]:
+    if not path.exists():
+        raise UserError.one("picture", path, "does not exist", "Check the path")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return {str(key): value for key, value in image.info.items()}
-    except FileNotFoundError:
-        raise UserError.one("picture", path, "does not exist", "Check the path") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return read_texts(path)
+    except PictureProblem as problem:
         raise UserError.one(
             "picture", path, "is not a picture that can be read", "Choose a PNG file"
-        ) from error
+        ) from problem
 
 
 _OWN_TYPES: dict[str, type | tuple[type, ...]] = {

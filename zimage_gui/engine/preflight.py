@@ -180,7 +180,7 @@ def _resume_problems(config: Any) -> list[Problem]:
     try:
         facts = unpack(manifest["values"]["run"], {})
         return disagreements(config, folder, facts)
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return []  # the state before this one may do, which reading them tells
 
 

@@ -3,7 +3,6 @@ must not know the loop or what is trained. A picture that fails is a warning: it
 generator of the run is touched.
 """
 
-import gc
 import time
 import traceback
 from collections import Counter
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from zimage_gui.engine.checkpoints import OutputNames
 from zimage_gui.engine.dataset.report import count_of
-from zimage_gui.engine.devices import computing_in, number_format
+from zimage_gui.engine.decoding import picture_of
+from zimage_gui.engine.devices import computing_in, number_format, release_memory
 from zimage_gui.engine.loader import DatasetIndex
 from zimage_gui.engine.png_settings import png_bytes
 from zimage_gui.engine.prompt_lines import PromptLine, read_prompt_file
@@ -162,9 +162,7 @@ class Previews:
 
 @torch.no_grad()
 def _decoded(vae: AutoencoderKL, latents: Tensor) -> Image.Image:
-    pixels_CHW = vae.decode(to_vae_space(latents, vae.config))[0]
-    levels = ((pixels_CHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    return picture_of(vae.decode(to_vae_space(latents, vae.config))[0])
 
 
 def preview_prompts(lines: list[PromptLine], size: tuple[int, int], seed: int) -> list[PreviewPrompt]:
@@ -210,7 +208,7 @@ def encode_previews(
         if warning := tokenizer.encode_prompt(text).warning:
             run.emit(Warning(text=warning))
     del encoder
-    gc.collect()
+    release_memory()
     vae = load_vae(config.vae, "cpu", torch.float32, decoder_only=True)
     return Previews(run, names, config, prompts, features, vae, device)
 

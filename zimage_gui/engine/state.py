@@ -25,14 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zimage_gui.files import atomic_write, replace_file, temp_path
+from zimage_gui.files import atomic_write, replace_folder, temp_path
 
 FORMAT = "zimage_gui.state"
 VERSION = 1
 MANIFEST = "manifest.json"
-_LONGEST_MANIFEST = (
-    256 * 1024 * 1024
-)  # the optimizer's tree of a finetune lists some thousand entries; more is no manifest
+_LONGEST_MANIFEST = 256 << 20
+"""Bytes; the optimizer's tree of a finetune lists some thousand entries, and more is no manifest."""
 _CHUNK = 1 << 20
 
 
@@ -99,7 +98,7 @@ def save_state(folder: Path, values: Mapping[str, Any], pointer: Path) -> Path:
                 files[file.name] = {"size": file.stat().st_size, "sha256": _synced_digest(file)}
         manifest = {"format": FORMAT, "version": VERSION, "files": files, "values": trees}
         atomic_write(temp / MANIFEST, json.dumps(manifest, allow_nan=False).encode("utf-8"))
-        _move(temp, folder)
+        replace_folder(temp, folder)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
@@ -115,18 +114,6 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = tensor.clone() if tensor.data_ptr() in seen and tensor.numel() else tensor
         seen.add(tensor.data_ptr())
     return result
-
-
-def _move(temp: Path, folder: Path) -> None:
-    if (
-        folder.exists()
-    ):  # a resumed run saves the same step again: the old one steps aside under a name that is swept
-        aside = temp_path(folder)
-        replace_file(folder, aside)
-        replace_file(temp, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        replace_file(temp, folder)
 
 
 def _synced_digest(path: Path) -> str:

@@ -205,7 +205,7 @@ def secret_text(value: str) -> str:
     path = Path(value)
     try:
         return path.read_text(encoding="utf-8").split("\n", 1)[0].strip() if path.is_file() else value
-    except OSError:
+    except (OSError, ValueError):  # the secret itself is no path, or a file holds no text
         return value
 
 

@@ -2,7 +2,6 @@
 each stage's work is elsewhere.
 """
 
-import gc
 import random
 import secrets
 import time
@@ -22,7 +21,7 @@ from zimage_gui.engine.caches import ensure_caches
 from zimage_gui.engine.checkpoints import OutputNames, Retention, prepare_folder
 from zimage_gui.engine.dataset.report import count_of
 from zimage_gui.engine.dataset.sources import sources_of
-from zimage_gui.engine.devices import pick_device
+from zimage_gui.engine.devices import pick_device, release_memory
 from zimage_gui.engine.feed import LoaderFeed
 from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
@@ -115,7 +114,7 @@ def _work(
     set_cuda_switches(config)
     shows = config.sample_prompts and processes.first
     previews = encode_previews(config, run, names, index, device) if shows else None
-    _free()
+    release_memory()
     _seed_everything(config.seed)
     method = method_of(config, run, device, processes)
     if compiler := compiler_of(config):
@@ -143,6 +142,27 @@ def _train(
     processes: Processes,
 ) -> list[Path]:
     settings = _settings(config, feed, len(method.model.layers))
+    trainer = _trainer(config, run, method, settings, processes)
+    index = feed.loader.index
+    if resumed is not None:
+        restore(resumed, config, method, trainer, index, run)
+    if trainer.shards is None:
+        processes.share(method.parameters())
+    if previews is not None:
+        together = method.model if trainer.shards is None else Together(method.model, processes)
+        previews.attach(together, method.autocast_dtype)
+    keeper = _keeper(config, run, names, trainer, feed.loader, previews)
+    _tell_plan(run, settings, method, index, trainer)
+    try:
+        if trainer.run(feed, keeper):
+            keeper.at_end(trainer.progress, config.save_state or config.save_state_on_train_end)
+    except NonFiniteLoss as error:
+        raise _explained(error, keeper, config) from error
+    return keeper.results
+
+
+def _trainer(config: Any, run: Run, method: Method, settings: LoopSettings, processes: Processes) -> Trainer:
+    """The loop with its optimizer, as before the first step."""
     network = getattr(method, "network", None)
     shards = _shards(config, method, processes)
     trained = method.parameters() if shards is None else shards.stand_ins
@@ -160,38 +180,40 @@ def _train(
     if shards is not None and updates is not None:
         shards.updating_with(optimizer, updates)
         updates = None
-    trainer = Trainer(method, optimizer, schedule, _objective(config), settings, run, updates)
-    trainer.processes, trainer.shards = processes, shards
+    objective = _objective(config)
+    trainer = Trainer(method, optimizer, schedule, objective, settings, run, updates, processes, shards)
     if network is not None and config.scale_weight_norms is not None:
         trainer.limit = NormLimit(network, config.scale_weight_norms)
     trainer.swap = getattr(method, "swap", None)
     _watch(config, method, trainer)
-    index = feed.loader.index
-    if resumed is not None:
-        restore(resumed, config, method, trainer, index, run)
-    if shards is None:
-        processes.share(method.parameters())
-    if previews is not None:
-        together = Together(method.model, processes) if shards is not None else method.model
-        previews.attach(together, method.autocast_dtype)
+    return trainer
+
+
+def _keeper(
+    config: Any, run: Run, names: OutputNames, trainer: Trainer, loader: Loader, previews: Previews | None
+) -> RunKeeper:
+    method, settings = trainer.method, trainer.settings
+    network = getattr(method, "network", None)
     facts = RunFacts(
         names.name, config.seed, settings.total_steps, settings.total_epochs, time.time(),
-        describe(optimizer, config.optimizer_args), index, network,
+        describe(trainer.optimizer, config.optimizer_args), loader.index, network,
     )  # fmt: skip
     beside = sidecar(config, network) if network is not None and names.naming == "dotted" else None
-    keeper = RunKeeper(
-        run, names, method, trainer, _from(Retention, config), config.save_state,
-        lambda step, epoch: metadata_of(config, facts, step, epoch), facts_of(config, method, index),
-        previews, _from(PreviewTimes, config), beside,
-        _validation(config, feed.loader), _from(ValidationTimes, config),
-    )  # fmt: skip
-    _tell_plan(run, settings, method, index, trainer)
-    try:
-        if trainer.run(feed, keeper):
-            keeper.at_end(trainer.progress, config.save_state or config.save_state_on_train_end)
-    except NonFiniteLoss as error:
-        raise _explained(error, keeper, config) from error
-    return keeper.results
+    return RunKeeper(
+        run,
+        names,
+        method,
+        trainer,
+        retention=_from(Retention, config),
+        save_states=config.save_state,
+        describe=lambda step, epoch: metadata_of(config, facts, step, epoch),
+        facts=facts_of(config, method, loader.index),
+        previews=previews,
+        preview_times=_from(PreviewTimes, config),
+        sidecar=beside,
+        validation=_validation(config, loader),
+        validation_times=_from(ValidationTimes, config),
+    )
 
 
 def _shards(config: Any, method: Method, processes: Processes) -> Shards | None:
@@ -218,7 +240,7 @@ def _watch(config: Any, method: Method, trainer: Trainer) -> None:
         if shards is not None:
             shards.give_rows("average", lambda: average.averages)
     if shards is not None:
-        shards.answers["pass"] = trainer.accompany
+        shards.answers["pass"] = trainer.passes.accompany
     if config.early_stop != "none":
         trainer.patience = Patience(config.early_stop_patience)
         trainer.patience_watches_loss = config.early_stop == "loss"
@@ -239,12 +261,6 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.manual_seed(seed)
-
-
-def _free() -> None:
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
@@ -286,14 +302,14 @@ def _settings(config: Any, feed: LoaderFeed, layers: int) -> LoopSettings:
         epochs = feed.epochs_until(steps)
     return LoopSettings(
         config.seed,
-        steps,
-        epochs,
-        config.max_grad_norm,
-        config.gradient_checkpointing,
-        config.gradient_checkpointing_cpu_offload,
-        recomputed_blocks(config, layers),
-        config.mixed_precision,
-        feed.loader.index.samples_per_epoch,
+        total_steps=steps,
+        total_epochs=epochs,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_cpu_offload=config.gradient_checkpointing_cpu_offload,
+        recomputed_blocks=recomputed_blocks(config, layers),
+        mixed_precision=config.mixed_precision,
+        epoch_samples=feed.loader.index.samples_per_epoch,
     )
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from zimage_gui.config.common import strengths
 from zimage_gui.config.parallel_parts import shards_weights
 from zimage_gui.engine import finetuning
-from zimage_gui.engine.devices import format_note, number_format
-from zimage_gui.engine.methods import DTYPES, FullMethod, LoraMethod, Method
+from zimage_gui.engine.devices import DTYPES, format_note, number_format
+from zimage_gui.engine.methods import FullMethod, LoraMethod, Method
 from zimage_gui.engine.networks import build_network
 from zimage_gui.engine.processes import Processes
 from zimage_gui.events import Note, Run, Stage, Warning
@@ -80,7 +81,7 @@ def _shared_out(
 
 def _frozen_model(config: Any, run: Run, device: torch.device, dtype: torch.dtype) -> ZImageTransformer:
     """The base of a LoRA, with `base_weights` in it; they are added before anything is quantised."""
-    multipliers = (*config.base_weights_multiplier, *[1.0] * len(config.base_weights))
+    multipliers = strengths(config.base_weights_multiplier, len(config.base_weights))
     loras = [
         (read_lora(Path(path)), multiplier)
         for path, multiplier in zip(config.base_weights, multipliers, strict=False)

@@ -1,38 +1,36 @@
 """The training loop. Knows steps, epochs, gradients and when to save, sample or stop; must not know what is
-trained (a `Method` does), where batches come from (a `Feed` does) or what is written (the `Keeper` does).
+trained (a `Method` does), how a loss is made (the `Passes` do), where batches come from (a `Feed` does) or
+what is written (the `Keeper` does).
 """
 
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.checkpoint import checkpoint
 
 from zimage_gui.engine.averages import WeightAverage
-from zimage_gui.engine.devices import computing_in, memory_used, to_host
+from zimage_gui.engine.devices import memory_used, to_host
 from zimage_gui.engine.loader import Batch
-from zimage_gui.engine.losses import flow_loss
 from zimage_gui.engine.methods import Method
-from zimage_gui.engine.objective import Objective, draw, sample_sigmas
+from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
+from zimage_gui.engine.passes import Passes
 from zimage_gui.engine.processes import Processes
 from zimage_gui.engine.shards import Shards
 from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.engine.validation import Patience, Validation
 from zimage_gui.errors import Interrupted
 from zimage_gui.events import STOP_FILE, Run, Step
-from zimage_gui.model import flow
 from zimage_gui.model.boundaries import BoundaryOffload
 from zimage_gui.model.offload import BlockSwap
-from zimage_gui.model.transformer import Factors, RunBlock, call_block, call_block_keeping_products
 
 _AVERAGED_STEPS = 200
 
@@ -111,19 +109,21 @@ class Trainer:
         settings: LoopSettings,
         run: Run,
         updates: SingleUpdates | None = None,
+        processes: Processes | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.method, self.optimizer, self.schedule = method, optimizer, schedule
         self.updates = updates
-        self.objective, self.settings, self.reporter = objective, settings, run
+        self.settings, self.reporter = settings, run
         self.progress = Progress()
-        self.processes = Processes()
+        self.processes = Processes() if processes is None else processes
+        self.shards = shards
+        """Where the processes share out the weights."""
+        self.passes = _passes(method, objective, settings, whole=shards is None)
         self.device = method.model.device
-        self.boundaries = BoundaryOffload() if settings.gradient_checkpointing_cpu_offload else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.mixed_precision == "fp16")
         self.swap: BlockSwap | None = None
         """Where trained weights are swapped: they are home between two updates."""
-        self.shards: Shards | None = None
-        """Where the processes share out the weights."""
         self.limit: Callable[[], Tensor] | None = None
         """Called after each update: holds the weights to a bound and gives the number it held."""
         self.average: WeightAverage | None = None
@@ -177,27 +177,8 @@ class Trainer:
     def update(self, group: list[Batch]) -> None:
         """One optimizer update from the batches of `group`, each weighted by its share of the samples, and
         from those of the other processes."""
-        samples = sum(len(batch.indices) for batch in group)
-        total = torch.zeros((), device=self.device)
-        on_host: Callable[[], float] = float  # 0 where a process got no batch of this update
         self._whole = self.swap is None and not (self.updates is not None and self.updates.in_backward)
-        self.processes.part_ways(self.settings.seed, self.progress.step)
-        if self.updates is not None:
-            self.updates.begin(self.progress.step)
-        weight, passes = (1.0, 0) if self.shards is None else self.shards.begin(samples, len(group))
-        for batch in group:
-            share = len(batch.indices) / samples
-            loss = self.loss(batch, self.progress.epoch) * share
-            total += loss.detach()
-            on_host = to_host(total)  # queued before the backward pass: read below without waiting for it
-            if loss.requires_grad:  # not when module_dropout left every adapter out
-                self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
-        for _ in range(len(group), passes):  # the weights come only if all processes call for them
-            (self._empty_pass().sum() * 0).backward()  # type: ignore[no-untyped-call]
-        if self.swap is not None:
-            self.swap.bring_home()
-        added = self._parameters if self.shards is None else []  # else the backward passes have done it
-        value, samples = self.processes.add_up(added, on_host(), samples)
+        value, samples = self._backward(group)
         if not math.isfinite(value):
             raise NonFiniteLoss(f"the loss of step {self.progress.step + 1} is {value}")
         self.flush()
@@ -222,18 +203,28 @@ class Trainer:
         self._count(value, grad_norm, rate, samples, held)
         self._whole = True
 
-    def loss(self, batch: Batch, epoch: int) -> Tensor:
-        """The weighted flow-matching loss of one batch, fp32."""
-        latents = batch.latents.to(self.device, torch.float32, non_blocking=True)
-        captions = [caption.to(self.device, non_blocking=True) for caption in batch.captions]
-        settings, shape = self.settings, tuple(latents.shape[1:])
-        draws = draw(self.objective, settings.seed, epoch, batch.indices, shape, settings.epoch_samples)
-        sigma = sample_sigmas(self.objective, draws, latents.shape[-2] * latents.shape[-1] // 4)
-        noise, sigma = (item.to(self.device, non_blocking=True) for item in (draws.noise, sigma))
-        with computing_in(self.device, self.method.autocast_dtype):
-            prediction = self._predict(flow.noisy(latents, noise, sigma), flow.time_of_sigma(sigma), captions)
-        masks = batch.masks.to(self.device, non_blocking=True) if batch.masks is not None else None
-        return flow_loss(prediction, latents, noise, sigma, self.objective, masks)
+    def _backward(self, group: list[Batch]) -> tuple[float, int]:
+        """Make the gradients of `group`; its loss and its samples. All are added up over the processes."""
+        samples = sum(len(batch.indices) for batch in group)
+        total = torch.zeros((), device=self.device)
+        on_host: Callable[[], float] = float  # 0 where a process got no batch of this update
+        self.processes.part_ways(self.settings.seed, self.progress.step)
+        if self.updates is not None:
+            self.updates.begin(self.progress.step)
+        weight, passes = (1.0, 0) if self.shards is None else self.shards.begin(samples, len(group))
+        for batch in group:
+            share = len(batch.indices) / samples
+            loss = self.passes.loss(batch, self.progress.epoch) * share
+            total += loss.detach()
+            on_host = to_host(total)  # queued before the backward pass: read below without waiting for it
+            if loss.requires_grad:  # not when module_dropout left every adapter out
+                self.scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
+        for _ in range(len(group), passes):  # the weights come only if all processes call for them
+            (self.passes.smallest().sum() * 0).backward()  # type: ignore[no-untyped-call]
+        if self.swap is not None:
+            self.swap.bring_home()
+        added = self._parameters if self.shards is None else []  # else the backward passes have done it
+        return self.processes.add_up(added, on_host(), samples)
 
     def _look_at_losses(self, patience: Patience) -> None:
         """A mean over fewer losses than usual is too noisy to be anyone's lowest."""
@@ -259,67 +250,9 @@ class Trainer:
         return meant_weights(self.optimizer) if self.average is None else self.average.in_place()
 
     def validation_loss(self, validation: Validation) -> float:
-        """Of the averaged weights; draws no random number that training would miss."""
-        model = self.method.model
-
-        def predict(noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
-            with torch.no_grad(), computing_in(self.device, self.method.autocast_dtype):
-                output: Tensor = model(noisy, time_B, captions)
-            return output
-
-        model.eval()
-        try:
-            with self.averaged():
-                return validation.loss(predict, self.device)
-        finally:
-            model.train()
-
-    def _empty_pass(self) -> Tensor:
-        """The model's output for the smallest picture."""
-        config = self.method.model.config
-        side = config.patch_size
-        latents = torch.zeros(1, config.in_channels, side, 2 * side, device=self.device)
-        caption = torch.zeros(1, config.cap_feat_dim, device=self.device)
-        with computing_in(self.device, self.method.autocast_dtype):
-            return self._predict(latents, torch.ones(1, device=self.device), [caption])
-
-    def accompany(self, _: object = None) -> None:
-        """Have the weights come for a pass without gradients of another process."""
-        with torch.no_grad():
-            self._empty_pass()
-
-    def _predict(self, noisy: Tensor, time_B: Tensor, captions: list[Tensor]) -> Tensor:
-        model, run_block = self.method.model, self.run_block
-        if self.shards is not None:
-            whole: Tensor = model(noisy, time_B, captions, run_block=run_block)
-            return whole
-        with nullcontext() if self.method.trains_embedding else torch.no_grad():
-            hidden = model.embed(
-                noisy, time_B, captions, run_block=run_block if self.method.trains_embedding else call_block
-            )
-        return model.decode(hidden, run_block)
-
-    @property
-    def run_block(self) -> RunBlock:
-        """How a block with gradients is run: plainly, or recomputed in the backward pass (one level, never
-        nested). The last block never is: its backward pass comes at once, so nothing would be gained. Of a
-        share the first ones are: when their turn comes, nothing is kept of the others any more."""
-        layers, count = list(self.method.model.layers), self.settings.recomputed_blocks
-        count = len(layers) - 1 if count is None else min(count, len(layers) - 1)
-        if not self.settings.gradient_checkpointing or (count == 0 and len(layers) > 1):
-            return call_block_keeping_products
-        # a block without dropout draws nothing: saving generators would cost a sync
-        keeps_rng = self.method.uses_dropout
-        plain = set(layers[count:])
-        away = self.boundaries
-
-        def run(block: nn.Module, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None) -> Tensor:
-            if block in plain:
-                return call_block_keeping_products(block, x, rope, modulation)
-            with away.sending(x) if away is not None else nullcontext():
-                return _recomputed(block, x, rope, modulation, keeps_rng)
-
-        return run
+        """Of the averaged weights."""
+        with self.averaged():
+            return self.passes.validation_loss(validation)
 
     def _clip(self) -> Tensor:
         if self.shards is not None:
@@ -390,9 +323,15 @@ class Trainer:
             raise NonFiniteLoss(f"the gradient near step {self.progress.step} is {float(grad_norm)}")
 
 
-def _recomputed(
-    block: Any, x: Tensor, rope: Tensor, modulation: Tensor | Factors | None, keeps_rng: bool
-) -> Tensor:
-    result = checkpoint(block, x, rope, modulation, use_reentrant=False, preserve_rng_state=keeps_rng)
-    assert isinstance(result, Tensor)
-    return result
+def _passes(method: Method, objective: Objective, settings: LoopSettings, *, whole: bool) -> Passes:
+    layers = len(method.model.layers)
+    count = layers if settings.recomputed_blocks is None else settings.recomputed_blocks
+    return Passes(
+        method,
+        objective,
+        settings.seed,
+        epoch_samples=settings.epoch_samples,
+        recomputed=count if settings.gradient_checkpointing else None,
+        boundaries=BoundaryOffload() if settings.gradient_checkpointing_cpu_offload else None,
+        whole=whole,
+    )

@@ -21,7 +21,9 @@ _LONGEST_TEXT = 100_000
 _LARGEST_FILE = 10_000_000
 _MOST_CHOICES = 10_000
 # The innermost choice, one that holds no other; a backslash makes a brace plain text.
-_CHOICE = re.compile(r"(?<!\\)\{((?:[^{}\\]|\\.)*?(?<!\\)\|(?:[^{}\\]|\\.)*?)(?<!\\)\}", re.DOTALL)
+# Each sign can be read in one way only, so that a brace that is never closed is given up after one look.
+_PLAIN = r"(?:[^{}\\|]|\\.|(?<=\\)\|)*"
+_CHOICE = re.compile(rf"(?<!\\)\{{({_PLAIN}(?:(?<!\\)\|{_PLAIN})+)(?<!\\)\}}", re.DOTALL)
 _NAME = re.compile(r"(?<![\\\w])__([^\W_](?:(?:(?!__)[\w\-./\x20])*?[^\W_])?)__(?!\w)")
 _BAR = re.compile(r"(?<!\\)\|")
 _ESCAPED = re.compile(r"\\([{}|]|__)")
@@ -93,7 +95,7 @@ class Wildcards:
             with file.open("rb") as opened:
                 data = opened.read(_LARGEST_FILE + 1)
             text = data.decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ring of links, on Python 3.11
             missing = isinstance(error, FileNotFoundError)
             rule = f"has no file {name}.txt in {self.folder}" if missing else f"cannot be read ({error})"
             raise _wrong(name, rule, "Make that file, one choice a line, as UTF-8") from error

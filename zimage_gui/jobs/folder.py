@@ -181,10 +181,6 @@ class RunFolder:
         """Whether the run has seen that it should stop."""
         return self._stop_said
 
-    def request_stop(self) -> None:
-        """Ask the run, from any process, to finish its step, save and end."""
-        (self.folder / STOP_FILE).touch()
-
     def end(self, outcome: Outcome, results: Sequence[Path] = (), failed: Failed | None = None) -> None:
         """Write how it ended, durably and once: the last event, results.json (absolute paths), status."""
         with self._guard:

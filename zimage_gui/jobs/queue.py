@@ -16,7 +16,7 @@ from zimage_gui.errors import UserError
 from zimage_gui.events import STOP_FILE
 from zimage_gui.jobs.launch import command_line, start
 from zimage_gui.jobs.lock import Busy, exclusive
-from zimage_gui.jobs.state import QUEUE_FILE, RunList, RunState, judge
+from zimage_gui.jobs.state import QUEUE_FILE, RunList, RunState, judge, marked
 from zimage_gui.jobs.status import read_json, read_status, write_json, write_status
 
 LOCK_FILE = ".queue.lock"
@@ -51,11 +51,7 @@ class Queue:
 
     def waiting(self) -> list[Path]:
         """Folders of the waiting runs, the next one first."""
-        try:
-            folders = [folder for folder in self.runs_dir.iterdir() if (folder / QUEUE_FILE).is_file()]
-        except OSError:
-            return []
-        return sorted(folders, key=lambda folder: (_order(folder), folder.name))
+        return sorted(marked(self.runs_dir, QUEUE_FILE), key=lambda folder: (_order(folder), folder.name))
 
     def move(self, folder: Path, position: int) -> None:
         """Let a waiting run be the `position`-th (0: next). One that has begun meanwhile stays as it is."""

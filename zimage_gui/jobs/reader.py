@@ -160,10 +160,6 @@ class RunReader:
         """The last lines of the console as a terminal would show them."""
         return tail(self._view.folder / CONSOLE_FILE, lines)
 
-    def path_of(self, sample: Sample | Checkpoint) -> Path:
-        """Where the file of an event lies; relative paths are relative to the run folder."""
-        return self._view.folder / sample.path
-
 
 class Readers:
     """The readers of a window, one per run, shared by all its pages; the least used are forgotten."""

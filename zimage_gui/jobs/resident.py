@@ -22,7 +22,7 @@ from zimage_gui.jobs.launch import ask_to_stop, start
 from zimage_gui.jobs.lock import exclusive
 from zimage_gui.jobs.processes import Identity, identity_in, is_alive, myself
 from zimage_gui.jobs.queue import Queue, withdraw
-from zimage_gui.jobs.state import LAUNCH_FILE, REQUEST_FILE, judge
+from zimage_gui.jobs.state import LAUNCH_FILE, REQUEST_FILE, judge, marked
 from zimage_gui.jobs.status import read_json, write_json
 
 WORKER_FOLDER = ".worker"
@@ -149,11 +149,7 @@ class ResidentWorker:
 
 def pending(runs_dir: Path) -> list[Path]:
     """Run folders that wait for the worker, oldest first."""
-    try:
-        folders = [folder for folder in runs_dir.iterdir() if (folder / REQUEST_FILE).is_file()]
-    except OSError:
-        return []
-    return sorted(folders, key=lambda folder: (_asked_at(folder), folder.name))
+    return sorted(marked(runs_dir, REQUEST_FILE), key=lambda folder: (_asked_at(folder), folder.name))
 
 
 def free_the_gpu(runs_dir: Path, run: RunFolder) -> None:

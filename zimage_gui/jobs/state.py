@@ -6,6 +6,7 @@ status lives. Only reads; knows nothing of the window, of starting or of the que
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -66,7 +67,7 @@ class RunState:
 def judge(folder: Path) -> RunState | None:
     """The run's state now, None when the folder is no run folder (or is gone)."""
     status = read_status(folder)
-    if status is None and not (folder / CONFIG_FILE).is_file():
+    if status is None and not os.path.isfile(folder / CONFIG_FILE):  # false where one may not look
         return None
     if status is not None and status.outcome is not None:
         return _ended(folder, status)
@@ -209,6 +210,15 @@ class RunList:
             found.values(), key=lambda state: (state.status.created, state.folder.name), reverse=True
         )
         return [state for state in newest if wanted(state)]
+
+
+def marked(runs_dir: Path, mark: str) -> list[Path]:
+    """Folders inside `runs_dir` that hold a file named `mark`, in no order. One that may not be read has
+    none."""
+    try:
+        return [folder for folder in runs_dir.iterdir() if os.path.isfile(folder / mark)]
+    except OSError:
+        return []
 
 
 def _folders(runs_dir: Path) -> list[Path]:

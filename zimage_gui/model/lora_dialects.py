@@ -5,7 +5,7 @@ torch, so that the window and `inspect` can describe a LoRA from its header alon
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 QKV = ("attention.to_q", "attention.to_k", "attention.to_v")
@@ -186,6 +186,17 @@ def _where(prefixes: set[str], suffixes: set[str], metadata: Mapping[str, str]) 
 def native_name(path: str) -> str:
     """The kohya name of a module: `layers.0.attention.to_q` -> `lora_unet_layers_0_attention_to_q`."""
     return "lora_unet_" + path.replace(".", "_")
+
+
+def named_by(path: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the regular expressions finds something in a module's dotted name or its kohya name."""
+    return any(re.search(pattern, name) for pattern in patterns for name in (path, native_name(path)))
+
+
+def chosen(path: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a module is one that some `include` pattern names (any, when there is none) and no `exclude`
+    pattern does."""
+    return (not include or named_by(path, include)) and not named_by(path, exclude)
 
 
 def comfy_name(path: str) -> str:

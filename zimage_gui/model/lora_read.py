@@ -5,7 +5,6 @@ know how adapters are trained or where a user keeps files. Writing is in `lora_w
 `lora_merge`.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +27,9 @@ from zimage_gui.model.lora_alphas import (
 )
 from zimage_gui.model.lora_dialects import (
     Key,
+    chosen,
     describe_dialect,
     looks_like_lora,
-    native_name,
     parse_key,
     unusable_part,
 )
@@ -66,17 +65,8 @@ class LoraFile:
         return tuple(sorted({entry.rank for entry in self.entries.values()}))
 
     def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> "LoraFile":
-        """Only the modules that some `include` pattern finds (all when there is none) and no `exclude`
-        pattern does; regular expressions, searched in the dotted name and in the kohya name."""
-
-        def found(path: str, patterns: Sequence[str]) -> bool:
-            return any(re.search(p, path) or re.search(p, native_name(path)) for p in patterns)
-
-        kept = {
-            path: entry
-            for path, entry in self.entries.items()
-            if (not include or found(path, include)) and not found(path, exclude)
-        }
+        """Only the modules that are `chosen`."""
+        kept = {path: entry for path, entry in self.entries.items() if chosen(path, include, exclude)}
         return replace(self, entries=kept)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zimage_gui.errors import UserError
-from zimage_gui.files import expand_shards
 from zimage_gui.model.burn_names import is_burn
 from zimage_gui.model.checkpoint import Checkpoint, open_checkpoint, part_folder
 from zimage_gui.model.families import family_of
@@ -329,8 +328,3 @@ def require(path: Path, part: str, option: str, *, fp8: bool = False) -> Recogni
 def _parts_of(found: Recognised) -> list[str]:
     shapes = found.checkpoint.shapes if found.checkpoint else {}
     return [part for part in USABLE if prefix_of(shapes, part) is not None]
-
-
-def files_of(path: Path, part: str, option: str) -> list[Path]:
-    """The files a path of `part` stands for, without opening any (for fingerprints and lists)."""
-    return expand_shards(part_folder(path, part), option)

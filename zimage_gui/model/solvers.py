@@ -94,5 +94,3 @@ def res_multistep(
 SOLVERS: dict[str, Solver] = {
     "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "res_multistep": res_multistep
 }  # fmt: skip
-EVALUATIONS = {"euler": 1, "heun": 2, "dpmpp_2m": 1, "res_multistep": 1}
-"""Forward passes of a step; Heun's last step has one."""

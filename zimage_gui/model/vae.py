@@ -36,11 +36,6 @@ class VaeConfig:
         return 1 << (len(self.block_out_channels) - 1)
 
 
-def default_norm_groups(block_out_channels: tuple[int, ...]) -> int:
-    """Group count to assume when no config.json states it: tensors do not show it."""
-    return 32 if all(width % 32 == 0 for width in block_out_channels) else 8
-
-
 def to_model_space(z: Tensor, config: VaeConfig) -> Tensor:
     """VAE space to the transformer's space, any shape."""
     return (z - config.shift_factor) * config.scaling_factor

@@ -6,6 +6,7 @@ the field by the browser, as if it had been typed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -36,8 +37,6 @@ def folder_browser(desk: Desk) -> gr.HTML:
     """Build the dialog once per page; a path field opens it with `window.zgBrowse(elem_id)`."""
 
     def list_folders(path: Any) -> dict[str, Any]:
-        from pathlib import Path
-
         text = path.strip() if isinstance(path, str) and "\0" not in path else ""
         start = (desk.working / Path(text).expanduser()) if text else desk.working
         while text and not start.is_dir() and start.parent != start:

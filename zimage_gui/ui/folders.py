@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.engine.dataset.images import EXTENSIONS
+from zimage_gui.files import is_folder
 
 MOST_ENTRIES = 20_000  # a listing looks at no more entries of one folder
 MOST_FOLDERS = 500
@@ -86,7 +87,7 @@ def _read(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pat
                 break
             if entry.name.startswith((".", "$")):
                 continue
-            if entry.is_dir():
+            if is_folder(entry):
                 folders.append(Path(entry.path))
                 continue
             extension = os.path.splitext(entry.name)[1].lower()

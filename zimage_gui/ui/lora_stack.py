@@ -19,6 +19,7 @@ from zimage_gui.ui.values import Raw
 
 ROWS = 10
 FILES, STRENGTHS = "lora_weight", "lora_multiplier"
+SLASHES = ("/", "\\")
 
 
 class LoraForm(Form):
@@ -117,14 +118,28 @@ def known_loras(desk: Desk) -> list[tuple[str, str]]:
     return [(words, path) for path, words in found.items()]
 
 
-def by_name(desk: Desk, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths of LoRAs that a picture names, with their ending or, as A1111 does, without; and the names that
-    are not known here."""
+def rows_of(desk: Desk, names: Sequence[str], strengths: Sequence[str]) -> tuple[dict[str, Raw], list[str]]:
+    """Rows for the LoRAs that a picture names, with their ending or, as A1111 does, without, each at its own
+    strength (1 where none is said); and the names that are not known here."""
     known = {Path(path).name: path for _, path in reversed(known_loras(desk))}
     known |= {Path(path).stem: path for path in known.values()}
-    paths: list[str] = []
+    given = [*strengths, *["1"] * (len(names) - len(strengths))]
+    rows: list[tuple[str, str]] = []
     missing: list[str] = []
-    for name in names:
-        path = name if Path(name).is_file() else known.get(Path(name).name)
-        (paths if path else missing).append(path or name)
-    return paths, missing
+    for name, strength in zip(names, given, strict=False):
+        path = name if _is_here(name) else known.get(Path(name).name)
+        if path is None:
+            missing.append(name)
+        else:
+            rows.append((path, strength))
+    files, values = (("\n".join(column)) for column in zip(*rows, strict=True)) if rows else ("", "")
+    return {FILES: files, STRENGTHS: values}, missing
+
+
+def _is_here(name: str) -> bool:
+    """Whether a picture's word is a file as it stands. A picture may come from anyone: Windows would sign in
+    to any machine that a name with two slashes leads to."""
+    try:
+        return not (name[:1] in SLASHES and name[1:2] in SLASHES) and Path(name).is_file()
+    except OSError:  # longer than a name can be
+        return False

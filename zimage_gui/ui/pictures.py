@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 from urllib.parse import quote
 
 from PIL import Image
@@ -30,7 +32,8 @@ class PictureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def thumbnail(self, picture: Path, edge: int = THUMB_EDGE) -> Path | None:
-        """The cached WebP of `picture`, made when missing; None when the file is no readable picture."""
+        """The cached WebP of `picture`, made when missing; None when the file is no readable picture, or the
+        cache has no room."""
         target = self._target(picture, f"{edge}", ".webp")
         if target is None or target.is_file():
             return target
@@ -39,8 +42,7 @@ class PictureCache:
         except PictureProblem:
             return None
         small.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-        atomic_write(target, lambda file: small.save(file, "WEBP", quality=82, method=2))
-        return target
+        return _written(target, lambda file: small.save(file, "WEBP", quality=82, method=2))
 
     def published(self, picture: Path) -> Path | None:
         """A copy (a hard link where the disk allows it) of the whole picture inside the cache folder."""
@@ -49,12 +51,11 @@ class PictureCache:
             return target if target is not None and target.is_file() else None
         try:
             os.link(picture, target)
+            return target
+        except FileExistsError:  # another page was faster
+            return target
         except OSError:
-            try:
-                shutil.copyfile(picture, target)
-            except OSError:
-                return None
-        return target
+            return _copied(picture, target)
 
     def forget(self, picture: Path) -> None:
         """Remove what was made of a picture, so that deleting it frees its room."""
@@ -78,6 +79,21 @@ class PictureCache:
             return None
         key = f"{picture.resolve()}|{stat.st_mtime_ns}|{stat.st_size}|{kind}"
         return self.folder / (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32] + suffix)
+
+
+def _copied(picture: Path, target: Path) -> Path | None:
+    try:
+        with open(picture, "rb") as source:
+            return _written(target, lambda file: shutil.copyfileobj(source, file))
+    except OSError:
+        return None
+
+
+def _written(target: Path, write: Callable[[IO[bytes]], object]) -> Path | None:
+    try:
+        return atomic_write(target, write)
+    except OSError:
+        return None
 
 
 def url(served: Path) -> str:

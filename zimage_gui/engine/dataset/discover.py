@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.engine.dataset.images import extensions
+from zimage_gui.files import is_file
 
 MAX_LINE_BYTES = 1_000_000
+"""A line beyond it is no entry; its rest is passed over, not taken for lines of their own."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def list_folder(folder: Path, caption_extension: str) -> list[Listed]:
     `name.png` is captioned by `name` + extension, as in musubi-tuner, else by `name.png` + extension.
     """
     endings = extensions()
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    names = file_names(folder)
     by_folded = {folded_name(name): name for name in names}
     pictures = []
     for name in names:
@@ -48,6 +50,12 @@ def list_folder(folder: Path, caption_extension: str) -> list[Listed]:
         )
         pictures.append(Listed(folder / name, caption_path=folder / caption if caption else None))
     return pictures
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files directly inside, sorted. Raises OSError for a folder that cannot be listed."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_file(entry))
 
 
 def holds_picture(folder: Path) -> bool:
@@ -72,6 +80,7 @@ def list_jsonl(file: Path) -> list[Listed]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank with their numbers, from 1; of one that is too long its beginning."""
     with file.open("rb") as stream:
         number = 0
         while line := stream.readline(MAX_LINE_BYTES):
@@ -79,9 +88,13 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
             text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if text.strip():
                 yield number, text
+            while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(MAX_LINE_BYTES)
 
 
 def _entry(file: Path, number: int, line: bytes) -> Listed:
+    if len(line) >= MAX_LINE_BYTES and not line.endswith(b"\n"):
+        return Listed(file, line=number, problem="is longer than 1 MB, which is no entry")
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:

@@ -6,6 +6,8 @@ whatever goes wrong inside a decoder becomes a `PictureProblem` with a sentence,
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,13 +79,15 @@ def _jxl_plugin() -> bool:
 
 def read_info(path: Path) -> PictureInfo:
     """Size and kind from the header, without decoding. Raises PictureProblem."""
-    try:
-        with _open(path) as image:
-            return _info(image)
-    except PictureProblem:
-        raise
-    except Exception as error:
-        raise PictureProblem(_sentence(error, path)) from error
+    with _opened(path) as image:
+        return _info(image)
+
+
+def read_texts(path: Path) -> dict[str, object]:
+    """What a file says beside its pixels, before and behind them, by key. Raises PictureProblem."""
+    with _opened(path) as image:
+        image.load()
+        return {str(key): value for key, value in image.info.items()}
 
 
 def seems_whole(path: Path) -> bool:
@@ -107,18 +111,11 @@ def seems_whole(path: Path) -> bool:
 
 def read_pixels(path: Path) -> tuple[PictureInfo, Pixels]:
     """Decode to upright RGB, (height, width, 3) uint8; transparency lies on white. Raises PictureProblem."""
-    try:
-        _check_sums(path)
-        with _open(path) as image:
-            _scale_colour_key(image)
-            info = _info(image)
-            image.load()
-            upright = ImageOps.exif_transpose(image) if info.orientation != 1 else image
-            pixels = np.array(_to_rgb(upright, info), dtype=np.uint8)
-    except PictureProblem:
-        raise
-    except Exception as error:
-        raise PictureProblem(_sentence(error, path)) from error
+    _check_sums(path)
+    with _opened(path) as image:
+        _scale_colour_key(image)
+        info = _info(image)
+        pixels = np.array(_to_rgb(_upright(image, info), info), dtype=np.uint8)
     if pixels.shape != (info.size[1], info.size[0], 3):
         raise PictureProblem("decodes to another size than its header says")
     return info, pixels
@@ -128,27 +125,25 @@ def read_alpha(path: Path) -> Pixels | None:
     """How opaque each pixel of the upright picture is, (height, width) uint8; None when all are. Raises
     PictureProblem.
     """
-    try:
-        _check_sums(path)
-        with _open(path) as image:
-            _scale_colour_key(image)
-            info = _info(image)
-            if not info.transparent or image.mode.startswith("I"):
-                return None
-            image.load()
-            upright = ImageOps.exif_transpose(image) if info.orientation != 1 else image
-            return np.array(upright.convert("RGBA").getchannel("A"), dtype=np.uint8)
-    except PictureProblem:
-        raise
-    except Exception as error:
-        raise PictureProblem(_sentence(error, path)) from error
+    _check_sums(path)
+    with _opened(path) as image:
+        _scale_colour_key(image)
+        info = _info(image)
+        if not info.transparent or image.mode.startswith("I"):
+            return None
+        return np.array(_upright(image, info).convert("RGBA").getchannel("A"), dtype=np.uint8)
+
+
+def _upright(image: Image.Image, info: PictureInfo) -> Image.Image:
+    image.load()
+    return ImageOps.exif_transpose(image) if info.orientation != 1 else image
 
 
 def _check_sums(path: Path) -> None:
     """PNG keeps a checksum of every chunk, which Pillow compares only when asked: without it a damaged file
     decodes to a picture whose lower part is black.
     """
-    with _open(path) as image:
+    with _opened(path) as image:
         if image.format == "PNG":
             image.verify()
 
@@ -160,6 +155,18 @@ def _scale_colour_key(image: Image.Image) -> None:
     if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and tiles:
         factor = {"L;2": 85, "L;4": 17}.get(str(tiles[0].args), 1)
         image.info["transparency"] = key * factor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture of a file. Whatever goes wrong inside becomes a PictureProblem: decoders raise anything."""
+    try:
+        with _open(path) as image:
+            yield image
+    except PictureProblem:
+        raise
+    except Exception as error:
+        raise PictureProblem(_sentence(error, path)) from error
 
 
 def _open(path: Path) -> Image.Image:

@@ -165,7 +165,7 @@ class ConvertTab:
     # ---- handlers ---------------------------------------------------------------------------------------
 
     def _look(self, data: Mapping[Any, Any]) -> Updates:
-        path = str(data[self.file] or "").strip().strip("\"'")
+        path = self._path(data)
         if not path:
             return {self.report: notice("Give the path of a file first.", "warn")}
         try:
@@ -200,6 +200,10 @@ class ConvertTab:
     def _hidden(self) -> Updates:
         groups: Updates = {group: gr.update(visible=False) for group in self.groups.values()}
         return {**groups, self.buttons: gr.update(visible=False), self.answer: ""}
+
+    def _path(self, data: Mapping[Any, Any]) -> str:
+        """What stands in the file's field; Windows copies paths with quotation marks."""
+        return str(data.get(self.file) or "").strip().strip("\"'")
 
     def _inspected(self, path: str) -> FileReport:
         return inspect(self.desk.working / Path(path).expanduser())
@@ -244,7 +248,7 @@ class ConvertTab:
         return action, self._found(data)
 
     def _found(self, data: Mapping[Any, Any]) -> FileReport | None:
-        path = str(data.get(self.file) or "").strip().strip("\"'")
+        path = self._path(data)
         try:
             return self._inspected(path) if path else None
         except UserError:
@@ -268,14 +272,13 @@ class ConvertTab:
 
     def _start(self, data: Mapping[Any, Any]) -> Updates:
         action, _ = self._asked(data)
-        if action is None:
+        if action is None or not self._path(data):
             return {self.answer: notice("Look into a file and choose what to do with it.", "warn")}
         silent = {self.answer: ""}
         return guarded(self.forms[action.key], lambda given: self._begin(action, given), silent)(data)
 
     def _begin(self, action: FileAction, data: Mapping[Any, Any]) -> Updates:
-        path = str(data[self.file] or "").strip().strip("\"'")
-        source = self._inspected(path).path
+        source = self._inspected(self._path(data)).path
         fixed = {} if action.takes in (FILES, "path") else {action.takes: source}
         config = self.forms[action.key].read(data, **fixed)
         raise_if_any(early_problems(config, action.output))

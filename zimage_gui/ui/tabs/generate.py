@@ -24,7 +24,7 @@ from zimage_gui.ui.form import Updates, guarded, merged
 from zimage_gui.ui.history import SAMPLES
 from zimage_gui.ui.html import button, escape, notice
 from zimage_gui.ui.live import Live
-from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, by_name, known_loras
+from zimage_gui.ui.lora_stack import FILES, STRENGTHS, LoraForm, known_loras, rows_of
 from zimage_gui.ui.making import ask_to_skip, making_look
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
@@ -166,9 +166,12 @@ class GenerateTab:
         folder = self.desk.generate(config, beside_training=beside_training)
         return {self.answer: f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'}
 
-    def _keep(self, contents: dict[str, Raw], words: str = "", tone: str = "good") -> Updates:
-        self.form.keep(contents)
-        return {**self.form.put(contents), self.answer: notice(words, tone) if words else ""}
+    def _keep(
+        self, contents: dict[str, Raw], words: str = "", tone: str = "good", *, rest: bool = False
+    ) -> Updates:
+        """Contents into the form and its draft; with `rest`, every other field returns to its default."""
+        self.form.keep(contents, rest=rest)
+        return {**self.form.put(contents, rest=rest), self.answer: notice(words, tone) if words else ""}
 
     def _reuse(self, data: Mapping[Any, Any]) -> Updates:
         for made in self.results.history.pictures():
@@ -193,12 +196,8 @@ class GenerateTab:
                 found[name] = escaped(text)  # its choices were made; what is left is meant as it stands
         contents = dict.fromkeys(GRID, "") | from_values(GenerateConfig, found)
         contents["compare_lora"] = found.get("compare_lora") is True
-        paths, missing = by_name(self.desk, names)
-        contents |= (
-            {FILES: "\n".join(paths), STRENGTHS: "\n".join(strengths)}
-            if not missing
-            else {FILES: "\n".join([*paths])}
-        )
+        rows, missing = rows_of(self.desk, names, strengths)
+        contents |= rows
         if missing:
             return self._keep(
                 contents, f"Settings read, but these LoRAs are not here: {', '.join(missing)}.", "warn"
@@ -226,7 +225,9 @@ class GenerateTab:
             return {self.answer: gr.update()}
         if action.name == "settings":
             file = (self.desk.folder_of(action.get("run")) or Path()) / "config.toml"
-            return self._keep(self.bar.presets.read(file), "Settings taken over.") if file.is_file() else {}
+            if not file.is_file():
+                return {}
+            return self._keep(self.bar.presets.read(file), "Settings taken over.", rest=True)
         if action.name == "axis":
             return self._add_axis(self.form.raw(data), action.get("axis"))
         if action.name == "goon":

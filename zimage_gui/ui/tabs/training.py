@@ -14,7 +14,7 @@ import gradio as gr
 
 from zimage_gui.config.schema import Options, options_of
 from zimage_gui.config.toml_io import dump
-from zimage_gui.config.training import TrainingConfig, TrainLoraConfig
+from zimage_gui.config.training import FinetuneConfig, TrainingConfig, TrainLoraConfig
 from zimage_gui.config.trust import foreign_classes
 from zimage_gui.errors import UserError, raise_if_any
 from zimage_gui.events import Failed, follow
@@ -195,12 +195,8 @@ class TrainingTab:
 
 
 def lora_tab(desk: Desk, live: Live) -> TrainingTab:
-    from zimage_gui.config.training import TrainLoraConfig
-
     return TrainingTab(desk, live, TrainLoraConfig, ("train-lora", "train"))
 
 
 def finetune_tab(desk: Desk, live: Live) -> TrainingTab:
-    from zimage_gui.config.training import FinetuneConfig
-
     return TrainingTab(desk, live, FinetuneConfig, ("finetune",))
