@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from zimage_gui.config.build import absolute, field_problems
-from zimage_gui.config.common import PictureFolder, check_resolution, square
+from zimage_gui.config.common import FOLDER, PictureFolder, check_resolution, square
 from zimage_gui.config.schema import Options, When, like, option, options_of, show
 from zimage_gui.config.toml_io import parse, read_text
 from zimage_gui.config.variant_parts import CaptionVariants, PixelVariants
@@ -306,10 +306,7 @@ class DatasetConfig(CaptionVariants, PixelVariants):
         label="Batch size",
         help="Pictures per training step, written into the dataset file.",
         unit="pictures",
-        matters=When(
-            "write_toml is set and a picture folder is given",
-            lambda c: c.write_toml is not None and c.dataset_config is None,
-        ),
+        matters=FOLDER,
         ge=1,
         le=4096,
     )

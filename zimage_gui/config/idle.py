@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from zimage_gui.config.schema import Options, options_of, show
 from zimage_gui.errors import Problem
+from zimage_gui.events import Run, Warning
 
 
 def idle_options(config: Options) -> list[Problem]:
@@ -18,3 +19,9 @@ def idle_options(config: Options) -> list[Problem]:
         shown = "" if known.extra.secret else show(value)
         found.append(Problem(known.name, shown, "has no effect here", known.when))
     return found
+
+
+def tell_idle(config: Options, run: Run) -> None:
+    """A warning for each of them."""
+    for idle in idle_options(config):
+        run.emit(Warning(text=idle.sentence()))

@@ -56,7 +56,7 @@ class When:
     the option's command, true where files decide that the config does not tell of."""
 
     words: str
-    holds: Callable[[Any], object] = lambda config: True
+    holds: Callable[[Any], object]
 
 
 @dataclass(frozen=True)

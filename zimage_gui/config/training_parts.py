@@ -128,7 +128,7 @@ class Optimizing(Options):
         ge=0,
         le=1000,
         matters=When(
-            "the optimizer does not find its own rate (relative_step=True)", lambda c: not _finds_its_rate(c)
+            "Adafactor is not told to find its own (relative_step=True)", lambda c: not _finds_its_rate(c)
         ),
     )
     optimizer_type: str = option(
