@@ -159,7 +159,14 @@ def test_a_prompt_files_lines_may_say_what_the_options_do_not():
 
 
 def test_a_command_warns_once_and_does_its_work(capsys):
-    picture = Path(__file__).parents[1] / "data" / "reference" / "hub" / "vae" / "diffusion_pytorch_model.safetensors"
+    picture = (
+        Path(__file__).parents[1]
+        / "data"
+        / "reference"
+        / "hub"
+        / "vae"
+        / "diffusion_pytorch_model.safetensors"
+    )
     assert cli.main(["inspect", str(picture), "--json", "--limit", "3"]) == 0
     said = capsys.readouterr()
     assert said.err.count("Warning: limit = 3: has no effect here. Matters when as_json is off.") == 1
