@@ -17,6 +17,7 @@ FILE = {"dataset_config": Path("d.toml")}
 REPOSITORY = {"huggingface_repo_id": "ann/cats"}
 MODELS = {name: Path(name) for name in ("dit", "vae", "text_encoder")}
 EACH = {unit: {f"save_every_n_{unit}": 1} for unit in ("steps", "epochs")}
+SHOWN = {"sample_prompts": Path("p")}
 MATTERS, IDLE = 0, 1
 SIDES = {
     "a LoRA is given": ({"lora_weight": "a"}, {}),
@@ -65,7 +66,9 @@ SIDES = {
     "pictures are decoded": ({}, {"output_type": "latent"}),
     "pictures are held out": ({"validation_split": 0.1}, {}),
     "pictures have masks": ({"alpha_mask": True}, {}),
-    "sample_prompts is set": ({"sample_prompts": Path("p")}, {}),
+    "sample_prompts is set": (SHOWN, {}),
+    "sample_prompts is set and the run has so many epochs": (SHOWN | {"max_train_epochs": 7}, SHOWN | {"max_train_epochs": 6}),
+    "sample_prompts is set and the run has so many steps": (SHOWN | {"max_train_steps": 7}, SHOWN | {"max_train_steps": 6, "max_train_epochs": None}),
     "save_every_n_epochs is set": (EACH["epochs"], EACH["steps"]),
     "save_every_n_epochs is set and save_state is on": (EACH["epochs"] | {"save_state": True}, EACH["epochs"]),
     "save_every_n_steps is set": (EACH["steps"], EACH["epochs"]),
@@ -79,6 +82,9 @@ SIDES = {
     "the kind is lokr and dim_from_weights is off": ({"network_module": "lokr"}, {"network_module": "loha"}),
     "the kind is lora or dora": ({"network_module": "dora"}, {"network_module": "lokr"}),
     "the output is a folder": ({"output": Path("o")}, {"output": Path("o.safetensors")}),
+    "the run goes on after so many epochs": ({"max_train_epochs": 8}, {"max_train_epochs": 7}),
+    "the run goes on after so many steps": ({"max_train_epochs": 1}, {"max_train_steps": 7, "max_train_epochs": None}),
+    "the run is longer than early_stop_patience": ({}, {"max_train_steps": 500, "max_train_epochs": None}),
     "the scheduler has cycles": ({"lr_scheduler": "cosine_with_restarts"}, {"lr_scheduler": "cosine"}),
     "the scheduler is cosine_with_min_lr, warmup_stable_decay or rex": ({"lr_scheduler": "rex"}, {}),
     "the scheduler is inverse_sqrt": ({"lr_scheduler": "inverse_sqrt"}, {}),

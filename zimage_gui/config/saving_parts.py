@@ -6,8 +6,9 @@ This module knows single options; rules between them are in `training.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -20,6 +21,27 @@ SAVE_PRECISIONS = {"float": "fp32", "float32": "fp32", "no": "fp32", "float16": 
 
 def _zero_is_never(value: object) -> object:
     return None if value in (0, "0") and value is not False else value
+
+
+def _reached(name: str, *, inside: bool = False) -> Callable[[Any], bool]:
+    """Whether a run is so many steps or epochs long that the option `name` counts; inside: and goes on then.
+    How many steps an epoch has is not known here."""
+    epochs = name.endswith("epochs")
+
+    def reached(config: Any) -> bool:
+        every, most = getattr(config, name), config.max_train_epochs
+        if not epochs and most is None:
+            most = config.max_train_steps
+        elif not epochs:
+            return True
+        return every is None or most is None or every < most or (every == most and not inside)
+
+    return reached
+
+
+def _saves(name: str) -> When:
+    unit = name.rpartition("_")[2]
+    return When(f"the run goes on after so many {unit}", _reached(name, inside=True))
 
 
 class Saving(Options):
@@ -45,6 +67,7 @@ class Saving(Options):
         unit="steps",
         aliases=("save_every",),
         ge=1,
+        matters=_saves("save_every_n_steps"),
     )
     save_every_n_epochs: int | None = option(
         None,
@@ -53,6 +76,7 @@ class Saving(Options):
         help="Save a checkpoint after so many epochs; empty or 0: not by epochs.",
         unit="epochs",
         ge=1,
+        matters=_saves("save_every_n_epochs"),
     )
     save_last_n_steps: int | None = option(
         None,
@@ -163,7 +187,7 @@ class Previews(Options):
         help="Make the pictures each time so many steps are done; empty or 0: not by steps.",
         unit="steps",
         aliases=("sample_every",),
-        matters=_SHOWN,
+        matters=_SHOWN.also("the run has so many steps", _reached("sample_every_n_steps")),
         ge=1,
     )
     sample_every_n_epochs: int | None = option(
@@ -172,7 +196,7 @@ class Previews(Options):
         label="Every … epochs",
         help="Make the pictures after so many epochs; empty or 0: not by epochs.",
         unit="epochs",
-        matters=_SHOWN,
+        matters=_SHOWN.also("the run has so many epochs", _reached("sample_every_n_epochs")),
         ge=1,
     )
     sample_at_first: bool = option(

@@ -58,6 +58,10 @@ class When:
     words: str
     holds: Callable[[Any], object]
 
+    def also(self, words: str, holds: Callable[[Any], object]) -> When:
+        """Where both this and the other hold."""
+        return When(f"{self.words} and {words}", lambda config: self.holds(config) and holds(config))
+
 
 @dataclass(frozen=True)
 class Extra:

@@ -18,6 +18,11 @@ def _holds_out(config: Any) -> bool:
     return config.validation_split > 0 or config.validation_dataset is not None
 
 
+def _outlasts(config: Any) -> bool:
+    """How many steps an epoch has is not known here."""
+    return config.max_train_epochs is not None or config.max_train_steps > config.early_stop_patience
+
+
 _HELD_OUT = When("pictures are held out", _holds_out)
 
 
@@ -94,6 +99,7 @@ class Watching(Options):
         "200 steps (loss) has stopped falling.",
         advanced=True,
         values={"no": "none", "false": "none"},
+        matters=When("the run is longer than early_stop_patience", _outlasts),
     )
     early_stop_patience: int = option(
         500,
