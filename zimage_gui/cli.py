@@ -191,9 +191,12 @@ def _ask_about_code(config: Options, typed: set[str]) -> None:
 
 
 def _dry_run(spec: CommandSpec, config: Options) -> int:
+    from zimage_gui.config.idle import idle_options
     from zimage_gui.config.toml_io import dump
 
     raise_if_any(spec.check(config))
+    for idle in idle_options(config):
+        print(f"Warning: {idle.sentence()}", file=sys.stderr)
     print(dump(config), end="")
     return EXIT_DONE
 
@@ -245,6 +248,7 @@ def run_name(config: Options) -> str:
 
 def _run_short(spec: CommandSpec, config: Options) -> int:
     """A command that leaves nothing but its result."""
+    from zimage_gui.config.idle import tell_idle
     from zimage_gui.events import Event
     from zimage_gui.terminal import TerminalView
 
@@ -259,10 +263,11 @@ def _run_short(spec: CommandSpec, config: Options) -> int:
         def stop_requested(self) -> bool:
             return False
 
-    work = spec.load()
+    work, here = spec.load(), Here()
+    tell_idle(config, here)
     try:
         with _interrupts(signal.default_int_handler):
-            work(config, Here())
+            work(config, here)
     except Interrupted:
         return EXIT_INTERRUPTED
     except (UserError, BrokenPipeError):

@@ -9,6 +9,7 @@ import pytest
 from zimage_gui.config.argv import parse
 from zimage_gui.config.build import build, finish, gather, names_of, read
 from zimage_gui.config.foreign import ELSEWHERE
+from zimage_gui.config.idle import idle_options
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.errors import UserError
 
@@ -19,7 +20,9 @@ def config_of(line: str):
     parsed = parse(cls, words)
     assert not parsed.problems, [problem.sentence() for problem in parsed.problems]
     found = read(cls, parsed.given, None)
-    return finish(cls, [found]), found.notes
+    config = finish(cls, [found])
+    assert not idle_options(config)
+    return config, found.notes
 
 
 def test_latent_cache():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from zimage_gui.config.dataset import DatasetConfig, load_dataset
 from zimage_gui.engine.dataset.discover import list_folder, list_jsonl
-from zimage_gui.engine.dataset.report import dataset_toml, run
+from zimage_gui.engine.dataset.report import dataset_toml, run, scan_and_tell
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import check, file_sources, folder_source, sources_of
 from zimage_gui.errors import UserError
@@ -146,6 +146,20 @@ def test_a_dataset_file_fills_each_value_from_the_entry_then_general_then_the_de
         1,
     )
     assert first.cache_directory == first.image_directory == tmp_path / "images"
+    assert not first.notes and not second.notes  # the second needs no word of [general] that is not for it
+
+
+def test_a_key_without_effect_in_a_dataset_file_is_warned_about(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    table = f"[[datasets]]\nimage_directory = '{tmp_path}'\nresolution = 64\nbucket_no_upscale = true\n"
+    (tmp_path / "set.toml").write_text(table, encoding="utf-8")
+    run = NullRun(tmp_path)
+    scan_and_tell(file_sources(load_dataset(tmp_path / "set.toml")), run, decode=False)
+    (warning,) = [event.text for event in run.events if isinstance(event, Warning)]
+    assert warning == (
+        "datasets 1: bucket_no_upscale = true: has no effect here. Matters when enable_bucket is true."
+    )
 
 
 def test_wrong_folders_and_sizes_are_told_all_at_once(tmp_path):

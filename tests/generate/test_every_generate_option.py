@@ -300,6 +300,8 @@ def test_every_option_shows_its_effect(
         assert after.code == 0, after.said
     for aspect in case.differs.split():
         assert getattr(before, aspect) != getattr(after, aspect), (name, aspect)
+    idle = [text for text in after.told if "has no effect here" in text]
+    assert not any(text.startswith(f"{name} =") for text in idle), idle
 
 
 def test_no_case_is_left_over() -> None:

@@ -9,19 +9,23 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel
-
+from zimage_gui.config.schema import Options, option
 from zimage_gui.errors import Interrupted, UserError
 from zimage_gui.events import Checkpoint, Event, Note, Stage, Step
 
 
-class Config(BaseModel):
-    steps: int = 3
-    pause: float = 0.02
-    fail: str = ""
-    text: str = ""
-    gpu: bool = True
+def plain(default: Any) -> Any:
+    return option(default, section="run", label="", help="")
+
+
+class Config(Options):
+    steps: int = plain(3)
+    pause: float = plain(0.02)
+    fail: str = plain("")
+    text: str = plain("")
+    gpu: bool = plain(True)
 
 
 class Spec:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.config.toml_io import load
+from zimage_gui.config.training import FinetuneConfig
 from zimage_gui.errors import UserError
 from zimage_gui.events import Note, follow
 from zimage_gui.jobs.folder import RunFolder, slug
@@ -65,6 +66,16 @@ def test_a_run_tells_its_story_in_events_status_and_results(new_run):
     assert (status.outcome, status.step, status.total_steps, status.phase_text) == ("done", 2, 2, "Training")
     saved = str((folder / "checkpoints" / "cats.safetensors").absolute())
     assert json.loads((folder / "results.json").read_text(encoding="utf-8")) == {"results": [saved]}
+
+
+def test_a_run_begins_with_a_warning_of_what_is_set_and_does_nothing(new_run):
+    run = new_run()
+    config = FinetuneConfig(stochastic_rounding=False)
+    spec = Spec()
+    spec.load = lambda: lambda given, run: []
+    assert run_here(spec, config, run.folder.parent, run_folder=run.folder) == 0
+    (warning,) = [event for event in follow(run.folder / "events.jsonl")[0] if event.kind == "warning"]
+    assert warning.text.startswith("stochastic_rounding = false: has no effect here. Matters when")
 
 
 def test_a_run_without_a_folder_makes_one_with_its_resolved_config(runs):

@@ -2,11 +2,12 @@
 
 import option_cases
 import pytest
-from option_cases import Case
+from option_cases import Case, Changes, Serves
 from option_tables import shared_cases
 from option_tables_network import finetune_cases, lora_cases
 from option_walk import MAKERS, Walk, walks
 
+from zimage_gui.config.idle import idle_options
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import options_of
 
@@ -28,6 +29,16 @@ def test_an_option_shows_in_a_run_or_is_refused(walks: dict[str, Walk], command:
         f"{option} is new: say in tests/training/option_tables.py what it changes in a run"
     )
     cases[option].hold(walk, option)
+
+
+@pytest.mark.parametrize("command", MAKERS)
+def test_an_option_that_shows_is_never_said_to_have_no_effect(walks: dict[str, Walk], command: str) -> None:
+    walk = walks[command]
+    for option, case in cases_of(walk).items():
+        if isinstance(case, Changes | Serves):
+            given = {"output_dir": walk.project} | walk.options() | case.beside | {option: case.value}
+            config = MAKERS[command](walk.project, **given)
+            assert option not in {problem.option for problem in idle_options(config)}, option
 
 
 @pytest.mark.parametrize("command", MAKERS)

@@ -103,7 +103,7 @@ class FakeHub:
     ) -> str:
         (folder,) = [pattern.removesuffix("/*") for pattern in allow_patterns]
         if (self.home / repo_id / folder).is_dir():
-            shutil.copytree(self.home / repo_id / folder, local_dir / folder)
+            shutil.copytree(self.home / repo_id / folder, local_dir / folder, dirs_exist_ok=True)
         return str(local_dir)
 
     def _place(self, repo_id: str, path: str) -> Path:
@@ -141,6 +141,20 @@ def test_results_and_states_are_uploaded_and_a_run_goes_on_from_there(
     )
     assert [step.step for step in resumed.of(Step)] == [5, 6] and equal(results[-1], straight)
     assert results[-1].parent == project / "out"
+
+
+def test_a_state_from_the_hub_replaces_nobodys_results_unless_asked(project: Path, hub: FakeHub) -> None:
+    _, stopped = train(lora_config(project, output_name="cats"), stop_at=2)
+    shutil.copytree(stopped[-1], hub.home / "ann/cats/cats-state")
+    shutil.rmtree(project / "out")
+    _, others = train(lora_config(project, output_name="cats", max_train_steps=1))
+    before = others[-1].read_bytes()
+    going_on = {"output_name": "cats", "huggingface_resume": "ann/cats/cats-state"}
+    reporter, results = train(lora_config(project, **going_on))
+    assert results[-1].name == "cats-2.safetensors" and others[-1].read_bytes() == before
+    assert any("holds results named cats" in event.text for event in reporter.of(Warning))
+    _, results = train(lora_config(project, **going_on, overwrite=True))
+    assert results[-1] == others[-1] and others[-1].read_bytes() != before
 
 
 def test_a_repository_that_cannot_be_made_and_a_state_that_is_not_there_are_told_before_training(

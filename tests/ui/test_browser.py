@@ -55,6 +55,19 @@ def test_a_wrong_value_is_told_beside_its_field_and_goes_when_it_is_right(page):
     page.page.wait_for_selector("#train-lora--learning_rate .zg-error", state="detached")
 
 
+def test_what_is_set_and_does_nothing_is_noted_beside_its_field_and_stops_nothing(page):
+    page.tab("LoRA Train")
+    page.type("train-lora", "max_train_epochs", "2")
+    note = "#train-lora--max_train_steps .zg-note"
+    page.see(note, "has no effect here. Matters when max_train_epochs is empty")
+    page.press("#train-lora-check")
+    page.see("#train-lora-problems .zg-notice.zg-warn", "Set, and without effect:")
+    page.see("#train-lora-answer .zg-notice", "Ready to train")
+    page.type("train-lora", "max_train_epochs", "")
+    page.page.wait_for_selector(note, state="detached")
+    page.page.wait_for_selector("#train-lora-problems .zg-notice", state="detached")
+
+
 def test_beside_a_dataset_file_the_folders_options_say_that_it_says_them(page):
     page.tab("LoRA Train")
     file = page.field("train-lora", "dataset_config").input_value()

@@ -15,7 +15,7 @@ from zimage_gui.config.common import (
     precision_option,
 )
 from zimage_gui.config.memory_parts import TextEncoderMemory
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.schema import Options, When, like, option
 from zimage_gui.config.variant_parts import CaptionVariants, PixelVariants
 from zimage_gui.errors import Problem
 
@@ -46,11 +46,16 @@ class CacheOptions(Options):
     )
 
 
+_ENCODES = When("debug_mode is empty", lambda c: c.debug_mode is None)
+
+
 class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
     """Encode the pictures with the VAE."""
 
     command: ClassVar[str] = "cache-latents"
 
+    skip_existing: bool = like(CacheOptions, "skip_existing", False, matters=_ENCODES)
+    keep_cache: bool = like(CacheOptions, "keep_cache", False, matters=_ENCODES)
     batch_size: int | None = option(
         None,
         section="cache",
@@ -60,6 +65,7 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
         unit="pictures",
         ge=1,
         le=4096,
+        matters=_ENCODES,
     )
     debug_mode: Literal["image", "console", "video"] | None = option(
         None,
@@ -75,7 +81,7 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
         label="Width in characters",
         help="Characters in a line of a printed picture.",
         advanced=True,
-        matters="debug_mode is console",
+        matters=When("debug_mode is console", lambda c: c.debug_mode == "console"),
         ge=1,
         le=1000,
     )
@@ -85,7 +91,7 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
         label="Pictures shown",
         help="Most pictures shown of each dataset; empty: all.",
         advanced=True,
-        matters="debug_mode is set",
+        matters=When("debug_mode is set", lambda c: c.debug_mode is not None),
         ge=1,
     )
     disable_cudnn_backend: bool = option(
@@ -94,6 +100,7 @@ class CacheLatentsConfig(RunOptions, CacheOptions, PixelVariants, VaePath):
         label="cuDNN off",
         help="Compute without cuDNN, which some AMD cards need.",
         advanced=True,
+        matters=_ENCODES,
     )
     mixed_precision: Precision = precision_option(
         "no", "Number format of the VAE: no (fp32, exact), bf16 or fp16."

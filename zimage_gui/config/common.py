@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
-from zimage_gui.config.schema import Options, option, options_of, show
+from zimage_gui.config.schema import Options, When, option, options_of, show
 from zimage_gui.errors import Problem
 
 Precision = Literal["no", "fp16", "bf16"]
@@ -78,6 +78,13 @@ def strength_problems(given: tuple[float, ...], files: int) -> list[Problem]:
     return [Problem("lora_multiplier", show(given), rule, "Give one per file, or fewer")]
 
 
+FOLDER = When("a picture folder is given", lambda c: c.dataset_config is None)
+TEXTS = When(
+    "texts are encoded",
+    lambda c: (c.text_encoder or c.model_dir) is not None and not getattr(c, "latent_path", ()),
+)
+
+
 class RunOptions(Options):
     """Options of every command that computes."""
 
@@ -96,13 +103,6 @@ class RunOptions(Options):
         advanced=True,
         path="out_folder",
     )
-    overwrite: bool = option(
-        False,
-        section="run",
-        label="Overwrite results",
-        help="Replace existing results. Off: a result that would replace another gets the next free name.",
-        advanced=True,
-    )
 
     @field_validator("device")
     @classmethod
@@ -111,6 +111,24 @@ class RunOptions(Options):
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return value
+
+
+def _lacks_a_model(config: Options) -> bool:
+    names = {"dit", "vae", "text_encoder"} & type(config).model_fields.keys()
+    return any(getattr(config, name) is None for name in names)
+
+
+def overwrite_option(matters: When) -> bool:
+    """`overwrite`, of the commands whose results have names of the user's choice."""
+    chosen: bool = option(
+        False,
+        section="run",
+        label="Overwrite results",
+        help="Replace existing results. Off: a result that would replace another gets the next free name.",
+        advanced=True,
+        matters=matters,
+    )
+    return chosen
 
 
 class ModelFolder(Options):
@@ -123,6 +141,7 @@ class ModelFolder(Options):
         "z-image-train. A file named below takes precedence over the one found here.",
         path="folder",
         aliases=("models",),
+        matters=When("a model is not named by itself", _lacks_a_model),
     )
 
     def _model_problems(self, *needed: str) -> list[Problem]:
@@ -177,6 +196,7 @@ class TextEncoderPath(ModelFolder):
         "the built-in one.",
         path="any",
         advanced=True,
+        matters=TEXTS,
     )
 
 
@@ -226,21 +246,24 @@ class PictureFolder(Options):
         help="Training size: one number for the edge of a square, or width and height. With buckets "
         "it sets the area.",
         unit="px",
-        matters="a picture folder is given",
+        matters=FOLDER,
     )
     enable_bucket: bool = option(
         True,
         section="dataset",
         label="Buckets",
         help="Sort pictures into sizes of equal area and similar shape instead of cropping all to one shape.",
-        matters="a picture folder is given",
+        matters=FOLDER,
     )
     bucket_no_upscale: bool = option(
         False,
         section="dataset",
         label="Never enlarge",
         help="Pictures smaller than the resolution keep their own size (rounded down to 16 px).",
-        matters="a picture folder is given and buckets are on",
+        matters=When(
+            "a picture folder is given and buckets are on",
+            lambda c: c.dataset_config is None and c.enable_bucket,
+        ),
         advanced=True,
     )
     num_repeats: int = option(
@@ -249,7 +272,7 @@ class PictureFolder(Options):
         label="Repeats",
         help="How often each picture is seen in one epoch.",
         unit="times",
-        matters="a picture folder is given",
+        matters=FOLDER,
         ge=1,
         le=100_000,
     )
@@ -258,7 +281,7 @@ class PictureFolder(Options):
         section="dataset",
         label="Caption file ending",
         help="Ending of the caption files beside the pictures.",
-        matters="a picture folder is given",
+        matters=FOLDER,
         advanced=True,
     )
     cache_directory: Path | None = option(
@@ -266,7 +289,7 @@ class PictureFolder(Options):
         section="dataset",
         label="Cache folder",
         help="Where the encoded pictures and captions are kept. Left out: the picture folder itself.",
-        matters="a picture folder is given",
+        matters=FOLDER,
         path="out_folder",
         advanced=True,
     )

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.schema import Options, When, option
 from zimage_gui.errors import Problem
 
 Dynamic = Literal["auto", "true", "false"]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+
+_COMPILED = When("compile is on", lambda c: c.compiled_with is not None)
 
 
 class Compiling(Options):
@@ -28,7 +31,7 @@ class Compiling(Options):
         label="Compiler backend",
         help="Backend of torch.compile.",
         advanced=True,
-        matters="compile is on",
+        matters=When("compile is on", lambda c: c.compile),
     )
     compile_mode: Mode = option(
         "default",
@@ -37,7 +40,7 @@ class Compiling(Options):
         help="Mode of torch.compile; the others take longer to compile and may be faster.",
         advanced=True,
         aliases=("dynamo_mode",),
-        matters="compile is on",
+        matters=_COMPILED,
     )
     compile_dynamic: Dynamic = option(
         "auto",
@@ -46,7 +49,7 @@ class Compiling(Options):
         help="Whether one piece of compiled code serves all picture sizes; auto: from the second size on.",
         advanced=True,
         switches={"dynamo_dynamic": "true"},
-        matters="compile is on",
+        matters=_COMPILED,
     )
     compile_fullgraph: bool = option(
         False,
@@ -55,7 +58,7 @@ class Compiling(Options):
         help="Fail instead of leaving a part of a block uncompiled.",
         advanced=True,
         aliases=("dynamo_fullgraph",),
-        matters="compile is on",
+        matters=_COMPILED,
     )
     compile_cache_size_limit: int = option(
         0,
@@ -63,7 +66,7 @@ class Compiling(Options):
         label="Compiled shapes kept",
         help="Most pieces of compiled code per block in memory; 0: 64.",
         advanced=True,
-        matters="compile is on",
+        matters=_COMPILED,
         ge=0,
         le=100_000,
     )
@@ -117,6 +120,9 @@ class DynamoCompiling(Compiling):
         label="Dynamo backend",
         help="accelerate's spelling of compile and compile_backend in one: no, or a backend's name.",
         advanced=True,
+        matters=When(
+            "compile is off", lambda c: not c.compile or c.dynamo_backend.lower() in ("no", c.compile_backend)
+        ),
     )
 
     @property

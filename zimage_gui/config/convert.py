@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.schema import Options, When, option
 from zimage_gui.errors import Problem
 
 
@@ -50,7 +50,12 @@ class ConvertLoraConfig(Options):
         label="Prefix",
         help="First part of the tensor names of the form other.",
         advanced=True,
-        matters="target is other",
+        matters=When(
+            "target is other",
+            lambda c: (
+                not c.reverse and (c.target or ("other" if c.lokr_rank is None else "comfy")) == "other"
+            ),
+        ),
     )
     lokr_rank: int | None = option(
         None,
@@ -61,7 +66,10 @@ class ConvertLoraConfig(Options):
         ge=1,
         le=65536,
         advanced=True,
-        matters="the file is a LoKr and target is comfy, peft or rust",
+        matters=When(
+            "the file is a LoKr and target is comfy, peft or rust",
+            lambda c: not c.reverse and c.target not in ("other", "default"),
+        ),
     )
     overwrite: bool = option(
         False,
@@ -113,6 +121,7 @@ class InspectConfig(Options):
         help="How many tensors to list; 0 lists all.",
         ge=0,
         le=1_000_000,
+        matters=When("as_json is off", lambda c: not c.as_json),
     )
 
     hash: bool = option(

@@ -5,13 +5,13 @@ formats.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from zimage_gui.config.common import regular_expressions, strength_problems
 from zimage_gui.config.generate import GenerateConfig
-from zimage_gui.config.schema import Options, like, option, show
+from zimage_gui.config.schema import Options, When, like, option, show
 from zimage_gui.errors import Problem
 
 Layout = Literal["diffusers", "comfy", "burn"]
@@ -46,6 +46,10 @@ _DTYPES = {
 }
 
 
+def _may_be_folder(config: Any) -> bool:
+    return config.output is None or config.output.suffix.lower() not in (".safetensors", ".bpk")
+
+
 class ModelOutput(Options):
     """What a written model looks like."""
 
@@ -74,7 +78,7 @@ class ModelOutput(Options):
         help="A folder's weights are split into files of at most this size.",
         unit="GB",
         advanced=True,
-        matters="the output is a folder",
+        matters=When("the output is a folder", _may_be_folder),
         gt=0,
         le=100_000,
     )
@@ -140,6 +144,9 @@ class ConvertConfig(ModelOutput):
         ]
 
 
+_LORAS_ALONE = When("no base model is given", lambda c: c.dit is None)
+
+
 class MergeConfig(ModelOutput):
     """Merge LoRAs into a model (with dit), or several LoRAs into one (without)."""
 
@@ -156,8 +163,8 @@ class MergeConfig(ModelOutput):
     )
     lora_weight: tuple[Path, ...] = like(GenerateConfig, "lora_weight", ())
     lora_multiplier: tuple[float, ...] = like(GenerateConfig, "lora_multiplier", ())
-    include_patterns: tuple[str, ...] = like(GenerateConfig, "include_patterns", (), matters="")
-    exclude_patterns: tuple[str, ...] = like(GenerateConfig, "exclude_patterns", (), matters="")
+    include_patterns: tuple[str, ...] = like(GenerateConfig, "include_patterns", (), matters=None)
+    exclude_patterns: tuple[str, ...] = like(GenerateConfig, "exclude_patterns", (), matters=None)
     output: Path | None = option(
         None,
         section="output",
@@ -182,7 +189,7 @@ class MergeConfig(ModelOutput):
             "comfyui": "comfy",
         },
         advanced=True,
-        matters="no base model is given",
+        matters=_LORAS_ALONE,
     )
     rank: int | None = option(
         None,
@@ -192,7 +199,7 @@ class MergeConfig(ModelOutput):
         "exact, with the ranks added up.",
         ge=1,
         le=16384,
-        matters="no base model is given",
+        matters=_LORAS_ALONE,
     )
     energy: float | None = option(
         None,
@@ -202,7 +209,7 @@ class MergeConfig(ModelOutput):
         "0.99. With rank: at most that rank.",
         gt=0,
         le=1,
-        matters="no base model is given",
+        matters=_LORAS_ALONE,
     )
 
     @field_validator("include_patterns", "exclude_patterns")

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from zimage_gui.config.build import absolute, field_problems
-from zimage_gui.config.common import PictureFolder, check_resolution, square
-from zimage_gui.config.schema import Options, like, option, options_of, show
+from zimage_gui.config.common import FOLDER, PictureFolder, check_resolution, square
+from zimage_gui.config.schema import Options, When, like, option, options_of, show
 from zimage_gui.config.toml_io import parse, read_text
 from zimage_gui.config.variant_parts import CaptionVariants, PixelVariants
 from zimage_gui.errors import Problem, UserError
@@ -49,7 +49,7 @@ INERT_KEYS = {
 
 def _own(cls: type[PictureFolder], name: str) -> Any:
     """A folder's option as a key of a dataset file: not given unless it is there."""
-    return like(cls, name, None, matters="", aliases=(), advanced=False)
+    return like(cls, name, None, matters=None, aliases=(), advanced=False)
 
 
 class GeneralTable(Options):
@@ -306,7 +306,7 @@ class DatasetConfig(CaptionVariants, PixelVariants):
         label="Batch size",
         help="Pictures per training step, written into the dataset file.",
         unit="pictures",
-        matters="a picture folder is given",
+        matters=FOLDER,
         ge=1,
         le=4096,
     )
@@ -323,6 +323,7 @@ class DatasetConfig(CaptionVariants, PixelVariants):
         section="output",
         label="Overwrite",
         help="Replace the dataset file if it exists.",
+        matters=When("write_toml is set", lambda c: c.write_toml is not None),
         advanced=True,
     )
 

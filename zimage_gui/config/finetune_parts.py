@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.config.training_parts import regular_expressions
 from zimage_gui.errors import Problem
 
@@ -36,7 +36,7 @@ class FullParameters(Options):
         section="performance",
         label="Weights in bf16",
         help="Keep the weights themselves in bf16: half the memory, less exact. Off: weights in fp32.",
-        matters="mixed_precision is bf16",
+        matters=When("mixed_precision is bf16", lambda c: c.mixed_precision == "bf16"),
     )
     stochastic_rounding: bool = option(
         True,
@@ -45,7 +45,7 @@ class FullParameters(Options):
         help="Update bf16 weights in fp32 and round them up or down by chance, so that small updates are not "
         "lost; the optimizer's averages are fp32 then.",
         advanced=True,
-        matters="full_bf16 is on",
+        matters=When("full_bf16 is on", lambda c: c.full_bf16),
     )
     fused_backward_pass: bool = option(
         False,
@@ -53,7 +53,10 @@ class FullParameters(Options):
         label="Update in the backward pass",
         help="Update each weight as soon as its gradient is known and free the gradient, so that memory "
         "never holds all gradients. Clipping then acts on each weight tensor by itself.",
-        matters="gradient_accumulation_steps is 1 and mixed_precision is not fp16",
+        matters=When(
+            "gradient_accumulation_steps is 1 and mixed_precision is not fp16",
+            lambda c: c.gradient_accumulation_steps == 1 and c.mixed_precision != "fp16",
+        ),
     )
 
     @field_validator("train_patterns", "freeze_patterns")

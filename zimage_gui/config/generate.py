@@ -13,15 +13,16 @@ from zimage_gui.config.common import (
     Precision,
     RunOptions,
     attention_option,
+    overwrite_option,
     precision_option,
     regular_expressions,
     strength_problems,
 )
 from zimage_gui.config.compile_parts import Compiling, Graphs, Kernels
-from zimage_gui.config.generate_parts import DecodeOptions, SamplerOptions, StartOptions
-from zimage_gui.config.grid_parts import GridOptions
+from zimage_gui.config.generate_parts import GUIDED, SHIFTED, DecodeOptions, SamplerOptions, StartOptions
+from zimage_gui.config.grid_parts import LORA, GridOptions
 from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
-from zimage_gui.config.schema import option, show
+from zimage_gui.config.schema import When, option, show
 from zimage_gui.errors import Problem
 
 
@@ -52,7 +53,7 @@ class GenerateConfig(
         label="Negative prompt",
         help="What to steer away from.",
         aliases=("n",),
-        matters="guidance_scale is above 0",
+        matters=GUIDED,
     )
     from_file: Path | None = option(
         None,
@@ -122,6 +123,7 @@ class GenerateConfig(
         advanced=True,
         gt=0,
         le=1000,
+        matters=SHIFTED,
     )
     seed: int | None = option(
         None,
@@ -154,7 +156,10 @@ class GenerateConfig(
         label="At once",
         help="Pictures of one prompt that are computed together: faster on a large GPU, and more memory.",
         advanced=True,
-        matters="a prompt has several pictures",
+        matters=When(
+            "a prompt has several pictures",
+            lambda c: c.batch_count > 1 or c.axes() or c.from_file is not None,
+        ),
         ge=1,
         le=256,
     )
@@ -178,7 +183,7 @@ class GenerateConfig(
         label="Only these modules",
         help="Regular expressions; only LoRA modules whose name one of them finds are applied.",
         advanced=True,
-        matters="a LoRA is given",
+        matters=LORA,
     )
     exclude_patterns: tuple[str, ...] = option(
         (),
@@ -186,7 +191,7 @@ class GenerateConfig(
         label="Not these modules",
         help="Regular expressions; LoRA modules whose name one of them finds are left out.",
         advanced=True,
-        matters="a LoRA is given",
+        matters=LORA,
     )
     save_merged_model: Path | None = option(
         None,
@@ -197,7 +202,7 @@ class GenerateConfig(
         "command merge chooses more.",
         path="out_any",
         advanced=True,
-        matters="a LoRA is given",
+        matters=LORA,
     )
     latent_path: tuple[Path, ...] = option(
         (),
@@ -223,6 +228,12 @@ class GenerateConfig(
         path="out_file",
         advanced=True,
     )
+    overwrite: bool = overwrite_option(
+        When(
+            "save_path, output or save_merged_model is set",
+            lambda c: (c.save_path or c.output or c.save_merged_model) is not None,
+        )
+    )
     output_type: Literal["images", "latent", "latent_images"] = option(
         "images",
         section="output",
@@ -230,6 +241,7 @@ class GenerateConfig(
         help="PNG pictures, latent files, or both.",
         advanced=True,
         values={"image": "images", "latents": "latent", "both": "latent_images"},
+        matters=When("latent_path is empty", lambda c: not c.latent_path),
     )
     no_metadata: bool = option(
         False,

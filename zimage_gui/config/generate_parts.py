@@ -6,15 +6,34 @@ This module knows options; it must not know how any of it is done.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
 Sampler = Literal["euler", "heun", "dpmpp_2m", "res_multistep"]
 Scheduler = Literal["reference", "simple", "normal", "sgm_uniform", "beta", "linear_quadratic"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
 SCHEDULERS: tuple[str, ...] = get_args(Scheduler)
+
+
+def _varies(config: Any, *names: str) -> bool:
+    """Whether pictures may have another value of one of these options: by a grid, or in a line of prompts,
+    which this config does not know."""
+    lines = config.from_file is not None or config.interactive
+    return lines or any(axis.name in names for axis in config.axes())
+
+
+GUIDED = When("guidance_scale is above 0", lambda c: c.guidance_scale > 0 or _varies(c, "guidance_scale"))
+SHIFTED = When(
+    "the scheduler is not linear_quadratic",
+    lambda c: c.scheduler != "linear_quadratic" or _varies(c, "scheduler"),
+)
+_BEGUN = When("a picture to begin from is given", lambda c: c.image_path is not None or _varies(c))
+
+
+def _decodes(config: Any) -> bool:
+    return config.output_type != "latent" or bool(config.latent_path)
 
 
 class SamplerOptions(Options):
@@ -43,7 +62,7 @@ class SamplerOptions(Options):
         help="Guidance ends when this share of the way from noise (0) to picture (1) is passed, which saves "
         "half of the later steps' time. 1: to the end.",
         advanced=True,
-        matters="guidance_scale is above 0",
+        matters=GUIDED,
         ge=0,
         le=1,
     )
@@ -54,7 +73,7 @@ class SamplerOptions(Options):
         help="The guided output is no longer than this many times the unguided one: 1 calms burnt colours. "
         "0: no limit.",
         advanced=True,
-        matters="guidance_scale is above 0",
+        matters=GUIDED,
         ge=0,
         le=100,
     )
@@ -65,7 +84,7 @@ class SamplerOptions(Options):
         help="Prompt and negative prompt go through the transformer as one batch, which is faster and takes "
         "more memory: auto does so where there is enough. The picture is the same but for rounding.",
         advanced=True,
-        matters="guidance_scale is above 0",
+        matters=GUIDED,
         values={"true": "always", "false": "never", "on": "always", "off": "never"},
     )
 
@@ -89,7 +108,7 @@ class StartOptions(Options):
         help="Share of the steps that are done: near 0 keeps the picture, 1 makes it anew. Left out: 0.6, "
         "with a mask 1.",
         aliases=("denoising_strength",),
-        matters="a picture to begin from is given",
+        matters=_BEGUN,
         gt=0,
         le=1,
     )
@@ -100,7 +119,7 @@ class StartOptions(Options):
         help="A picture as large as the one to begin from: what is white is made anew, what is black stays.",
         path="file",
         aliases=("mask_image",),
-        matters="a picture to begin from is given",
+        matters=_BEGUN,
     )
 
     def _start_problems(self, from_file: bool) -> list[Problem]:
@@ -134,4 +153,5 @@ class DecodeOptions(Options):
         "picture, without seams: auto does so only when memory is short.",
         advanced=True,
         values={"true": "always", "false": "never", "on": "always", "off": "never"},
+        matters=When("pictures are decoded", _decodes),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError, ValidationInfo, field_validator
 
-from zimage_gui.config.schema import Option, Options, option, options_of, show
+from zimage_gui.config.schema import Option, Options, When, option, options_of, show
 from zimage_gui.errors import Problem
 
 LORA_SWITCH = "lora"
@@ -41,6 +41,12 @@ class Axis:
     values: tuple[Any, ...]
     words: tuple[str, ...]
     direction: int = 0
+
+
+LORA = When(
+    "a LoRA is given",
+    lambda c: c.lora_weight or any(axis.name == "lora_weight" for axis in c.axes()),
+)
 
 
 class GridOptions(Options):
@@ -70,7 +76,7 @@ class GridOptions(Options):
         help="Every picture twice from the same seed: without the LoRAs and with them. The same as the axis "
         "lora=off,on.",
         aliases=("compare",),
-        matters="a LoRA is given",
+        matters=LORA,
     )
     wildcards_dir: Path | None = option(
         None,

@@ -46,7 +46,7 @@ def placeholder(known: Option) -> str:
 
 
 def _text(known: Option) -> str:
-    parts = [known.help]
+    parts = [known.help, known.when]
     if known.kind == "bool":
         parts.append("(default: on; --" + known.name + " false)" if known.default else "")
     elif known.default not in (None, (), ""):

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import field_validator
 
 from zimage_gui.config.common import RunOptions, regular_expressions
-from zimage_gui.config.schema import Options, like, option, show
+from zimage_gui.config.schema import Options, When, like, option, show
 from zimage_gui.errors import Problem
 
 LoraFormat = Literal["keep", "universal", "native", "comfy", "peft", "rust"]
@@ -300,6 +300,7 @@ class EmaLoraConfig(Options):
         help="What the average keeps of itself at each further file.",
         ge=0,
         le=1,
+        matters=When("sigma_rel is empty", lambda c: c.sigma_rel is None),
     )
     beta2: float | None = option(
         None,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.common import TEXTS
+from zimage_gui.config.schema import Options, When, option
 
 Quant = Literal["none", "fp8", "int8", "nf4"]
 _QUANTS = {"no": "none", "bf16": "none", "float8": "fp8", "e4m3": "fp8", "4bit": "nf4", "8bit": "int8"}
@@ -33,7 +34,7 @@ class TextEncoderMemory(Options):
         help="Keep the text encoder's matrices in scaled fp8: half its memory, features about 2 % different. "
         "Norms and the embedding stay exact.",
         advanced=True,
-        matters="texts are encoded",
+        matters=TEXTS,
     )
 
 
@@ -72,7 +73,7 @@ class Swapping(Options):
         help="Blocks of GPU memory that the swapped ones pass through; with 1 every copy is waited for.",
         unit="blocks",
         advanced=True,
-        matters="blocks_to_swap is above 0",
+        matters=When("blocks_to_swap is above 0", lambda c: c.blocks_to_swap),
         ge=1,
         le=1000,
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from zimage_gui.config.network_args import expanded
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
 LARGEST_RANK = 4096
@@ -37,6 +37,16 @@ def pattern_value(item: str) -> tuple[str, float]:
         raise ValueError(f"must end in a number, which {number!r} is not") from error
 
 
+_SIZED = When(
+    "dim_from_weights is off and no LoKr is at full rank",
+    lambda c: not c.dim_from_weights and not (c.network_module == "lokr" and c.lokr_full),
+)
+_OWN_LOKR = When(
+    "the kind is lokr and dim_from_weights is off",
+    lambda c: c.network_module == "lokr" and not c.dim_from_weights,
+)
+
+
 class Networks(Options):
     network_module: Literal["lora", "dora", "loha", "lokr"] = option(
         "lora",
@@ -55,6 +65,7 @@ class Networks(Options):
         aliases=("rank", "network_rank", "lora_rank"),
         ge=1,
         le=LARGEST_RANK,
+        matters=_SIZED,
     )
     network_alpha: float | None = option(
         None,
@@ -64,6 +75,7 @@ class Networks(Options):
         aliases=("alpha", "lora_alpha"),
         gt=0,
         le=1_000_000,
+        matters=_SIZED,
     )
     base_weights: tuple[Path, ...] = option(
         (),
@@ -81,7 +93,7 @@ class Networks(Options):
         label="Their strengths",
         help="Strength of each merged LoRA, in order; missing ones are 1.",
         advanced=True,
-        matters="base_weights is set",
+        matters=When("base_weights is set", lambda c: c.base_weights),
     )
     network_weights: Path | None = option(
         None,
@@ -97,7 +109,7 @@ class Networks(Options):
         label="Sizes of that file",
         help="Train the layers that the file has, with its ranks and strengths instead of the ones set here.",
         advanced=True,
-        matters="network_weights is set",
+        matters=When("network_weights is set", lambda c: c.network_weights is not None),
     )
     include_patterns: tuple[str, ...] = option(
         (),
@@ -168,6 +180,7 @@ class Networks(Options):
         "program shows the same picture.",
         aliases=("rslora", "rs_lora"),
         advanced=True,
+        matters=_SIZED,
     )
     loraplus_lr_ratio: float | None = option(
         None,
@@ -175,7 +188,7 @@ class Networks(Options):
         label="LoRA+ ratio",
         help="Learning rate of the second factor (lora_up) as a multiple of the first one's, e.g. 4 to 16.",
         advanced=True,
-        matters="the kind is lora or dora",
+        matters=When("the kind is lora or dora", lambda c: c.network_module in ("lora", "dora")),
         gt=0,
         le=1_000_000,
     )
@@ -202,7 +215,7 @@ class Networks(Options):
         help="Size of the small matrix, e.g. 8; -1 splits each layer's sizes as evenly as can be. A small "
         "factor makes a large file.",
         advanced=True,
-        matters="the kind is lokr",
+        matters=_OWN_LOKR,
         ge=-1,
         le=100_000,
     )
@@ -213,7 +226,7 @@ class Networks(Options):
         help="Train the large matrix whole; rank and alpha then mean nothing.",
         aliases=("full_matrix",),
         advanced=True,
-        matters="the kind is lokr",
+        matters=_OWN_LOKR,
     )
 
     @field_validator("include_patterns", "exclude_patterns")

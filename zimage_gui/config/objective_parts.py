@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
 LossType = Literal["l2", "l1", "huber", "smooth_l1"]
 HuberSchedule = Literal["constant", "exponential", "snr"]
+_HUBER = When("loss_type is huber or smooth_l1", lambda c: c.loss_type in ("huber", "smooth_l1"))
 
 
 class Objectives(Options):
@@ -50,7 +51,7 @@ class Objectives(Options):
         label="Huber threshold",
         help="Errors well below it count squared, those well above it by their size.",
         advanced=True,
-        matters="loss_type is huber or smooth_l1",
+        matters=_HUBER,
         gt=0,
         le=100,
     )
@@ -61,7 +62,7 @@ class Objectives(Options):
         help="Threshold over the noise levels: constant, or from 1 for a clean picture down to huber_c for "
         "pure noise (exponential, or snr: by the ratio of signal to noise).",
         advanced=True,
-        matters="loss_type is huber or smooth_l1",
+        matters=_HUBER,
     )
     min_snr_gamma: float | None = option(
         None,

@@ -12,13 +12,16 @@ from typing import Any
 
 from pydantic import field_validator
 
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem, UserError
 
 RANK, COUNT, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
 """What torchrun and accelerate launch tell each process they start."""
 FSDP, CPU = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_CPU"
 """What accelerate launch says when its settings ask for FSDP, or for the CPU."""
+
+
+_SEVERAL = When("there are several processes", lambda c: processes_of(c) > 1)
 
 
 class Parallel(Options):
@@ -38,7 +41,7 @@ class Parallel(Options):
         help="The run ends when one of its processes gives no gradients for so long.",
         unit="minutes",
         advanced=True,
-        matters="there are several processes",
+        matters=_SEVERAL,
         ge=1,
         le=100_000,
     )
@@ -105,7 +108,7 @@ class Sharding(Options):
         help="With several processes each keeps only its part of weights, gradients and optimizer state "
         "(FSDP): two GPUs need half as much each, and send more. On by itself where accelerate launch asks "
         "for FSDP.",
-        matters="there are several processes",
+        matters=_SEVERAL,
     )
 
 

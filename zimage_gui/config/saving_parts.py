@@ -6,13 +6,14 @@ This module knows single options; rules between them are in `training.py`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
 from zimage_gui.config.common import AttentionMode, Precision, attention_option, precision_option
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.schema import Options, When, option
 
 SavePrecision = Literal["fp32", "fp16", "bf16"]
 SAVE_PRECISIONS = {"float": "fp32", "float32": "fp32", "no": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -20,6 +21,27 @@ SAVE_PRECISIONS = {"float": "fp32", "float32": "fp32", "no": "fp32", "float16": 
 
 def _zero_is_never(value: object) -> object:
     return None if value in (0, "0") and value is not False else value
+
+
+def _reached(name: str, *, inside: bool = False) -> Callable[[Any], bool]:
+    """Whether a run is so many steps or epochs long that the option `name` counts; inside: and goes on then.
+    How many steps an epoch has is not known here."""
+    epochs = name.endswith("epochs")
+
+    def reached(config: Any) -> bool:
+        every, most = getattr(config, name), config.max_train_epochs
+        if not epochs and most is None:
+            most = config.max_train_steps
+        elif not epochs:
+            return True
+        return every is None or most is None or every < most or (every == most and not inside)
+
+    return reached
+
+
+def _saves(name: str) -> When:
+    unit = name.rpartition("_")[2]
+    return When(f"the run goes on after so many {unit}", _reached(name, inside=True))
 
 
 class Saving(Options):
@@ -45,6 +67,7 @@ class Saving(Options):
         unit="steps",
         aliases=("save_every",),
         ge=1,
+        matters=_saves("save_every_n_steps"),
     )
     save_every_n_epochs: int | None = option(
         None,
@@ -53,6 +76,7 @@ class Saving(Options):
         help="Save a checkpoint after so many epochs; empty or 0: not by epochs.",
         unit="epochs",
         ge=1,
+        matters=_saves("save_every_n_epochs"),
     )
     save_last_n_steps: int | None = option(
         None,
@@ -62,6 +86,7 @@ class Saving(Options):
         unit="steps",
         advanced=True,
         ge=1,
+        matters=When("save_every_n_steps is set", lambda c: c.save_every_n_steps),
     )
     save_last_n_epochs: int | None = option(
         None,
@@ -71,6 +96,7 @@ class Saving(Options):
         unit="epochs",
         advanced=True,
         ge=1,
+        matters=When("save_every_n_epochs is set", lambda c: c.save_every_n_epochs),
     )
     save_last_n_steps_state: int | None = option(
         None,
@@ -80,6 +106,10 @@ class Saving(Options):
         unit="steps",
         advanced=True,
         ge=1,
+        matters=When(
+            "save_every_n_steps is set and save_state is on",
+            lambda c: c.save_every_n_steps and c.save_state,
+        ),
     )
     save_last_n_epochs_state: int | None = option(
         None,
@@ -89,6 +119,10 @@ class Saving(Options):
         unit="epochs",
         advanced=True,
         ge=1,
+        matters=When(
+            "save_every_n_epochs is set and save_state is on",
+            lambda c: c.save_every_n_epochs and c.save_state,
+        ),
     )
     save_state: bool = option(
         False,
@@ -110,6 +144,7 @@ class Saving(Options):
         help="A state folder. Training goes on at the very step it was saved at and writes its own "
         "files further.",
         path="folder",
+        matters=When("huggingface_resume is empty", lambda c: not c.huggingface_resume),
     )
 
     _never_saves = field_validator("save_every_n_steps", "save_every_n_epochs", mode="before")(_zero_is_never)
@@ -132,6 +167,9 @@ def plain_file_name(value: str) -> str:
     return value
 
 
+_SHOWN = When("sample_prompts is set", lambda c: c.sample_prompts is not None)
+
+
 class Previews(Options):
     sample_prompts: Path | None = option(
         None,
@@ -149,7 +187,7 @@ class Previews(Options):
         help="Make the pictures each time so many steps are done; empty or 0: not by steps.",
         unit="steps",
         aliases=("sample_every",),
-        matters="sample_prompts is set",
+        matters=_SHOWN.also("the run has so many steps", _reached("sample_every_n_steps")),
         ge=1,
     )
     sample_every_n_epochs: int | None = option(
@@ -158,7 +196,7 @@ class Previews(Options):
         label="Every … epochs",
         help="Make the pictures after so many epochs; empty or 0: not by epochs.",
         unit="epochs",
-        matters="sample_prompts is set",
+        matters=_SHOWN.also("the run has so many epochs", _reached("sample_every_n_epochs")),
         ge=1,
     )
     sample_at_first: bool = option(
@@ -166,7 +204,7 @@ class Previews(Options):
         section="previews",
         label="Before the first step",
         help="Make the pictures once before training, to compare with.",
-        matters="sample_prompts is set",
+        matters=_SHOWN,
     )
 
     _never_shows = field_validator("sample_every_n_steps", "sample_every_n_epochs", mode="before")(
@@ -196,7 +234,7 @@ class Performance(Options):
         help="Share of the blocks that gradient checkpointing computes twice, 0 to 1; auto: the fewest with "
         "which the run fits the memory that is free. Changes no number, only time and memory.",
         advanced=True,
-        matters="gradient_checkpointing is on",
+        matters=When("gradient_checkpointing is on", lambda c: c.gradient_checkpointing),
     )
     gradient_checkpointing_cpu_offload: bool = option(
         False,
@@ -204,7 +242,10 @@ class Performance(Options):
         label="Its inputs to the CPU",
         help="Keep the blocks' inputs in CPU memory until they are computed again; copied beside the work.",
         advanced=True,
-        matters="gradient_checkpointing is on",
+        matters=When(
+            "gradient_checkpointing is on and its share above 0",
+            lambda c: c.gradient_checkpointing and c.gradient_checkpointing_fraction != "0",
+        ),
     )
     max_data_loader_n_workers: int = option(
         2,
@@ -245,6 +286,7 @@ class FileMetadata(Options):
         label="Comment",
         help="Text kept in the file as ss_training_comment.",
         advanced=True,
+        matters=When("no_metadata is off", lambda c: not c.no_metadata),
     )
     metadata_title: str = option(
         "",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -51,6 +51,19 @@ SECTIONS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
+class When:
+    """When an option has an effect. words: the rest of "Matters when …"; holds: the same asked of a config of
+    the option's command, true where files decide that the config does not tell of."""
+
+    words: str
+    holds: Callable[[Any], object]
+
+    def also(self, words: str, holds: Callable[[Any], object]) -> When:
+        """Where both this and the other hold."""
+        return When(f"{self.words} and {words}", lambda config: self.holds(config) and holds(config))
+
+
+@dataclass(frozen=True)
 class Extra:
     """What pydantic's own field does not hold; see `option`."""
 
@@ -63,7 +76,7 @@ class Extra:
     advanced: bool = False
     path: PathKind = ""
     secret: bool = False
-    matters: str = ""
+    matters: When | None = None
     blank: bool = False
 
 
@@ -80,7 +93,7 @@ def option(
     advanced: bool = False,
     path: PathKind = "",
     secret: bool = False,
-    matters: str = "",
+    matters: When | None = None,
     blank: bool = False,
     ge: float | None = None,
     gt: float | None = None,
@@ -91,7 +104,7 @@ def option(
 
     aliases: other names with the same meaning; switches: names without a value that set this option, with
     what they set (`--sdpa`); values: other spellings of its values; unit: shown behind the number;
-    matters: when the option has an effect, as the rest of "matters when …"; secret: never written anywhere;
+    matters: when the option has an effect, always if None; secret: never written anywhere;
     blank: empty text is a value, not the lack of one.
     """
     if section not in SECTIONS:
@@ -168,6 +181,11 @@ class Option:
     def spellings(self) -> tuple[str, ...]:
         """Every name that takes a value, the field's own first."""
         return (self.name, *self.extra.aliases)
+
+    @property
+    def when(self) -> str:
+        """When it has an effect, as a sentence; empty for always."""
+        return f"Matters when {self.extra.matters.words}." if self.extra.matters else ""
 
     def rule(self) -> str:
         """What a value must be, as the rest of a sentence."""

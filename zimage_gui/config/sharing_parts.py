@@ -9,8 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
+
+_LOGGED = When("log_with or logging_dir is set", lambda c: c.trackers)
+_WANDB = When("log_with is wandb or all", lambda c: "wandb" in c.trackers)
+_UPLOADED = When("huggingface_repo_id is set", lambda c: c.huggingface_repo_id)
 
 
 class Logging(Options):
@@ -37,7 +41,7 @@ class Logging(Options):
         label="Folder prefix",
         help="Text before the time in the name of the run's folder.",
         advanced=True,
-        matters="logging_dir is set",
+        matters=When("logging_dir is set", lambda c: c.logging_dir is not None),
     )
     log_tracker_name: str = option(
         "",
@@ -45,7 +49,7 @@ class Logging(Options):
         label="Tracker name",
         help="Name of the project in Weights & Biases and of the folder in TensorBoard. Empty: zimage.",
         advanced=True,
-        matters="log_with is set",
+        matters=_LOGGED,
     )
     wandb_run_name: str = option(
         "",
@@ -53,7 +57,7 @@ class Logging(Options):
         label="Run name",
         help="Name of the run in Weights & Biases. Empty: the output name.",
         advanced=True,
-        matters="log_with is wandb",
+        matters=_WANDB,
     )
     log_tracker_config: Path | None = option(
         None,
@@ -62,7 +66,7 @@ class Logging(Options):
         help="TOML file whose table [wandb] holds further arguments of wandb.init.",
         path="file",
         advanced=True,
-        matters="log_with is wandb",
+        matters=_WANDB,
     )
     wandb_api_key: str = option(
         "",
@@ -71,6 +75,7 @@ class Logging(Options):
         help="Key of Weights & Biases, or a file that holds it. Safer: the environment's WANDB_API_KEY.",
         secret=True,
         advanced=True,
+        matters=_WANDB,
     )
     log_config: bool = option(
         False,
@@ -78,6 +83,7 @@ class Logging(Options):
         label="Log the options",
         help="Give the tracker the run's options too, without secrets and paths.",
         advanced=True,
+        matters=_LOGGED,
     )
 
     @property
@@ -113,7 +119,7 @@ class Hub(Options):
         label="Repository kind",
         help="Kind of the repository.",
         advanced=True,
-        matters="huggingface_repo_id is set",
+        matters=_UPLOADED,
     )
     huggingface_path_in_repo: str = option(
         "",
@@ -121,7 +127,7 @@ class Hub(Options):
         label="Folder in it",
         help="Folder in the repository.",
         advanced=True,
-        matters="huggingface_repo_id is set",
+        matters=_UPLOADED,
     )
     huggingface_repo_visibility: Literal["private", "public"] = option(
         "private",
@@ -129,7 +135,7 @@ class Hub(Options):
         label="Visibility",
         help="Who can see a repository that is made.",
         advanced=True,
-        matters="huggingface_repo_id is set",
+        matters=_UPLOADED,
     )
     huggingface_token: str = option(
         "",
@@ -139,6 +145,10 @@ class Hub(Options):
         "login of huggingface_hub.",
         secret=True,
         advanced=True,
+        matters=When(
+            "huggingface_repo_id or huggingface_resume is set",
+            lambda c: c.huggingface_repo_id or c.huggingface_resume,
+        ),
     )
     save_state_to_huggingface: bool = option(
         False,
@@ -146,7 +156,7 @@ class Hub(Options):
         label="Upload states",
         help="Upload the states too, from which a run is resumed.",
         advanced=True,
-        matters="huggingface_repo_id is set",
+        matters=_UPLOADED,
     )
     async_upload: bool = option(
         False,
@@ -154,7 +164,7 @@ class Hub(Options):
         label="Upload beside",
         help="Upload while the training goes on; the end of the run waits for what is still under way.",
         advanced=True,
-        matters="huggingface_repo_id is set",
+        matters=_UPLOADED,
     )
     huggingface_resume: str = option(
         "",

@@ -91,8 +91,8 @@ def _values(known: Option) -> str:
 
 def _meaning(known: Option) -> str:
     parts = [f"**{known.label}.** {known.help}"]
-    if known.extra.matters:
-        parts.append(f"Matters when {known.extra.matters}.")
+    if known.when:
+        parts.append(known.when)
     others = [*known.extra.aliases, *(f"{name} = true" for name in known.extra.switches)]
     if others:
         parts.append("Also " + ", ".join(f"`{name}`" for name in others) + ".")

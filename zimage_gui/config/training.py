@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from zimage_gui.config.common import ModelPaths, RunOptions
+from zimage_gui.config.common import ModelPaths, RunOptions, overwrite_option
 from zimage_gui.config.compile_parts import DynamoCompiling, Kernels
 from zimage_gui.config.finetune_parts import FullParameters, full_parameter_problems
 from zimage_gui.config.memory_parts import Swapping, TextEncoderMemory, TrainingQuant
@@ -23,7 +23,7 @@ from zimage_gui.config.saving_parts import (
     SavePrecision,
     Saving,
 )
-from zimage_gui.config.schema import like, option, show
+from zimage_gui.config.schema import When, like, option, show
 from zimage_gui.config.sharing_parts import Hub, Logging
 from zimage_gui.config.training_parts import SHAPED_SCHEDULES, Length, Optimizing, Timesteps
 from zimage_gui.config.variant_parts import CaptionVariants, MaskWeight, PixelVariants
@@ -54,6 +54,15 @@ class TrainingConfig(
     ModelPaths,
 ):
     """What both kinds of training share."""
+
+    overwrite: bool = overwrite_option(
+        When("an output is named or a run is resumed", lambda c: c.names_output or c.resume is not None)
+    )
+
+    @property
+    def names_output(self) -> bool:
+        """Whether the results go elsewhere than into the run's own folder, which is new."""
+        return (self.output_dir or getattr(self, "output", None)) is not None
 
     @classmethod
     def folder_options(cls) -> tuple[str, ...]:

@@ -6,11 +6,12 @@ This module knows single options; rules between them are in `training.py`.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.common import FOLDER
+from zimage_gui.config.schema import Options, When, option
 
 TimestepSampling = Literal[
     "sigma", "uniform", "sigmoid", "shift", "flux_shift", "qwen_shift", "logsnr",
@@ -59,7 +60,7 @@ class Length(Options):
         aliases=("steps", "max_steps"),
         ge=1,
         le=100_000_000,
-        matters="max_train_epochs is empty",
+        matters=When("max_train_epochs is empty", lambda c: c.max_train_epochs is None),
     )
     max_train_epochs: int | None = option(
         None,
@@ -80,7 +81,7 @@ class Length(Options):
         aliases=("train_batch_size",),
         ge=1,
         le=4096,
-        matters="a picture folder is given",
+        matters=FOLDER,
     )
     gradient_accumulation_steps: int = option(
         1,
@@ -103,6 +104,20 @@ class Length(Options):
     )
 
 
+_CYCLED = ("cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay")
+_LOWERED = ("cosine_with_min_lr", "warmup_stable_decay", "rex")
+
+
+def _course(words: str, *names: str) -> When:
+    """Where one of these named courses is followed."""
+    return When(words, lambda c: not c.lr_scheduler_type and c.lr_scheduler in names)
+
+
+def _finds_its_rate(config: Any) -> bool:
+    given = {argument.replace(" ", "").lower() for argument in config.optimizer_args}
+    return config.optimizer_type.lower() == "adafactor" and "relative_step=true" in given
+
+
 class Optimizing(Options):
     learning_rate: float = option(
         1e-4,
@@ -112,6 +127,9 @@ class Optimizing(Options):
         aliases=("lr",),
         ge=0,
         le=1000,
+        matters=When(
+            "Adafactor is not told to find its own (relative_step=True)", lambda c: not _finds_its_rate(c)
+        ),
     )
     optimizer_type: str = option(
         "AdamW",
@@ -143,6 +161,7 @@ class Optimizing(Options):
         help="Course of the learning rate: constant, constant_with_warmup, linear, cosine, "
         "cosine_with_restarts, polynomial, inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, rex "
         "(long high, then steep), piecewise_constant (steps by lr_scheduler_args).",
+        matters=When("lr_scheduler_type is empty", lambda c: not c.lr_scheduler_type),
     )
     lr_warmup_steps: float = option(
         0,
@@ -159,7 +178,7 @@ class Optimizing(Options):
         help="Steps of the falling end of warmup_stable_decay; below 1 a share of all steps.",
         unit="steps",
         advanced=True,
-        matters="the scheduler is warmup_stable_decay",
+        matters=_course("the scheduler is warmup_stable_decay", "warmup_stable_decay"),
         ge=0,
     )
     lr_scheduler_num_cycles: int = option(
@@ -168,7 +187,7 @@ class Optimizing(Options):
         label="LR cycles",
         help="Number of restarts of cosine_with_restarts.",
         advanced=True,
-        matters="the scheduler has cycles",
+        matters=_course("the scheduler has cycles", *_CYCLED),
         ge=1,
         le=1_000_000,
     )
@@ -178,7 +197,7 @@ class Optimizing(Options):
         label="LR power",
         help="Exponent of the polynomial scheduler.",
         advanced=True,
-        matters="the scheduler is polynomial",
+        matters=_course("the scheduler is polynomial", "polynomial"),
         ge=0,
     )
     lr_scheduler_timescale: int | None = option(
@@ -188,7 +207,7 @@ class Optimizing(Options):
         help="Time scale of inverse_sqrt; empty: the number of warm-up steps.",
         unit="steps",
         advanced=True,
-        matters="the scheduler is inverse_sqrt",
+        matters=_course("the scheduler is inverse_sqrt", "inverse_sqrt"),
         ge=1,
     )
     lr_scheduler_min_lr_ratio: float | None = option(
@@ -197,7 +216,7 @@ class Optimizing(Options):
         label="Lowest LR",
         help="Lowest learning rate as a share of the highest.",
         advanced=True,
-        matters="the scheduler is cosine_with_min_lr, warmup_stable_decay or rex",
+        matters=_course("the scheduler is cosine_with_min_lr, warmup_stable_decay or rex", *_LOWERED),
         ge=0,
         le=1,
     )
@@ -230,6 +249,18 @@ class Optimizing(Options):
         return value
 
 
+_MIXED = ("qinglong_flux", "qinglong_qwen")
+_NOT_SQUASHED = ("sigma", "uniform", "logsnr", "ideogram4_shift")
+_SQUASHED = When(
+    "timestep_sampling is sigmoid, qinglong or a shift other than ideogram4_shift",
+    lambda c: c.timestep_sampling not in _NOT_SQUASHED,
+)
+_NORMAL = When(
+    "weighting_scheme is logit_normal or timestep_sampling is logsnr or qinglong",
+    lambda c: c.weighting_scheme == "logit_normal" or c.timestep_sampling in ("logsnr", *_MIXED),
+)
+
+
 class Timesteps(Options):
     timestep_sampling: TimestepSampling = option(
         "shift",
@@ -244,7 +275,7 @@ class Timesteps(Options):
         help="Above 1 draws more high noise levels (structure), below 1 more low ones (detail).",
         gt=0,
         le=1000,
-        matters="timestep_sampling is shift",
+        matters=When("timestep_sampling is shift", lambda c: c.timestep_sampling == "shift"),
     )
     sigmoid_scale: float = option(
         1.0,
@@ -252,7 +283,7 @@ class Timesteps(Options):
         label="Sigmoid scale",
         help="Width of the normal distribution before the sigmoid.",
         advanced=True,
-        matters="timestep_sampling is sigmoid or one of the shifts",
+        matters=_SQUASHED,
         gt=0,
         le=1000,
     )
@@ -270,7 +301,7 @@ class Timesteps(Options):
         label="Logit mean",
         help="Mean of logit_normal and logsnr.",
         advanced=True,
-        matters="logit_normal or logsnr is chosen",
+        matters=_NORMAL,
         ge=-100,
         le=100,
     )
@@ -280,7 +311,7 @@ class Timesteps(Options):
         label="Logit width",
         help="Standard deviation of logit_normal and logsnr.",
         advanced=True,
-        matters="logit_normal or logsnr is chosen",
+        matters=_NORMAL,
         gt=0,
         le=100,
     )
@@ -290,7 +321,7 @@ class Timesteps(Options):
         label="Mode scale",
         help="Strength of the mode weighting.",
         advanced=True,
-        matters="weighting_scheme is mode",
+        matters=When("weighting_scheme is mode", lambda c: c.weighting_scheme == "mode"),
         ge=-100,
         le=100,
     )
@@ -319,5 +350,7 @@ class Timesteps(Options):
         help="Draw again outside the lowest and highest timestep instead of squeezing all draws "
         "between them.",
         advanced=True,
-        matters="min_timestep or max_timestep is set",
+        matters=When(
+            "min_timestep or max_timestep is set", lambda c: (c.min_timestep, c.max_timestep) != (None, None)
+        ),
     )

@@ -8,11 +8,12 @@ in `engine/dataset/sources.py`, which also knows dataset files.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from zimage_gui.config.common import PictureFolder
-from zimage_gui.config.schema import Options, option
+from zimage_gui.config.common import FOLDER, PictureFolder
+from zimage_gui.config.schema import Options, When, option
 
-_FOLDER = "a picture folder is given"
+_SHUFFLED = When("shuffle_caption is on", lambda c: c.shuffle_caption)
 
 
 class CaptionVariants(PictureFolder):
@@ -23,7 +24,7 @@ class CaptionVariants(PictureFolder):
         help="Word or text put before every caption that does not begin with it; it stays first when "
         "tags are shuffled.",
         aliases=("trigger_word",),
-        matters=_FOLDER,
+        matters=FOLDER,
     )
     caption_dropout_rate: float = option(
         0.0,
@@ -31,7 +32,7 @@ class CaptionVariants(PictureFolder):
         label="Caption dropout",
         help="Share of samples trained with an empty caption, which keeps guidance working; 0.05 to 0.1 is "
         "usual, 0: none.",
-        matters=_FOLDER,
+        matters=FOLDER,
         advanced=True,
         ge=0,
         le=1,
@@ -41,7 +42,7 @@ class CaptionVariants(PictureFolder):
         section="dataset",
         label="Each line a caption",
         help="Every line of a caption file is a caption of its own; one of them is taken each time.",
-        matters=_FOLDER,
+        matters=FOLDER,
         advanced=True,
     )
     shuffle_caption: bool = option(
@@ -49,7 +50,7 @@ class CaptionVariants(PictureFolder):
         section="dataset",
         label="Shuffle tags",
         help="Train a caption's comma-separated parts in changing orders.",
-        matters=_FOLDER,
+        matters=FOLDER,
         advanced=True,
     )
     keep_tokens: int = option(
@@ -58,7 +59,7 @@ class CaptionVariants(PictureFolder):
         label="Tags that stay",
         help="So many tags at the beginning keep their place.",
         unit="tags",
-        matters="shuffle_caption is on",
+        matters=_SHUFFLED,
         advanced=True,
         ge=0,
         le=1000,
@@ -69,7 +70,7 @@ class CaptionVariants(PictureFolder):
         label="Orders",
         help="So many shuffled orders of each caption are encoded ahead, beside the order as written.",
         unit="orders",
-        matters="shuffle_caption is on",
+        matters=_SHUFFLED,
         advanced=True,
         ge=1,
         le=64,
@@ -87,7 +88,7 @@ class PixelVariants(PictureFolder):
         label="Mirror pictures",
         help="Train every picture mirrored left to right half of the times. Not for text or anything "
         "that has a side.",
-        matters=_FOLDER,
+        matters=FOLDER,
         advanced=True,
     )
     alpha_mask: bool = option(
@@ -95,7 +96,7 @@ class PixelVariants(PictureFolder):
         section="dataset",
         label="Mask from transparency",
         help="What is transparent in a picture counts only as much as unmasked_weight says.",
-        matters=_FOLDER,
+        matters=FOLDER,
         advanced=True,
     )
     mask_directory: Path | None = option(
@@ -104,7 +105,7 @@ class PixelVariants(PictureFolder):
         label="Folder of masks",
         help="Gray pictures with the names of the pictures: what is black counts only as much as "
         "unmasked_weight says, what is white counts whole.",
-        matters=_FOLDER,
+        matters=FOLDER,
         path="folder",
         advanced=True,
     )
@@ -118,6 +119,11 @@ CAPTION_VARIANTS = tuple(CaptionVariants.__annotations__)
 PIXEL_VARIANTS = tuple(PixelVariants.__annotations__)
 
 
+def _may_have_masks(config: Any) -> bool:
+    """A dataset file says it for each folder."""
+    return (config.dataset_config or config.mask_directory) is not None or config.alpha_mask
+
+
 class MaskWeight(Options):
     unmasked_weight: float = option(
         0.1,
@@ -126,7 +132,7 @@ class MaskWeight(Options):
         help="How much the error counts where a mask is black or a picture transparent; where it is white it "
         "counts 1.",
         advanced=True,
-        matters="pictures have masks",
+        matters=When("pictures have masks", _may_have_masks),
         ge=0,
         le=1,
     )

@@ -10,8 +10,20 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from zimage_gui.config.schema import Options, option, show
+from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
+
+
+def _holds_out(config: Any) -> bool:
+    return config.validation_split > 0 or config.validation_dataset is not None
+
+
+def _outlasts(config: Any) -> bool:
+    """How many steps an epoch has is not known here."""
+    return config.max_train_epochs is not None or config.max_train_steps > config.early_stop_patience
+
+
+_HELD_OUT = When("pictures are held out", _holds_out)
 
 
 class Watching(Options):
@@ -38,7 +50,7 @@ class Watching(Options):
         label="Every … epochs",
         help="Measure after so many epochs, before the first step and at the end; empty or 0: not by epochs.",
         unit="epochs",
-        matters="pictures are held out",
+        matters=_HELD_OUT,
         ge=1,
     )
     validate_every_n_steps: int | None = option(
@@ -47,7 +59,7 @@ class Watching(Options):
         label="Every … steps",
         help="Measure each time so many steps are done; empty or 0: not by steps.",
         unit="steps",
-        matters="pictures are held out",
+        matters=_HELD_OUT,
         ge=1,
     )
     validation_levels: int = option(
@@ -57,7 +69,7 @@ class Watching(Options):
         help="Evenly spread noise levels at which each held-out picture is measured, with the same noise "
         "every time.",
         advanced=True,
-        matters="pictures are held out",
+        matters=_HELD_OUT,
         ge=1,
         le=100,
     )
@@ -77,7 +89,7 @@ class Watching(Options):
         label="Average kept on",
         help="The device that trains, or the cpu to save its memory. Always fp32.",
         advanced=True,
-        matters="ema_decay is above 0",
+        matters=When("ema_decay is above 0", lambda c: c.ema_decay),
     )
     early_stop: Literal["none", "validation", "loss"] = option(
         "none",
@@ -87,6 +99,7 @@ class Watching(Options):
         "200 steps (loss) has stopped falling.",
         advanced=True,
         values={"no": "none", "false": "none"},
+        matters=When("the run is longer than early_stop_patience", _outlasts),
     )
     early_stop_patience: int = option(
         500,
@@ -95,7 +108,7 @@ class Watching(Options):
         help="So many steps without a new lowest value end the run.",
         unit="steps",
         advanced=True,
-        matters="early_stop is on",
+        matters=When("early_stop is on", lambda c: c.early_stop != "none"),
         ge=1,
     )
 
@@ -116,7 +129,7 @@ def _unused(config: Any, names: tuple[str, ...], rule: str, remedy: str) -> list
 def watching_problems(config: Any) -> list[Problem]:
     """Rules between the options above."""
     found = []
-    held_out = config.validation_split > 0 or config.validation_dataset is not None
+    held_out = _holds_out(config)
     if config.validation_split > 0 and config.validation_dataset is not None:
         rule = "excludes validation_dataset: held-out pictures come from one of the two"
         found.append(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
+from zimage_gui.config.paths import output_problem
 from zimage_gui.engine.cache_files import (
     CacheItem,
     Kind,
@@ -100,12 +101,7 @@ class Work:
             return []
         missing = [self.missing] if self.encoding.model is None else []
         folders = dict.fromkeys(item.picture.source.cache_directory for item in self.todo)
-        remedy = "Set cache_directory to a folder of your own"
-        return missing + [
-            Problem("cache_directory", shown(folder), "cannot be written by this user", remedy)
-            for folder in folders
-            if not _writable(folder)
-        ]
+        return missing + [problem for folder in folders if (problem := _unwritable(folder)) is not None]
 
     def without(self, failed: Iterable[CacheItem]) -> list[CacheItem]:
         """The pictures whose cache files, variants included, can be used once the work is done, in order."""
@@ -113,10 +109,25 @@ class Work:
         return [item for item in self.prepared.items if item not in lacking]
 
 
-def _writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or in its nearest parent when it has yet to be made."""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    return os.access(there, os.W_OK)
+_NAMES = {Kind.LATENT: "*_zi.safetensors", Kind.TEXT: "*_zi_te.safetensors"}
+
+
+def folder_problems(sources: Iterable[Source], *kinds: Kind) -> list[Problem]:
+    """Cache folders that cannot be written and lack all files of a kind, found without a look at the
+    pictures. Where some lie nothing may be missing: that is known when the pictures are."""
+    folders = dict.fromkeys(source.cache_directory for source in sources)
+    return [
+        problem
+        for folder in folders
+        if any(not any(folder.glob(_NAMES[kind])) for kind in kinds)
+        and (problem := _unwritable(folder)) is not None
+    ]
+
+
+def _unwritable(folder: Path) -> Problem | None:
+    problem = output_problem("cache_directory", folder, "out_folder")
+    remedy = "Set cache_directory to a folder of your own"
+    return None if problem is None else Problem(problem.option, shown(folder), problem.rule, remedy)
 
 
 def model_path(named: Path | None, model_dir: Path | None, part: str) -> Path | None:
@@ -190,9 +201,14 @@ def remove_leftovers(leftovers: Leftovers, kind: Kind, run: Run, *, keep: bool) 
     if leftovers.removable and keep:
         run.emit(Note(text=f"{removable} of pictures that are gone, kept as asked: {names}"))
     elif leftovers.removable:
-        for path in leftovers.removable:
-            path.unlink(missing_ok=True)
-        run.emit(Note(text=f"removed {removable} of pictures that are gone: {names}"))
+        try:
+            for path in leftovers.removable:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            text = f"{removable} of pictures that are gone cannot be removed ({error.strerror}): {names}"
+            run.emit(Warning(text=text))
+        else:
+            run.emit(Note(text=f"removed {removable} of pictures that are gone: {names}"))
     if leftovers.kept:
         kept = count_of(len(leftovers.kept), f"{kind.value} cache file")
         names = listing([shown_name(path) for path in leftovers.kept])
@@ -226,7 +242,10 @@ class CacheCommand:
         except UserError as error:
             problems += error.problems
         try:
-            problems += check_sources(sources_of(config))
+            sources = sources_of(config)
+            problems += check_sources(sources)
+            if getattr(config, "debug_mode", None) is None:  # else nothing is written there
+                problems += folder_problems(sources, self.kind)
         except UserError as error:
             problems += error.problems
         return problems

@@ -217,7 +217,7 @@ def tell_choices(
     if guidance:
         pairs = ", ".join(f"{g:g} (CFG {g + 1:g} in other programs)" for g in guidance)
         run.emit(Note(text=f"Guidance {pairs}"))
-    elif config.negative_prompt:
+    elif config.negative_prompt and (config.from_file or config.interactive):  # else it is warned about
         run.emit(Note(text="The negative prompt has no effect: guidance_scale is 0"))
     unseen = {r.strength for r in requests if r.image_path and r.strength < 1 and float(r.sigmas[0]) >= 1}
     for strength in sorted(unseen):

@@ -36,6 +36,7 @@ from zimage_gui.engine.dataset.resize import Pixels, resize_and_crop
 from zimage_gui.engine.dataset.scan import shown_name
 from zimage_gui.errors import Interrupted
 from zimage_gui.events import Note, Run, Stage, Warning
+from zimage_gui.files import unwritten
 
 _SAME_SHAPE = 0.02
 """A mask may be smaller or larger than its picture, but not of another aspect ratio, rounding aside."""
@@ -142,4 +143,7 @@ def _write(item: CacheItem, mask: npt.NDArray[np.float32], digest: str) -> None:
         SOURCE: relative_source(item.picture.path, item.picture.source.cache_directory),
     }
     key = f"mask_{height}x{width}_float32"
-    write_cache(item.mask_path, key, "F32", (height, width), mask.tobytes(), metadata)
+    try:
+        write_cache(item.mask_path, key, "F32", (height, width), mask.tobytes(), metadata)
+    except OSError as error:  # no fault of the picture
+        raise unwritten(error, item.mask_path, "cache_directory") from error

@@ -10,6 +10,8 @@ import torch
 from zimage_gui.config.parallel_parts import launched_place, processes_of
 from zimage_gui.config.paths import output_problem
 from zimage_gui.engine import finetuning
+from zimage_gui.engine.cache_files import Kind
+from zimage_gui.engine.cache_run import folder_problems
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.engine.dataset.sources import sources_of, validation_sources
 from zimage_gui.engine.devices import pick_device
@@ -60,6 +62,7 @@ def check(config: Any) -> list[Problem]:
     problems = [*config.problems(), *missing]
     found = [
         *_of(lambda: check_sources((*sources_of(config), *validation_sources(config)))),
+        *_of(lambda: _cache_problems(config)),
         *_of(lambda: mask_problems(config)),
         *_of(lambda: model_problems(config.dit, config.vae, config.text_encoder)),
         *_optimizer_problems(config),
@@ -118,6 +121,11 @@ def _of(look: Any) -> list[Problem]:
 def _backend_problems(name: str) -> list[Problem]:
     use_backend(name)
     return []
+
+
+def _cache_problems(config: Any) -> list[Problem]:
+    sources = (*sources_of(config), *validation_sources(config))
+    return folder_problems(sources, Kind.LATENT, Kind.TEXT)
 
 
 def mask_problems(config: Any) -> list[Problem]:
@@ -179,7 +187,7 @@ def _resume_problems(config: Any) -> list[Problem]:
         return _resume_problems(config.model_copy(update={"resume": states[0]})) if states else []
     try:
         facts = unpack(manifest["values"]["run"], {})
-        return disagreements(config, folder, facts)
+        return [*disagreements(config, folder, facts), *_beside_state(config, folder)]
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return []  # the state before this one may do, which reading them tells
 
@@ -188,6 +196,16 @@ def _folder_problems(config: Any) -> list[Problem]:
     given = (
         ("output_dir", config.output_dir, "out_folder"),
         ("output", getattr(config, "output", None), "out_file"),
+        ("logging_dir", config.logging_dir, "out_folder"),
     )
     found = [output_problem(name, Path(path), kind) for name, path, kind in given if path is not None]
     return [problem for problem in found if problem is not None]
+
+
+def _beside_state(config: Any, state: Path) -> list[Problem]:
+    """A resumed run that names no output goes on beside its state."""
+    if config.names_output or config.huggingface_resume:
+        return []
+    problem = output_problem("resume", state.absolute().parent, "out_folder")
+    remedy = "Set output_dir to another folder"
+    return [] if problem is None else [Problem("resume", str(state), problem.rule, remedy)]

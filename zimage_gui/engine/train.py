@@ -279,9 +279,12 @@ def _names(config: Any, run: Run, resumed: Resumed | None) -> OutputNames:
         )
         name = resumed.name if wanted.name in (resumed.requested_name, resumed.name) else wanted.name
         wanted = replace(wanted, folder=folder, name=name)
-    own = resumed is not None and wanted.name == resumed.name and (
-        bool(config.huggingface_resume) or wanted.folder.resolve() == resumed.folder.parent.resolve()
-    )  # fmt: skip
+    # A state fetched from the hub lies in no folder of results: its run's own may be on another machine.
+    own = (
+        resumed is not None
+        and wanted.name == resumed.name
+        and wanted.folder.resolve() == resumed.folder.parent.resolve()
+    )
     names = wanted if config.overwrite or own else wanted.first_free()
     if names != wanted:
         text = f"{wanted.folder} holds results named {wanted.name}: these are named {names.name}"

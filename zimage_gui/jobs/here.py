@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import zimage_gui
+from zimage_gui.config.idle import tell_idle
 from zimage_gui.config.parallel_parts import processes_of
 from zimage_gui.config.schema import Options
 from zimage_gui.errors import (
@@ -117,6 +118,7 @@ def execute(run: RunFolder, work: Callable[[], Sequence[Path]]) -> int:
 
 
 def _work(spec: Spec, config: Options, run: RunFolder) -> Sequence[Path]:
+    tell_idle(config, run)
     if spec.gpu:
         free_the_gpu(run.folder.parent, run)
     with companions(run, processes_of(config)):

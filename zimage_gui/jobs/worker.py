@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from zimage_gui.config.idle import tell_idle
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.toml_io import load
 from zimage_gui.errors import EXIT_DONE, EXIT_FAILED
@@ -117,6 +118,7 @@ class Worker:
 
     def _make(self, run: RunFolder) -> Sequence[Path]:
         config = load(COMMANDS[COMMAND], run.folder / CONFIG_FILE)
+        tell_idle(config, run)
         if self._maker is None:
             module, _, factory = self._entry.partition(":")
             self._maker = getattr(importlib.import_module(module), factory)()

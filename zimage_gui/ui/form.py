@@ -17,6 +17,7 @@ import gradio as gr
 
 from zimage_gui.config.build import each_field, gather, read
 from zimage_gui.config.common import PictureFolder
+from zimage_gui.config.idle import idle_options
 from zimage_gui.config.paths import with_look
 from zimage_gui.config.schema import SECTIONS, Option, Options, by_section, options_of
 from zimage_gui.errors import Problem, UserError, raise_if_any
@@ -131,29 +132,45 @@ class Form:
 
     def complain(self, error: UserError) -> Updates:
         """Every sentence above the form, and each beside its field."""
-        return {self.problems: self._problem_list(error.problems, quiet=False)}
+        return {self.problems: self._listed(error.problems, (), quiet=False)}
+
+    def noted(self, config: Options) -> Updates:
+        """Errors taken back, and beside its field, and listed, each option that does nothing in `config`."""
+        return {self.problems: self._listed((), idle_options(config), quiet=False)}
 
     def clear(self) -> Updates:
         """Take back the errors shown by an earlier `complain`."""
         return {self.problems: ""}
 
-    def _problem_list(self, problems: Sequence[Problem], *, quiet: bool) -> str:
-        """The list as HTML with what `problems.js` needs; a quiet one only marks the fields."""
-        known = options_of(self.config_class)
-        marks = [
-            {"option": one.option, "words": beside(one), "section": known[one.option].section}
-            for one in problems
-            if one.option in known
-        ]
-        data = f'data-form="{self.name}" data-problems="{escape(json.dumps(marks))}"'
+    def _listed(self, problems: Sequence[Problem], idle: Sequence[Problem], *, quiet: bool) -> str:
+        """Problems, and options that do nothing, as HTML with what `problems.js` needs; a quiet list only
+        marks the fields. Empty when there are none."""
+        named = {one.option for one in problems}
+        idle = [one for one in idle if one.option not in named]
+        if not problems and not idle:
+            return ""
+        marks = json.dumps([*self._marks(problems, "error"), *self._marks(idle, "note")])
+        data = f'data-form="{self.name}" data-problems="{escape(marks)}"'
         if quiet:
             return f'<div {data} data-quiet="1"></div>'
-        lines = "".join(f"<li>{self._jump(problem)}</li>" for problem in problems)
         count = len(problems)
         head = (
             "Please put this right first:" if count == 1 else f"Please put these {count} things right first:"
         )
-        return f"<div {data}>{notice(f'<b>{head}</b><ul>{lines}</ul>', 'bad', raw=True)}</div>"
+        lists = self._list(head, problems, "bad") + self._list("Set, and without effect:", idle, "warn")
+        return f"<div {data}>{lists}</div>"
+
+    def _marks(self, problems: Sequence[Problem], kind: str) -> list[dict[str, str]]:
+        known = options_of(self.config_class)
+        return [
+            {"option": one.option, "words": beside(one), "section": known[one.option].section, "kind": kind}
+            for one in problems
+            if one.option in known
+        ]
+
+    def _list(self, head: str, problems: Sequence[Problem], tone: str) -> str:
+        lines = "".join(f"<li>{self._jump(problem)}</li>" for problem in problems)
+        return notice(f"<b>{head}</b><ul>{lines}</ul>", tone, raw=True) if problems else ""
 
     def _jump(self, problem: Problem) -> str:
         """The sentence; a press leads to its field where there is one."""
@@ -177,10 +194,12 @@ class Form:
         for name, field in self.fields.items():
             # One event per field, with that field alone: gathering a whole form takes a tenth of a second.
             more: dict[str, Any] = {"inputs": [field], "trigger_mode": "always_last", **QUIET}
-            field.input(partial(self._typed, name), **more)
+            looking = more | {"inputs": [field, self.problems], "outputs": self.problems}
             if isinstance(field, gr.Textbox):
-                more |= {"inputs": [field, self.problems], "outputs": self.problems}
-                field.blur(partial(self._left, name), **more)
+                field.input(partial(self._typed, name), **more)
+                field.blur(partial(self._left, name), **looking)
+            else:  # what is chosen is whole at once
+                field.input(partial(self._left, name), **looking)
         if issubclass(self.config_class, PictureFolder) and "dataset_config" in self.fields:
             names = self.fields.keys() & set(self.config_class.folder_options())
             told = {name: self.fields[name] for name in sorted(names)}
@@ -208,23 +227,22 @@ class Form:
         self.drafts.update(self.name, self._unsecret({name: value}))
 
     def _left(self, name: str, value: Raw, listed: str | None) -> str:
-        """Errors of single fields while a form is filled in; a list that is shown is brought up to date."""
+        """Errors of single fields while a form is filled in, and what does nothing; a list that is shown is
+        brought up to date."""
         self._typed(name, value)
         contents = {**self.drafts.load(self.name), name: value}
-        complete = "zg-notice" in (listed or "")
-        problems = self._problems_of(contents, complete)
-        return self._problem_list(problems, quiet=not complete) if problems else ""
-
-    def _problems_of(self, contents: Mapping[str, Raw], complete: bool) -> Sequence[Problem]:
-        """What is wrong; unless `complete`, without what the fields need together."""
-        if complete:
-            try:
-                self.config_of(contents)
-            except UserError as error:
-                return error.problems
-            return ()
+        listed_whole = "zg-notice" in (listed or "")
         config, problems = each_field(self.config_class, values.collect(self.config_class, contents))
-        return with_look(config, problems)[0]
+        # A whole list also has what the fields need together.
+        problems = self._problems_of(contents) if listed_whole else with_look(config, problems)[0]
+        return self._listed(problems, idle_options(config), quiet=not listed_whole)
+
+    def _problems_of(self, contents: Mapping[str, Raw]) -> list[Problem]:
+        try:
+            self.config_of(contents)
+        except UserError as error:
+            return list(error.problems)
+        return []
 
     def keep(self, contents: Mapping[str, Raw], *, rest: bool = False) -> None:
         """Save contents that were put into the form by the program."""
@@ -287,8 +305,7 @@ def beside(problem: Problem) -> str:
 
 
 def _help(option: Option) -> str:
-    matters = f" Matters when {option.extra.matters}." if option.extra.matters else ""
-    return option.help + matters
+    return f"{option.help} {option.when}".rstrip()
 
 
 def _label(option: Option) -> str:

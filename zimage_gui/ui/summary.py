@@ -7,6 +7,8 @@ once more before it loads anything; this is only the earlier, quicker answer.
 from __future__ import annotations
 
 from zimage_gui.config.training import TrainingConfig
+from zimage_gui.engine.cache_files import Kind
+from zimage_gui.engine.cache_run import folder_problems
 from zimage_gui.engine.dataset.scan import ScanReport, scan
 from zimage_gui.engine.dataset.sources import check, sources_of
 from zimage_gui.engine.memory_plan import free_now, plan, shortages, table, updates_per_epoch
@@ -56,7 +58,8 @@ def quick_problems(config: TrainingConfig) -> list[Problem]:
     files, problems = find_models(config, *needed)
     problems += model_rows(files)[1]
     try:
-        problems += check(sources_of(config))
+        sources = sources_of(config)
+        problems += [*check(sources), *folder_problems(sources, Kind.LATENT, Kind.TEXT)]
     except UserError as error:
         problems += error.problems
     if config.sample_prompts is not None and not config.sample_prompts.is_file():

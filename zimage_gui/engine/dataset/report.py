@@ -60,7 +60,7 @@ def scan_and_tell(sources: tuple[Source, ...], run: Run, *, decode: bool, worker
     trouble.
     """
     for note in (note for source in sources for note in source.notes):
-        run.emit(Note(text=note))
+        run.emit(Warning(text=note))
     run.emit(Stage(name="scan", text="Looking at the pictures"))
     meter: list[Meter] = []
 

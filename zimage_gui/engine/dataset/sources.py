@@ -25,7 +25,7 @@ VARIANTS = (*CAPTION_VARIANTS, *PIXEL_VARIANTS)
 @dataclass(frozen=True)
 class Source:
     """One dataset entry. Exactly one of image_directory and image_jsonl_file is set; all paths are
-    resolved. option: what the user calls the picture folder.
+    resolved. option: what the user calls the picture folder; notes: what of it has no effect.
     """
 
     name: str
@@ -109,6 +109,9 @@ def _entry_source(entry: DatasetEntry, general: GeneralTable, number: int) -> So
     assert named is not None  # DatasetEntry.problems has seen to it
     home = entry.image_directory or named.parent
     enable_bucket = bool(value("enable_bucket", False))
+    never_enlarge = bool(value("bucket_no_upscale", False))
+    general_alone = entry.bucket_no_upscale is None and entry.enable_bucket is not None
+    idle = "bucket_no_upscale = true: has no effect here. Matters when enable_bucket is true."
     defaults = {field.name: field.default for field in fields(Source) if field.name in VARIANTS}
     return Source(
         name=f"{number}: {named.name}",
@@ -117,10 +120,13 @@ def _entry_source(entry: DatasetEntry, general: GeneralTable, number: int) -> So
         cache_directory=entry.cache_directory or home,
         resolution=value("resolution", DEFAULT_RESOLUTION),
         enable_bucket=enable_bucket,
-        bucket_no_upscale=enable_bucket and bool(value("bucket_no_upscale", False)),
+        bucket_no_upscale=enable_bucket and never_enlarge,
         caption_extension=with_dot(value("caption_extension", DEFAULT_CAPTION_EXTENSION)),
         batch_size=value("batch_size", 1),
         num_repeats=value("num_repeats", 1),
+        notes=(f"datasets {number}: {idle}",)
+        if never_enlarge and not (enable_bucket or general_alone)
+        else (),
         **{name: value(name, default) for name, default in defaults.items()},
     )
 

@@ -36,7 +36,6 @@ COMMON = (
     "num_workers",
     "skip_existing",
     "keep_cache",
-    "overwrite",
 )
 
 
@@ -104,10 +103,14 @@ class CacheTab:
         latents = self.form.read(data, runs_dir=self.desk.runs_dir)
         shared = {name: getattr(latents, name) for name in COMMON}
         texts = self.text.read(data, runs_dir=self.desk.runs_dir, **shared)
+        assert isinstance(texts, CacheTextConfig)
+        if texts.text_encoder is not None:  # what the folder is for then is the VAE
+            texts = texts.with_(model_dir=None)
         for config in (latents, texts):
             self.desk.submit(config, "")
         words = "Both caches are being brought up to date: first the pictures, then the captions."
-        return merged(self.text.clear(), {self.answer: notice(words, "good")})
+        noted = merged(self.form.noted(latents), self.text.noted(texts))
+        return merged(noted, {self.answer: notice(words, "good")})
 
     def _act(self, event: gr.EventData) -> None:
         stop_action(self.desk, action_of(event))

@@ -284,10 +284,9 @@ class ConvertTab:
         raise_if_any(early_problems(config, action.output))
         output = getattr(config, action.output, None) if action.output else None
         folder = self.desk.run_beside(config, Path(output or source).stem)
-        return {
-            self.answer: f'<span data-newest="{self.name}" data-run="{folder.name}"></span>'
-            + notice("Started; how it goes is shown below.", "good")
-        }
+        sign = f'<span data-newest="{self.name}" data-run="{folder.name}"></span>'
+        words = sign + notice("Started; how it goes is shown below.", "good")
+        return merged(self.forms[action.key].noted(config), {self.answer: words})
 
     def _act(self, data: Mapping[Any, Any], event: gr.EventData) -> Updates:
         action = action_of(event)

@@ -164,7 +164,8 @@ class GenerateTab:
             # Said here, so that a grid that is stopped can go on.
             config = config.with_(seed=secrets.randbits(32))
         folder = self.desk.generate(config, beside_training=beside_training)
-        return {self.answer: f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'}
+        sign = f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'
+        return merged(self.form.noted(config), {self.answer: sign})
 
     def _keep(
         self, contents: dict[str, Raw], words: str = "", tone: str = "good", *, rest: bool = False

@@ -135,12 +135,14 @@ class TrainingTab:
             else f"In the queue at place {waiting.index(folder) + 1}: runs compute one after the other."
         )
         sign = f'<span data-newest="{self.name}"></span>'  # has the page watch the new run
-        return {self.answer: notice(escape(words) + sign, "good", raw=True)}
+        noted = self.form.noted(config)
+        return merged(noted, {self.answer: notice(escape(words) + sign, "good", raw=True)})
 
     def _check(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data, runs_dir=self.desk.runs_dir)
         assert isinstance(config, TrainingConfig)
-        return {self.answer: before_training(config, self.desk.meter.read())}
+        card = before_training(config, self.desk.meter.read())
+        return merged(self.form.noted(config), {self.answer: card})
 
     def _command(self, data: Mapping[Any, Any]) -> Updates:
         config = self.form.read(data)
