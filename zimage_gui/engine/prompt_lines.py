@@ -211,15 +211,21 @@ def _built(
             notes.append(f"{dashes}{name} {value} is no guidance: in a prompt file it begins above 1")
     if wrong:
         raise ValueError("; ".join(wrong))
-    for edge in ("width", "height"):
-        if edge in fields and fields[edge] % _EDGE:
-            notes.append(
-                f"{edge} {fields[edge]} becomes {fields[edge] // _EDGE * _EDGE}, a multiple of {_EDGE}"
-            )
-            fields[edge] = fields[edge] // _EDGE * _EDGE
+    notes += _whole_edges(fields)
     if not fields["prompt"].strip():
         notes.append("the prompt is empty")
     return PromptLine(**fields, notes=tuple(notes))
+
+
+def _whole_edges(fields: dict[str, Any]) -> list[str]:
+    """Cut width and height to multiples of 16; returns what is to be told of it."""
+    notes = []
+    for edge in ("width", "height"):
+        if edge in fields and fields[edge] % _EDGE:
+            whole = fields[edge] // _EDGE * _EDGE
+            notes.append(f"{edge} {fields[edge]} becomes {whole}, a multiple of {_EDGE}")
+            fields[edge] = whole
+    return notes
 
 
 def read_prompt_file(path: Path, option: str = "from_file") -> list[PromptLine]:

@@ -140,13 +140,6 @@ def text_encoder_config_from(shapes: Shapes, settings: Mapping[str, Any]) -> Tex
     if found["num_hidden_layers"] < 2:
         raise SizeError("has fewer than two layers; the features are those before the last one")
     _refuse_contradictions(found, settings)
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
-    stretched = isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default"
-    if stretched or settings.get("use_sliding_window"):
-        raise SizeError(
-            "has a config.json with stretched positions or a sliding window, which Z-Image never has"
-        )
-    theta_source = rope if isinstance(rope, dict) and "rope_theta" in rope else settings
     return TextEncoderConfig(
         hidden_size=hidden,
         intermediate_size=intermediate,
@@ -156,8 +149,21 @@ def text_encoder_config_from(shapes: Shapes, settings: Mapping[str, Any]) -> Tex
         head_dim=head_dim,
         vocab_size=vocab_size,
         rms_norm_eps=_number(settings, "rms_norm_eps", 1e-6),
-        rope_theta=_number(theta_source, "rope_theta", 1e6),
+        rope_theta=_rope_theta(settings),
     )
+
+
+def _rope_theta(settings: Mapping[str, Any]) -> float:
+    """Base of the rotary positions. Raises SizeError where they are stretched or attention looks back only a
+    part of them."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling")
+    stretched = isinstance(rope, dict) and rope.get("rope_type", rope.get("type", "default")) != "default"
+    if stretched or settings.get("use_sliding_window"):
+        raise SizeError(
+            "has a config.json with stretched positions or a sliding window, which Z-Image never has"
+        )
+    source = rope if isinstance(rope, dict) and "rope_theta" in rope else settings
+    return _number(source, "rope_theta", 1e6)
 
 
 def vae_sizes_from(shapes: Shapes, settings: Mapping[str, Any]) -> dict[str, Any]:
