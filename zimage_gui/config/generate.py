@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -286,7 +287,9 @@ class GenerateConfig(
         return value
 
     @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    def expand(
+        cls, values: dict[str, Any], over_all: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[Problem]]:
         """`width` and `height` become `image_size`; an empty prompt field gives way to a prompt file."""
         if values.get("prompt") == "" and values.get("from_file"):
             values = {name: value for name, value in values.items() if name != "prompt"}

@@ -157,6 +157,8 @@ _IGNORED = (
     "frame_count",
     "end_image_path",
     "control_video_path",
+    "control_image_path",
+    "one_frame",
 )
 _OPTION = re.compile(r"\s--(?=[A-Za-z])")
 
