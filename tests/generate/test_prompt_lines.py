@@ -42,7 +42,7 @@ def test_options_of_video_models_are_ignored_and_said():
 def test_keys_of_video_models_are_ignored_and_said_in_tables_too(tmp_path):
     keys = ["frame_count", "end_image_path", "control_video_path", "control_image_path", "one_frame"]
     path = tmp_path / "a.json"
-    path.write_text(json.dumps([{"prompt": "a", "seed": 3} | dict.fromkeys(keys, ["x"])]))
+    path.write_text(json.dumps([{"prompt": "a", "seed": 3} | {key: ["x"] for key in keys}]))
     (line,) = read_prompt_file(path)
     assert line.seed == 3 and [note.split()[0] for note in line.notes] == keys
 

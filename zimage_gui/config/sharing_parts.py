@@ -60,10 +60,11 @@ class Logging(Options):
         None,
         section="logging",
         label="Tracker settings",
-        help="TOML file whose table [wandb] holds further arguments of wandb.init.",
+        help="TOML file whose table [wandb] holds further arguments of wandb.init, and whose table "
+        "[tensorboard] those of TensorBoard's SummaryWriter, such as flush_secs.",
         path="file",
         advanced=True,
-        matters="log_with is wandb",
+        matters="log_with or logging_dir is set",
     )
     wandb_api_key: str = option(
         "",

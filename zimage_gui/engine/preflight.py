@@ -21,7 +21,7 @@ from zimage_gui.engine.processes import device_of
 from zimage_gui.engine.prompt_lines import read_prompt_file
 from zimage_gui.engine.resume import disagreements
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
-from zimage_gui.engine.state import StateError, read_manifest, states_in, unpack
+from zimage_gui.engine.state import FOREIGN, StateError, of_accelerate, read_manifest, states_in, unpack
 from zimage_gui.engine.trackers import tracking_problems
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.attention import use_backend
@@ -167,6 +167,10 @@ def _resume_problems(config: Any) -> list[Problem]:
     folder = Path(config.resume)
     if folder.is_file():
         return []  # said already
+    if of_accelerate(folder):
+        option = "dit" if finetuning.trains_model(config) else "network_weights"
+        remedy = f"Start anew from its weights: {option} {folder / 'model.safetensors'}"
+        return [Problem("resume", str(folder), FOREIGN, remedy)]
     try:
         manifest = read_manifest(folder)
     except StateError as error:
