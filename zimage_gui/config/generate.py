@@ -239,7 +239,11 @@ class GenerateConfig(
         advanced=True,
     )
     bell: bool = option(
-        False, section="run", label="Bell", help="Ring the terminal's bell when all is done.", advanced=True
+        False,
+        section="run",
+        label="Bell",
+        help="Ring the terminal's bell when all is done, with interactive after each prompt.",
+        advanced=True,
     )
     step_preview: bool = option(
         True,

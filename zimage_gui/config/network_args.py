@@ -25,8 +25,9 @@ WITHOUT_MEANING = {
     "conv_alpha": "Z-Image has no convolutions",
     "verbose": "inspect lists the layers of a LoRA",
 }
+MEANINGS = _OPTIONS | {name: name for name in (*_PATTERNS, *_PAIRS)}
+"""Argument -> the option it sets."""
 _ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "dora": "dora"}
-_KNOWN = (*dict.fromkeys([*_OPTIONS, *_PATTERNS, *_PAIRS]),)
 
 
 def _arguments(values: Mapping[str, Any]) -> dict[str, str] | None:
@@ -70,7 +71,7 @@ def expanded(values: dict[str, Any], over_all: Mapping[str, Any]) -> tuple[dict[
         elif name in _PAIRS:
             found.setdefault(name, _pairs_of(value))
         elif name not in WITHOUT_MEANING:
-            rule = f"must set one of {', '.join(_KNOWN)}"
+            rule = f"must set one of {', '.join(MEANINGS)}"
             problems.append(Problem("network_args", f"{name}={value}", rule, "Leave it out"))
     return found, problems
 
