@@ -75,6 +75,12 @@ def test_what_network_args_hold_without_meaning_is_said() -> None:
     assert [note.split()[0] for note in found.notes] == ["verbose", "conv_dim"] and not found.problems
 
 
+def test_lists_may_be_empty_and_what_is_off_without_meaning_is_not_worth_a_line() -> None:
+    lists = 'optimizer_args = ""\nnetwork_args = ""\nlr_scheduler_args = []\nbase_weights = []\n'
+    found = source(TrainLoraConfig, f"{lists}split_attn = false\nddp_static_graph = true\n", None)
+    assert not found.problems and [note.split()[0] for note in found.notes] == ["ddp_static_graph"]
+
+
 def test_a_section_may_have_the_name_of_an_option() -> None:
     config = loaded('[optimizer_args]\noptimizer_type = "SGD"\n[network_args]\nnetwork_dim = 4\n')
     assert (config.optimizer_type, config.network_dim) == ("SGD", 4)

@@ -79,7 +79,8 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
         elif name in names:
             _take(source, origin, spelled, value, *names[name])
         elif name in inert:
-            source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
+            if inert[name].takes != "switch" or not _is_off(value):
+                source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
         elif name in later:
             if not later[name].is_harmless(value):
                 shown = "" if value is True else show(value)
@@ -107,6 +108,10 @@ def _expand(cls: type[Options], source: Source, over_all: Mapping[str, Any]) -> 
     return replace(source, values=values, notes=notes, problems=problems, misread=misread)
 
 
+def _is_off(value: object) -> bool:
+    return str(value).strip().lower() in ("false", "0", "no", "off")
+
+
 def _unreadable(value: object, known: Option | None) -> str | None:
     """Text that can neither be kept in a TOML nor name a file."""
     texts = [
@@ -123,7 +128,7 @@ def _take(
     source: Source, origin: dict[str, str], spelled: str, value: object, known: Option, switched: object
 ) -> None:
     if switched is not None:
-        if str(value).strip().lower() in ("false", "0", "no", "off"):
+        if _is_off(value):
             return
         value = switched
     # The same name twice: the last one counts. Two names of one option that disagree: an error.

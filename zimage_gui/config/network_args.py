@@ -33,7 +33,7 @@ _ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", 
 def _arguments(values: Mapping[str, Any]) -> dict[str, str] | None:
     """`network_args` by name; None for what is no list of them."""
     given = values.get("network_args", ())
-    given = (given,) if isinstance(given, str) else given
+    given = ((given,) if given.strip() else ()) if isinstance(given, str) else given
     if not isinstance(given, list | tuple):
         return None
     return {name.strip(): value.strip() for name, _, value in (str(item).partition("=") for item in given)}
