@@ -86,6 +86,12 @@ def test_toml_and_json_say_the_same(tmp_path):
     assert read_prompt_file(toml) == read_prompt_file(json) == expected
 
 
+def test_a_tables_null_says_nothing_and_a_whole_number_may_have_a_point(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "a", "seed": null, "image_path": null, "width": 512.0}]')
+    assert read_prompt_file(path) == [PromptLine("a", width=512)]
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
