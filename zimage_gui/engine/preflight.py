@@ -103,8 +103,19 @@ def _optimizer_problems(config: Any) -> list[Problem]:
     )  # fmt: skip
     stand_in = optimizer or torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     steps = config.max_train_steps if config.max_train_epochs is None else 1
-    problems += rate_problems(config, optimizer)
+    problems += rate_problems(config, optimizer) + _paging_problems(config, optimizer)
     return problems + check_schedule(schedule_spec(config), stand_in, steps)
+
+
+def _paging_problems(config: Any, optimizer: torch.optim.Optimizer | None) -> list[Problem]:
+    """bitsandbytes' paged optimizers fail at the first large weight without CUDA, not when they are made."""
+    if not getattr(optimizer, "is_paged", False) or not str(config.device).startswith(("auto", "cpu")):
+        return []
+    if (device := pick_device(config.device)).type == "cuda":
+        return []
+    rule = f"keeps its averages in memory that a GPU pages, and the device is {device}"
+    remedy = "Use the optimizer without Paged in its name"
+    return [Problem("optimizer_type", config.optimizer_type, rule, remedy)]
 
 
 def _of(look: Any) -> list[Problem]:
