@@ -230,7 +230,7 @@ def _run_long(spec: CommandSpec, config: Options, run_folder: Path | None) -> in
     listeners = (lambda event: view()(event),)
     with _interrupts(signal.default_int_handler):
         code = run_here(spec, config, runs_dir, run_name(config), listeners, run_folder)
-    if getattr(config, "bell", False):
+    if getattr(config, "bell", False) and not getattr(config, "interactive", False):
         print("\a", end="", flush=True)
     return code
 

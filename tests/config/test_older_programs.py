@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from zimage_gui.config import older_programs
 from zimage_gui.config.argv import parse
 from zimage_gui.config.build import build, finish, gather, names_of, read
 from zimage_gui.config.foreign import ELSEWHERE
@@ -195,3 +196,35 @@ def test_accelerates_dynamo_options_are_those_of_compile() -> None:
     assert found == ("inductor", "max-autotune", "true") and config.compile_fullgraph
     off, _ = gather(cls, [read(cls, [("dynamo_backend", "NO")], None)])
     assert off.compiled_with is None
+
+
+def test_every_option_of_both_programs_has_its_line_and_none_is_forgotten():
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    found = list(older_programs.rows())
+    assert len({row.name for row in found}) > 190
+    for row in found:
+        assert row.here != "forgotten" and f"| `{row.name}` |" in page, row
+
+
+COMPARED = [
+    (command, name, value)
+    for program in (older_programs.FIRST, older_programs.SECOND)
+    for command, words in program.items()
+    for name, value in older_programs.defaults(words).items()
+    if value is not None and names_of(COMMANDS[command]).get(name, (None, "a switch"))[1] is None
+]
+
+
+def test_every_default_that_differs_is_in_the_table_of_defaults():
+    page = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    table = page.partition("## Defaults that differ")[2].partition("\n## ")[0]
+    assert len(COMPARED) > 150
+    missing = []
+    for command, name, value in COMPARED:
+        cls = COMMANDS[command]
+        known, _ = names_of(cls)[name]
+        typed = {"off": "false"}.get(value, value.split(",") if known.count else value)
+        same = known.default in (None, (), "", 0) if value == "" else cls(**{known.name: typed}) == cls()
+        if not same and f"`{known.name}`" not in table:
+            missing.append((command, name, value))
+    assert not missing

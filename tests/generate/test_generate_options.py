@@ -300,7 +300,7 @@ def test_compiled_blocks_draw_the_same_picture_and_a_backend_that_is_none_is_ref
     assert problem.option == "compile_backend"
 
 
-def test_the_bell_rings_when_all_is_done_and_asked_for(tmp_path, capfd):
+def test_the_bell_rings_when_all_is_done_and_after_each_typed_prompt(tmp_path, capfd, monkeypatch):
     words = [
         "generate",
         "--model_dir",
@@ -317,3 +317,7 @@ def test_the_bell_rings_when_all_is_done_and_asked_for(tmp_path, capfd):
     for bell in ([], ["--bell"]):
         assert main([*words, *bell]) == 0
         assert capfd.readouterr().out.count("\a") == len(bell)
+    asking = [word for word in words if word not in ("--prompt", "a")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a cat\na dog\n"))
+    assert main([*asking, "--interactive", "--bell"]) == 0
+    assert capfd.readouterr().out.count("\a") == 2

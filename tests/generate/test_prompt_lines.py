@@ -1,5 +1,7 @@
 """Prompt files in the first seed's syntax."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,14 @@ def test_options_are_read_in_any_case_and_sizes_go_down_to_16():
 
 def test_options_of_video_models_are_ignored_and_said():
     assert parse_line("x --f 1").notes == ("--f has no meaning for Z-Image",)
+
+
+def test_keys_of_video_models_are_ignored_and_said_in_tables_too(tmp_path):
+    keys = ["frame_count", "end_image_path", "control_video_path", "control_image_path", "one_frame"]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"prompt": "a", "seed": 3} | {key: ["x"] for key in keys}]))
+    (line,) = read_prompt_file(path)
+    assert line.seed == 3 and [note.split()[0] for note in line.notes] == keys
 
 
 @pytest.mark.parametrize(
@@ -74,6 +84,12 @@ def test_toml_and_json_say_the_same(tmp_path):
     json.write_text('[{"prompt": "a", "width": 64, "cfg_scale": 2}, "b --w 64"]')
     expected = [PromptLine("a", width=64, guidance_scale=2.0), PromptLine("b", width=64)]
     assert read_prompt_file(toml) == read_prompt_file(json) == expected
+
+
+def test_a_tables_null_says_nothing_and_a_whole_number_may_have_a_point(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "a", "seed": null, "image_path": null, "width": 512.0}]')
+    assert read_prompt_file(path) == [PromptLine("a", width=512)]
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,15 @@ def test_thirds_of_a_fused_lokr_and_loha_are_the_rows_of_the_whole(tmp_path):
         torch.testing.assert_close(third.delta(weight[:64]), whole.delta(weight)[64:128])
 
 
+def test_the_factor_that_newer_lokr_files_repeat_is_passed_over(tmp_path):
+    source = DIALECTS / "lokr_lowrank_kohya.safetensors"
+    tensors = load_file(source)
+    repeated = {f"{name.partition('.')[0]}.lokr_factor": torch.tensor(4) for name in tensors}
+    save_file(tensors | repeated, tmp_path / "a.safetensors")
+    plain, found = read_lora(source), read_lora(tmp_path / "a.safetensors")
+    assert not found.problems and found.entries.keys() == plain.entries.keys()
+
+
 def test_dora_over_input_columns_sets_the_column_norms():
     torch.manual_seed(0)
     weight = torch.randn(6, 4)

@@ -133,5 +133,6 @@ def test_an_unknown_backend_is_refused_with_the_known_ones_and_a_missing_compile
     assert "no backend" in rule and "inductor" in remedy
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("PATH", "")
+    assert "package tvm" in (why_not("tvm", CPU) or ("",))[0]
     rule, _ = why_not("inductor", CPU) or ("", "")
     assert "no-such-compiler" in rule and why_not("aot_eager", CPU) is None

@@ -56,6 +56,12 @@ def test_default_targets_are_the_seven_layers_of_every_main_block() -> None:
             ["layers.0.feed_forward.w1", "layers.0.feed_forward.w3"],
         ),
         ((r"noise_refiner\..*to_v",), (), ["noise_refiner.0.attention.to_v"]),
+        ((r"layers\.1\..*to_q",), (r".*",), ["layers.1.attention.to_q"]),
+        (
+            (r"layers\.1\..*to_q", r"noise_refiner\..*to_v"),
+            (r"layers\..*",),
+            ["layers.1.attention.to_q", "noise_refiner.0.attention.to_v"],
+        ),
         ((r"layers\.0\.adaLN_modulation\.0",), (), ["layers.0.adaLN_modulation.0"]),
         (
             (),

@@ -150,6 +150,23 @@ def test_the_header_tells_the_kind_its_arguments_and_what_was_set_by_hand(projec
     assert json.loads(file.metadata["ss_network_args"])["use_rslora"] is True
 
 
+def test_the_header_has_every_entry_of_the_first_seeds(project: Path) -> None:
+    """Those that its LoRAs have whatever the options; guidance_scale belongs to another model."""
+    names = (
+        "session_id training_started_at output_name learning_rate num_train_items num_batches_per_epoch num_epochs "
+        "gradient_checkpointing gradient_checkpointing_cpu_offload gradient_accumulation_steps max_train_steps "
+        "lr_warmup_steps lr_scheduler base_model_version network_module network_dim network_alpha network_dropout "
+        "mixed_precision seed training_comment optimizer max_grad_norm fp8_base full_fp16 full_bf16 weighting_scheme "
+        "logit_mean logit_std mode_scale timestep_sampling sigmoid_scale discrete_flow_shift datasets sd_model_name "
+        "vae_name training_finished_at steps epoch"
+    )
+    _, results = train(lora_config(project, base_quant="fp8", max_train_steps=1))
+    with safe_open(results[-1], "pt") as file:
+        header = file.metadata()
+    assert {f"ss_{name}" for name in names.split()} <= set(header) and header["ss_fp8_base"] == "True"
+    assert {"sshs_model_hash", "sshs_legacy_hash", "modelspec.title", "modelspec.date"} <= set(header)
+
+
 def test_the_second_seeds_sidecar_lies_beside_nothing_it_cannot_read(project: Path) -> None:
     out = project / "out" / "x.safetensors"
     train(lora_config(project, output_dir=None, output=out, max_train_steps=1, **KINDS["loha"]))

@@ -39,6 +39,17 @@ def test_a_run_whose_pictures_vanish_saves_what_it_trained_and_goes_on_from_ther
     assert equal(straight[-1], resumed[-1])
 
 
+def test_a_state_of_the_first_seed_is_named_with_the_way_to_go_on(project: Path) -> None:
+    _, stopped = train(lora_config(project, save_state_on_train_end=True))
+    foreign = project / "out" / "other-state"  # beside states of ours, none of which is meant
+    foreign.mkdir()
+    (foreign / "optimizer.bin").touch()
+    (lora,) = check(lora_config(project, resume=foreign))
+    (model,) = check(finetune_config(project, resume=foreign))
+    assert stopped and "musubi-tuner" in lora.rule == model.rule
+    assert f"network_weights {foreign / 'model.safetensors'}" in lora.remedy and " dit " in model.remedy
+
+
 def test_a_resumed_run_takes_the_place_of_its_own_results_and_of_no_others(project: Path) -> None:
     _, stopped = train(lora_config(project, output_name="a"), stop_at=2)
     there = project / "elsewhere"

@@ -3,9 +3,11 @@
 import copy
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_project import lora_config
 
 from zimage_gui.engine.optimizer_extras import effective_rate, meant_weights, set_training
 from zimage_gui.engine.optimizers import (
@@ -16,6 +18,7 @@ from zimage_gui.engine.optimizers import (
     parse_assignments,
 )
 from zimage_gui.engine.schedules import NAMES, ScheduleSpec, build_schedule, check_schedule
+from zimage_gui.engine.train import check
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -157,6 +160,13 @@ def test_the_rate_told_of_prodigy_is_the_one_it_found() -> None:
     assert effective_rate(optimizer) == 1e-3
     steps(optimizer, trained, 4, look=False)
     assert effective_rate(optimizer) == optimizer.param_groups[0]["d"] > 1e-3
+
+
+def test_a_paged_optimizer_is_refused_without_a_gpu(project: Path) -> None:
+    for name in ("PagedAdamW8bit", "bitsandbytes.optim.PagedAdEMAMix8bit"):
+        (problem,) = check(lora_config(project, optimizer_type=name))
+        assert problem.option == "optimizer_type" and "the device is cpu" in problem.rule
+    assert not check(lora_config(project, optimizer_type="AdEMAMix8bit"))
 
 
 def test_an_optimizer_whose_package_is_missing_is_refused_with_the_way_to_install_it(monkeypatch) -> None:

@@ -25,8 +25,12 @@ def test_tensorboard_gets_every_loss_and_the_pictures(project: Path) -> None:
     prompts.write_text("a red picture --w 32 --h 32 --s 1\n", encoding="utf-8")
     options = {"logging_dir": project / "logs", "log_prefix": "mine-", "log_config": True}
     options |= {"sample_prompts": prompts, "sample_every_n_steps": 2, "validation_split": 0.3}
+    settings = project / "tracker.toml"
+    settings.write_text('[tensorboard]\nfilename_suffix = ".cats"\n', encoding="utf-8")
+    options["log_tracker_config"] = settings
     reporter, _ = train(lora_config(project, **options))
     (folder,) = (project / "logs").glob("mine-20*/zimage")
+    assert [path.suffix for path in folder.iterdir()] == [".cats"]
     written = EventAccumulator(str(folder)).Reload()
     steps = reporter.of(Step)
     found = [(one.step, one.value) for one in written.Scalars("loss/current")]
@@ -191,7 +195,11 @@ def test_missing_packages_and_settings_are_named_before_training(project: Path, 
     assert all("pip install" in problem.sentence() for problem in problems)
     monkeypatch.undo()
     (problem,) = check(lora_config(project, log_with="tensorboard", log_tracker_config=bad))
-    assert problem.option == "log_tracker_config" and "[wandb]" in problem.sentence()
+    assert problem.option == "log_tracker_config" and "no table [tensorboard]" in problem.sentence()
+    bad.write_text("[tensorboard]\n", encoding="utf-8")
+    monkeypatch.setattr("zimage_gui.engine.trackers.find_spec", lambda name: True)
+    (problem,) = check(lora_config(project, log_with="wandb", log_tracker_config=bad))
+    assert "no table [wandb]" in problem.sentence()
     told = check(lora_config(project, log_prefix="x", async_upload=True))
     assert {problem.option for problem in told} == {"log_prefix", "async_upload"}
 

@@ -126,8 +126,10 @@ def _place(parsed: Parsed, cls: type[Options], loose: list[str]) -> None:
     """Words without a name: a TOML, then the command's positional options."""
     if loose and loose[0].lower().endswith(".toml") and parsed.config_file is None:
         parsed.config_file = Path(loose.pop(0))
-    if parsed.config_file is not None and not parsed.config_file.suffix:
-        parsed.config_file = parsed.config_file.with_suffix(".toml")
+    if (file := parsed.config_file) is not None and not (
+        file.suffix.lower() == ".toml" or (file.suffix and file.is_file())
+    ):
+        parsed.config_file = file.with_name(file.name + ".toml")
     free = [name for name in cls.positionals if name not in {spelled for spelled, _ in parsed.given}]
     if free and options_of(cls)[free[-1]].many and len(loose) >= len(free):
         first = len(free) - 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,11 +40,18 @@ command line would otherwise lose to the epochs of the TOML. Within one source n
 
 @dataclass
 class Source:
-    """Values from one place under their own names, with what was noticed while reading them."""
+    """Values from one place under their own names, with what was noticed while reading them.
+
+    raw: the same before options that stand for others were replaced; misread: those of the problems that
+    come from replacing them.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+    misread: list[Problem] = field(default_factory=list)
+    base: Path | None = None
 
 
 def names_of(cls: type[Options]) -> dict[str, tuple[Option, object]]:
@@ -62,9 +69,8 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
 
     base: folder of the TOML, in which relative paths are looked for first; None: the working directory alone.
     """
-    source = Source()
+    source = Source(base=base)
     names, inert, elsewhere = names_of(cls), inert_of(cls.command), elsewhere_of(cls.command)
-    options = options_of(cls)
     origin: dict[str, str] = {}
     for spelled, value in given:
         name = spelled.strip().replace("-", "_")
@@ -73,21 +79,36 @@ def read(cls: type[Options], given: Sequence[tuple[str, object]], base: Path | N
         elif name in names:
             _take(source, origin, spelled, value, *names[name])
         elif name in inert:
-            source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
+            if inert[name].takes != "switch" or not _is_off(value):
+                source.notes.append(f"{name} does nothing here: {inert[name].reason}.")
         elif name in elsewhere:
             if not elsewhere[name].is_harmless(value):
                 shown = "" if value is True else show(value)
                 source.problems.append(Problem(name, shown, elsewhere[name].what, elsewhere[name].remedy))
         else:
             source.problems.append(unknown(cls, spelled))
-    expanded, problems = cls.expand(source.values)
-    source.problems += problems
-    source.values = {}
+    source.raw = source.values
+    source.notes += cls.remarks(source.raw)
+    return _expand(cls, source, source.raw)
+
+
+def _expand(cls: type[Options], source: Source, over_all: Mapping[str, Any]) -> Source:
+    """The source with options that stand for others replaced. over_all: what all sources say together: a kind
+    of network in a TOML may have its arguments on the command line."""
+    options = options_of(cls)
+    expanded, misread = cls.expand(dict(source.raw), over_all)
+    problems = [problem for problem in source.problems if problem not in source.misread] + misread
+    values, notes = {}, list(source.notes)
     for name, value in expanded.items():
-        source.values[name] = resolved = _at(options[name], value, base)
-        if base is not None and options[name].kind == "path" and resolved and show(resolved) != show(value):
-            source.notes.append(f"{name}: {show(resolved)}")
-    return source
+        values[name] = resolved = _at(options[name], value, source.base)
+        told = source.base is not None and options[name].kind == "path" and resolved
+        if told and show(resolved) != show(value) and (note := f"{name}: {show(resolved)}") not in notes:
+            notes.append(note)
+    return replace(source, values=values, notes=notes, problems=problems, misread=misread)
+
+
+def _is_off(value: object) -> bool:
+    return str(value).strip().lower() in ("false", "0", "no", "off")
 
 
 def _unreadable(value: object, known: Option | None) -> str | None:
@@ -106,7 +127,7 @@ def _take(
     source: Source, origin: dict[str, str], spelled: str, value: object, known: Option, switched: object
 ) -> None:
     if switched is not None:
-        if str(value).strip().lower() in ("false", "0", "no", "off"):
+        if _is_off(value):
             return
         value = switched
     # The same name twice: the last one counts. Two names of one option that disagree: an error.
@@ -179,6 +200,9 @@ def finish(cls: type[Config], sources: Sequence[Source]) -> Config:
 def gather(cls: type[Config], sources: Sequence[Source]) -> tuple[Config, list[Problem]]:
     """The same with the problems given back: what is wrong has its default in the config, so that the
     rest can still be looked at."""
+    if len([source for source in sources if source.raw]) > 1:
+        over_all = {name: value for source in sources for name, value in source.raw.items()}
+        sources = [_expand(cls, source, over_all) for source in sources]
     problems = [problem for source in sources for problem in source.problems]
     values: dict[str, Any] = {}
     for source in sources:

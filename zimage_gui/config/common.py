@@ -85,6 +85,13 @@ TEXTS = When(
 )
 
 
+def zero_is_none(value: object) -> object:
+    """0 for an option whose empty value means "off"."""
+    if isinstance(value, str):
+        return None if re.fullmatch(r"\s*0+(\.0*)?\s*", value) else value
+    return None if value == 0 and value is not False else value
+
+
 class RunOptions(Options):
     """Options of every command that computes."""
 

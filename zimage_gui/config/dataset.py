@@ -31,10 +31,13 @@ _VIDEO_KEYS = frozenset(
         "source_fps",
     }
 )
-_RENAMED = {
+RENAMED_KEYS = {
     "flux_kontext_no_resize_control": "no_resize_control",
     "qwen_image_edit_no_resize_control": "no_resize_control",
     "qwen_image_edit_control_resolution": "control_resolution",
+}
+REFUSED_KEYS = dict.fromkeys(sorted(_VIDEO_KEYS), "belongs to videos, and Z-Image makes pictures") | {
+    "multiple_target": "belongs to layered models"
 }
 INERT_KEYS = {
     "control_directory": "Z-Image has no control pictures",
@@ -217,7 +220,7 @@ def _table(
     values: dict[str, Any] = {}
     wrong: list[Problem] = []
     for spelled, value in given.items():
-        key = _RENAMED.get(spelled, spelled)
+        key = RENAMED_KEYS.get(spelled, spelled)
         known = options_of(cls).get(key)
         if key in INERT_KEYS and cls is DatasetEntry:
             notes[f"{spelled} does nothing here: {INERT_KEYS[key]}."] = None
@@ -258,11 +261,9 @@ def _is_video(given: dict[str, Any]) -> bool:
 
 def _refused(cls: type[Options], spelled: str, key: str) -> Problem:
     if key in _VIDEO_KEYS:
-        return Problem(
-            spelled, "", "belongs to videos, and Z-Image makes pictures", "Remove the key or the entry"
-        )
-    if key == "multiple_target":
-        return Problem(spelled, "true", "belongs to layered models", "Remove it")
+        return Problem(spelled, "", REFUSED_KEYS[key], "Remove the key or the entry")
+    if key in REFUSED_KEYS:
+        return Problem(spelled, "true", REFUSED_KEYS[key], "Remove it")
     if cls is GeneralTable and key in {*options_of(DatasetEntry), *INERT_KEYS}:
         return Problem(spelled, "", "may not stand in [general]", "Move it into the [[datasets]] entries")
     import difflib

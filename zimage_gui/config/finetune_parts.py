@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import field_validator
 
+from zimage_gui.config.common import regular_expressions
 from zimage_gui.config.schema import Options, When, option, show
-from zimage_gui.config.training_parts import regular_expressions
 from zimage_gui.errors import Problem
 
 

@@ -69,6 +69,7 @@ INERT: tuple[Inert, ...] = (
     ),
     Inert("console_back", "value", ("cache-latents",), "it had no effect in musubi-tuner either"),
     Inert("lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
+    Inert("prefer_lycoris", "switch", ("generate",), "LoHa, LoKr and LoRA files are all read without it"),
     Inert("disable_numpy_memmap", "switch", _MODELS, "models are read tensor by tensor, never mapped"),
     Inert("mem_eff_save", "switch", ("finetune",), "models are written tensor by tensor, without a copy"),
     Inert(

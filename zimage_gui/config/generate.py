@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -251,7 +252,11 @@ class GenerateConfig(
         advanced=True,
     )
     bell: bool = option(
-        False, section="run", label="Bell", help="Ring the terminal's bell when all is done.", advanced=True
+        False,
+        section="run",
+        label="Bell",
+        help="Ring the terminal's bell when all is done, with interactive after each prompt.",
+        advanced=True,
     )
     step_preview: bool = option(
         True,
@@ -299,7 +304,9 @@ class GenerateConfig(
         return value
 
     @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    def expand(
+        cls, values: dict[str, Any], over_all: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[Problem]]:
         """`width` and `height` become `image_size`; an empty prompt field gives way to a prompt file."""
         if values.get("prompt") == "" and values.get("from_file"):
             values = {name: value for name, value in values.items() if name != "prompt"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from zimage_gui.errors import Problem
@@ -19,26 +20,49 @@ _OPTIONS = {
 }  # fmt: skip
 _PATTERNS = ("include_patterns", "exclude_patterns")
 _PAIRS = ("network_reg_dims", "network_reg_lrs")
-_WITHOUT_MEANING = frozenset({"conv_dim", "conv_alpha", "verbose"})
-"""There are no convolutions in Z-Image."""
+WITHOUT_MEANING = {
+    "conv_dim": "Z-Image has no convolutions",
+    "conv_alpha": "Z-Image has no convolutions",
+    "verbose": "inspect lists the layers of a LoRA",
+}
+MEANINGS = _OPTIONS | {name: name for name in (*_PATTERNS, *_PAIRS)}
+"""Argument -> the option it sets."""
 _ALGORITHMS = {"lora": "lora", "locon": "lora", "loha": "loha", "lokr": "lokr", "dora": "dora"}
-_KNOWN = (*dict.fromkeys([*_OPTIONS, *_PATTERNS, *_PAIRS]),)
 
 
-def expanded(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """`values` without `network_args`; an option that is given by itself counts before the same in there."""
+def _arguments(values: Mapping[str, Any]) -> dict[str, str] | None:
+    """`network_args` by name; None for what is no list of them."""
     given = values.get("network_args", ())
-    given = (given,) if isinstance(given, str) else given
+    given = ((given,) if given.strip() else ()) if isinstance(given, str) else given
     if not isinstance(given, list | tuple):
+        return None
+    return {name.strip(): value.strip() for name, _, value in (str(item).partition("=") for item in given)}
+
+
+def without_meaning(values: Mapping[str, Any]) -> list[str]:
+    """One line for each argument that does nothing here."""
+    given = _arguments(values) or {}
+    return [
+        f"{name} in network_args does nothing here: {WITHOUT_MEANING[name]}."
+        for name in given
+        if name in WITHOUT_MEANING
+    ]
+
+
+def expanded(values: dict[str, Any], over_all: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """`values` without `network_args`; an option that is given by itself counts before the same in there.
+    over_all: what all sources say, of which `values` are one's: the last list of arguments is the one."""
+    arguments = _arguments(over_all)
+    if arguments is None or _arguments(values) is None:
         return values, []
     found = {name: value for name, value in values.items() if name != "network_args"}
     problems = []
-    module = str(found.get("network_module", "")).lower()
-    arguments = {
-        name.strip(): value.strip() for name, _, value in (str(item).partition("=") for item in given)
-    }
-    if module == "lycoris" or module.startswith("lycoris."):
-        problems += _lycoris(found, arguments)
+    if any(_is_lycoris(one) for one in (values, over_all)) and {"network_module", "network_args"} & set(
+        values
+    ):
+        problems += _lycoris(found, str(over_all["network_module"]), arguments)
+    if "network_args" not in values:
+        arguments = {}
     for name, value in arguments.items():
         if name in _OPTIONS:
             found.setdefault(_OPTIONS[name], value)
@@ -46,15 +70,20 @@ def expanded(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             found.setdefault(name, _list_of(value))
         elif name in _PAIRS:
             found.setdefault(name, _pairs_of(value))
-        elif name not in _WITHOUT_MEANING:
-            rule = f"must set one of {', '.join(_KNOWN)}"
+        elif name not in WITHOUT_MEANING:
+            rule = f"must set one of {', '.join(MEANINGS)}"
             problems.append(Problem("network_args", f"{name}={value}", rule, "Leave it out"))
     return found, problems
 
 
-def _lycoris(found: dict[str, Any], arguments: dict[str, str]) -> list[Problem]:
-    """The kind that LyCORIS's words mean, where it is built in; the words are taken out of `arguments`."""
-    name = found["network_module"]
+def _is_lycoris(values: Mapping[str, Any]) -> bool:
+    module = str(values.get("network_module", "")).lower()
+    return module == "lycoris" or module.startswith("lycoris.")
+
+
+def _lycoris(found: dict[str, Any], name: str, arguments: dict[str, str]) -> list[Problem]:
+    """The kind that the words of LyCORIS's module `name` mean, where it is built in; the words are taken out
+    of `arguments`."""
     algorithm = arguments.pop("algo", "lora").lower()
     weighted = _true(arguments.pop("dora_wd", "False"))
     problems = []

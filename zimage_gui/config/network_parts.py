@@ -7,12 +7,14 @@ This module knows single options, the rules between them, and how the first seed
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import field_validator
 
-from zimage_gui.config.network_args import expanded
+from zimage_gui.config.common import regular_expressions, zero_is_none
+from zimage_gui.config.network_args import expanded, without_meaning
 from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
@@ -71,7 +73,8 @@ class Networks(Options):
         None,
         section="lora",
         label="Alpha",
-        help="The LoRA acts with strength alpha / rank. Empty: equal to the rank, so that the strength is 1.",
+        help="The LoRA acts with strength alpha / rank. Empty or 0: equal to the rank, so that the strength "
+        "is 1.",
         aliases=("alpha", "lora_alpha"),
         gt=0,
         le=1_000_000,
@@ -168,7 +171,7 @@ class Networks(Options):
         section="network",
         label="Largest norm",
         help="After each step a layer whose change has a larger norm is scaled down to it, e.g. 1. "
-        "events.jsonl says at each step how many were.",
+        "events.jsonl says at each step how many were. Empty or 0: off.",
         advanced=True,
         gt=0,
     )
@@ -229,15 +232,12 @@ class Networks(Options):
         matters=_OWN_LOKR,
     )
 
+    _zero_alpha = field_validator("network_alpha", "scale_weight_norms", mode="before")(zero_is_none)
+
     @field_validator("include_patterns", "exclude_patterns")
     @classmethod
     def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"must be regular expressions; {pattern!r} is none: {error}") from error
-        return value
+        return regular_expressions(value)
 
     @field_validator("network_reg_dims")
     @classmethod
@@ -277,14 +277,20 @@ class Networks(Options):
         return tuple(map(pattern_value, self.network_reg_lrs))
 
     @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    def expand(
+        cls, values: dict[str, Any], over_all: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[Problem]]:
         """`network_args` become the options they stand for. A DoRA is saved in the only form that can say
         one, unless another is asked for."""
-        found, problems = expanded(values)
+        found, problems = expanded(values, over_all or values)
         if str(found.get("network_module")).lower() in ("dora", "networks.dora"):
             found.setdefault("lora_format", "peft")
-        found, more = super().expand(found)
+        found, more = super().expand(found, over_all)
         return found, problems + more
+
+    @classmethod
+    def remarks(cls, values: Mapping[str, Any]) -> list[str]:
+        return [*without_meaning(values), *super().remarks(values)]
 
     def _network_problems(self) -> list[Problem]:
         found = []

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import field_validator
+
+from zimage_gui.config.common import zero_is_none
 from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
@@ -69,7 +72,7 @@ class Objectives(Options):
         section="timesteps",
         label="Min-SNR gamma",
         help="Weigh noise levels by their ratio of signal to noise, at most this: pure noise counts little. "
-        "5 is usual; empty: off.",
+        "5 is usual; empty or 0: off.",
         advanced=True,
         gt=0,
         le=10_000,
@@ -84,6 +87,8 @@ class Objectives(Options):
         ge=0,
         le=1,
     )
+
+    _zero_gamma = field_validator("min_snr_gamma", mode="before")(zero_is_none)
 
 
 def objective_problems(config: Any) -> list[Problem]:

@@ -12,15 +12,17 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from zimage_gui.config.common import AttentionMode, Precision, attention_option, precision_option
+from zimage_gui.config.common import (
+    AttentionMode,
+    Precision,
+    attention_option,
+    precision_option,
+    zero_is_none,
+)
 from zimage_gui.config.schema import Options, When, option
 
 SavePrecision = Literal["fp32", "fp16", "bf16"]
 SAVE_PRECISIONS = {"float": "fp32", "float32": "fp32", "no": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-
-
-def _zero_is_never(value: object) -> object:
-    return None if value in (0, "0") and value is not False else value
 
 
 def _reached(name: str, *, inside: bool = False) -> Callable[[Any], bool]:
@@ -147,7 +149,7 @@ class Saving(Options):
         matters=When("huggingface_resume is empty", lambda c: not c.huggingface_resume),
     )
 
-    _never_saves = field_validator("save_every_n_steps", "save_every_n_epochs", mode="before")(_zero_is_never)
+    _never_saves = field_validator("save_every_n_steps", "save_every_n_epochs", mode="before")(zero_is_none)
 
     @field_validator("output_name")
     @classmethod
@@ -208,7 +210,7 @@ class Previews(Options):
     )
 
     _never_shows = field_validator("sample_every_n_steps", "sample_every_n_epochs", mode="before")(
-        _zero_is_never
+        zero_is_none
     )
 
 

@@ -264,9 +264,17 @@ class Options(BaseModel):
         }
 
     @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-        """Options that only stand for others are replaced by them; values are still unchecked here."""
+    def expand(
+        cls, values: dict[str, Any], over_all: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        """Options that only stand for others are replaced by them; values are still unchecked here. over_all:
+        what a TOML and the command line say together, where `values` are only one's."""
         return values, []
+
+    @classmethod
+    def remarks(cls, values: Mapping[str, Any]) -> list[str]:
+        """One line for each part of a value that is accepted and does nothing here."""
+        return []
 
     def with_(self, **changes: object) -> Self:
         """A changed copy, checked like any other."""
@@ -281,6 +289,8 @@ class Options(BaseModel):
 def tidy(known: Option, value: object) -> object:
     """One raw value brought into the field's form; values that make no sense are left for pydantic
     to refuse."""
+    if isinstance(value, bool) and known.kind == "choice":
+        value = show(value)  # a TOML's true for "true"
     if isinstance(value, str):
         if known.kind == "choice":
             value = known.extra.values.get(

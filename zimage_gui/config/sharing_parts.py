@@ -6,6 +6,7 @@ Nothing is sent anywhere unless one of them asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,10 +64,11 @@ class Logging(Options):
         None,
         section="logging",
         label="Tracker settings",
-        help="TOML file whose table [wandb] holds further arguments of wandb.init.",
+        help="TOML file whose table [wandb] holds further arguments of wandb.init, and whose table "
+        "[tensorboard] those of TensorBoard's SummaryWriter, such as flush_secs.",
         path="file",
         advanced=True,
-        matters=_WANDB,
+        matters=_LOGGED,
     )
     wandb_api_key: str = option(
         "",
@@ -183,19 +185,22 @@ class Hub(Options):
     )
 
     @classmethod
-    def expand(cls, values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    def expand(
+        cls, values: dict[str, Any], over_all: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Any], list[Problem]]:
         """With `resume_from_huggingface`, `resume` is no path."""
-        older = str(values.get("resume_from_huggingface", "")).lower() in ("true", "1", "yes", "on")
+        said = (over_all or values).get("resume_from_huggingface", "")
+        older = str(said).lower() in ("true", "1", "yes", "on")
         if older and values.get("resume"):
             values = {**values, "huggingface_resume": str(values["resume"]).replace("\\", "/")}
             del values["resume"]
-        return super().expand(values)
+        return super().expand(values, over_all)
 
     def _hub_problems(self) -> list[Problem]:
         found = []
         if self.huggingface_repo_id and not _is_repository(self.huggingface_repo_id):
             rule = "is not the name of a repository"
-            remedy = "Write owner/name with letters, digits, - _ and ."
+            remedy = "Write owner/name, each of letters, digits and the signs - . _"
             found.append(Problem("huggingface_repo_id", self.huggingface_repo_id, rule, remedy))
         if not self.huggingface_repo_id:
             rule, remedy = "needs huggingface_repo_id", "Give it, or leave this out"

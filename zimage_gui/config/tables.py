@@ -12,6 +12,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
+from zimage_gui.config import older_programs
 from zimage_gui.config.dataset import INERT_KEYS, DatasetEntry, GeneralTable
 from zimage_gui.config.foreign import ELSEWHERE, INERT
 from zimage_gui.config.help_text import placeholder
@@ -107,7 +108,7 @@ def _cell(text: str) -> str:
 
 
 def compatibility_lists() -> str:
-    """The options that do nothing and those that a launcher has to be told."""
+    """The options that do nothing, those that a launcher has to be told, and all of the older programs."""
     lines = ["### Accepted without effect", "", "| Option | Commands | Why |", "| --- | --- | --- |"]
     lines += [f"| `{entry.name}` | {', '.join(entry.commands)} | {entry.reason} |" for entry in INERT]
     lines += [
@@ -120,7 +121,24 @@ def compatibility_lists() -> str:
     reason = attrgetter("what", "remedy")
     for (what, remedy), entries in groupby(sorted(ELSEWHERE, key=reason), key=reason):
         lines.append(f"| {', '.join(f'`{entry.name}`' for entry in entries)} | {what} | {remedy} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_every_option()])
+
+
+def _every_option() -> list[str]:
+    """One line for each option of the older programs and for what becomes of it; places share a line."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for row in older_programs.rows():
+        known = places.setdefault((row.name, row.here), [])
+        known += [row.place] if row.place not in known else []
+    return [
+        "### Every option of the older programs",
+        "",
+        "By the name it has there. yes: it is here and works.",
+        "",
+        "| Option | In | Here |",
+        "| --- | --- | --- |",
+        *(f"| `{name}` | {', '.join(where)} | {here} |" for (name, here), where in sorted(places.items())),
+    ]
 
 
 def with_lists(page: str) -> str:

@@ -66,7 +66,7 @@ def _flattened(cls: type[Options], tables: dict[str, Any]) -> tuple[list[tuple[s
     given: dict[str, tuple[object, str]] = {}
     problems = []
     for key, value in tables.items():
-        if key in cls.model_fields and isinstance(value, dict) and key not in SECTIONS:
+        if key in cls.model_fields and _is_value(cls, key, value):
             rule, remedy = "is a table; this is an option", f"Write {key} = …, or name the table otherwise"
             problems.append(Problem(f"[{key}]", "", rule, remedy))
             continue
@@ -80,7 +80,7 @@ def _flattened(cls: type[Options], tables: dict[str, Any]) -> tuple[list[tuple[s
             if isinstance(item, dict) or _holds_tables(item):
                 rule = "is a table inside a table; options are grouped one level deep"
                 problems.append(Problem(f"{key}.{inner}", "", rule, "Move its options up"))
-            elif (known := cls.model_fields.get(inner)) is not None and known.exclude:
+            elif item != "" and (known := cls.model_fields.get(inner)) is not None and known.exclude:
                 remedy = "Give it on the command line, in the environment or in a file of its own"
                 problems.append(Problem(inner, "", "is a secret and never stands in a TOML", remedy))
             elif inner in given and given[inner][0] != item:
@@ -89,6 +89,13 @@ def _flattened(cls: type[Options], tables: dict[str, Any]) -> tuple[list[tuple[s
             else:
                 given[inner] = item, where
     return [(name, value) for name, (value, _) in given.items()], problems
+
+
+def _is_value(cls: type[Options], key: str, value: object) -> bool:
+    """Whether a table with an option's name is meant as its value: it holds anything but options."""
+    if key in SECTIONS or not isinstance(value, dict):
+        return False
+    return any(inner.replace("-", "_") not in cls.model_fields for inner in value)
 
 
 def _holds_tables(value: object) -> bool:

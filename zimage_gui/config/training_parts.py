@@ -40,16 +40,6 @@ def steps_of(amount: float, total_steps: int) -> int:
     return int(amount) if amount >= 1 else int(amount * total_steps)
 
 
-def regular_expressions(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The same patterns. Raises `ValueError` for one that is none."""
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"must be regular expressions; {pattern!r} is none: {error}") from error
-    return patterns
-
-
 class Length(Options):
     max_train_steps: int = option(
         1600,
@@ -240,9 +230,17 @@ class Optimizing(Options):
     _percent = field_validator("lr_warmup_steps", "lr_decay_steps", mode="before")(_amount)
     _whole = field_validator("lr_warmup_steps", "lr_decay_steps")(_whole_or_share)
 
+    @field_validator("lr_scheduler")
+    @classmethod
+    def _without_rate(cls, value: str) -> str:
+        """adafactor:0.0001 is what the first seed itself writes for an Adafactor with relative steps."""
+        return "adafactor" if value.startswith("adafactor:") else value
+
     @field_validator("optimizer_args", "lr_scheduler_args")
     @classmethod
     def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """One name=value each; several in one text, with spaces between them, are taken apart."""
+        value = tuple(part for item in value for part in re.split(r"\s+(?=[A-Za-z_]\w*\s*=)", item.strip()))
         for item in value:
             if not re.fullmatch(r"\s*[A-Za-z_]\w*\s*=.+", item, re.DOTALL):
                 raise ValueError(f"must be name=value, which {item!r} is not")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
+from zimage_gui.config.common import zero_is_none
 from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
@@ -112,10 +113,9 @@ class Watching(Options):
         ge=1,
     )
 
-    @field_validator("validate_every_n_steps", "validate_every_n_epochs", mode="before")
-    @classmethod
-    def _zero_is_never(cls, value: object) -> object:
-        return None if value in (0, "0") and value is not False else value
+    _never_validates = field_validator("validate_every_n_steps", "validate_every_n_epochs", mode="before")(
+        zero_is_none
+    )
 
 
 def _unused(config: Any, names: tuple[str, ...], rule: str, remedy: str) -> list[Problem]:

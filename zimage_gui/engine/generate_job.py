@@ -148,6 +148,8 @@ class Job:
                 complain(problem.sentence())
             if not problems:
                 self.generate([line])
+                if self.config.bell:
+                    print("\a", end="", flush=True)
         if self.run.stop_requested():
             raise Interrupted("stopped between two prompts")
         return self.files.written

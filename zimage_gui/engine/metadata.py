@@ -29,8 +29,8 @@ _NETWORK_ARGUMENTS = (
     "loraplus_lr_ratio", "network_reg_dims", "network_reg_lrs",
 )  # fmt: skip
 _FROM_CONFIG = (
-    "learning_rate", "gradient_checkpointing", "gradient_accumulation_steps", "lr_warmup_steps",
-    "lr_scheduler",
+    "learning_rate", "gradient_checkpointing", "gradient_checkpointing_cpu_offload",
+    "gradient_accumulation_steps", "lr_warmup_steps", "lr_scheduler",
     "mixed_precision", "max_grad_norm", "weighting_scheme", "logit_mean", "logit_std", "mode_scale",
     "timestep_sampling",
     "sigmoid_scale", "discrete_flow_shift",
@@ -75,6 +75,8 @@ def metadata_of(config: Any, facts: RunFacts, step: int, epoch: int) -> dict[str
         "ss_training_comment": config.training_comment or None,
         "ss_optimizer": facts.optimizer,
         "ss_full_bf16": bool(getattr(config, "full_bf16", False)),
+        "ss_full_fp16": False,
+        "ss_fp8_base": getattr(config, "base_quant", "none") == "fp8",
         "ss_datasets": json.dumps(_datasets(facts.index), ensure_ascii=False),
         "ss_sd_model_name": Path(config.dit).name if config.dit else None,
         "ss_vae_name": Path(config.vae).name if config.vae else None,

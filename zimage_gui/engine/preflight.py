@@ -23,7 +23,7 @@ from zimage_gui.engine.processes import device_of
 from zimage_gui.engine.prompt_lines import read_prompt_file
 from zimage_gui.engine.resume import disagreements
 from zimage_gui.engine.schedules import ScheduleSpec, check_schedule
-from zimage_gui.engine.state import StateError, read_manifest, states_in, unpack
+from zimage_gui.engine.state import FOREIGN, StateError, of_accelerate, read_manifest, states_in, unpack
 from zimage_gui.engine.trackers import tracking_problems
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.model.attention import use_backend
@@ -106,8 +106,19 @@ def _optimizer_problems(config: Any) -> list[Problem]:
     )  # fmt: skip
     stand_in = optimizer or torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     steps = config.max_train_steps if config.max_train_epochs is None else 1
-    problems += rate_problems(config, optimizer)
+    problems += rate_problems(config, optimizer) + _paging_problems(config, optimizer)
     return problems + check_schedule(schedule_spec(config), stand_in, steps)
+
+
+def _paging_problems(config: Any, optimizer: torch.optim.Optimizer | None) -> list[Problem]:
+    """bitsandbytes' paged optimizers fail at the first large weight without CUDA, not when they are made."""
+    if not getattr(optimizer, "is_paged", False) or not str(config.device).startswith(("auto", "cpu")):
+        return []
+    if (device := pick_device(config.device)).type == "cuda":
+        return []
+    rule = f"keeps its averages in memory that a GPU pages, and the device is {device}"
+    remedy = "Use the optimizer without Paged in its name"
+    return [Problem("optimizer_type", config.optimizer_type, rule, remedy)]
 
 
 def _of(look: Any) -> list[Problem]:
@@ -175,6 +186,10 @@ def _resume_problems(config: Any) -> list[Problem]:
     folder = Path(config.resume)
     if folder.is_file():
         return []  # said already
+    if of_accelerate(folder):
+        option = "dit" if finetuning.trains_model(config) else "network_weights"
+        remedy = f"Start anew from its weights: {option} {folder / 'model.safetensors'}"
+        return [Problem("resume", str(folder), FOREIGN, remedy)]
     try:
         manifest = read_manifest(folder)
     except StateError as error:

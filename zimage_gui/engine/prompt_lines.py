@@ -57,6 +57,8 @@ class _Wrong(Exception):
 
 def _whole(low: int, high: int) -> Callable[[object], int]:
     def convert(value: object) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d{1,20}", str(value).strip()):
             raise _Wrong(f"must be a whole number, not {str(value)[:40]!r}")
         number = int(str(value))
@@ -157,6 +159,8 @@ _IGNORED = (
     "frame_count",
     "end_image_path",
     "control_video_path",
+    "control_image_path",
+    "one_frame",
 )
 _OPTION = re.compile(r"\s--(?=[A-Za-z])")
 
@@ -286,7 +290,8 @@ def _from_text(text: str) -> _Entries:
 def _from_table(table: Mapping[str, object]) -> PromptLine:
     if "prompt" not in table:
         raise ValueError("has no prompt")
-    return _built("", [(str(name), value) for name, value in table.items()], _KEYS, "")
+    given = [(str(name), value) for name, value in table.items() if value is not None]  # JSON's null
+    return _built("", given, _KEYS, "")
 
 
 def _from_toml(text: str) -> _Entries:

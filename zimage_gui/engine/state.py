@@ -30,6 +30,7 @@ from zimage_gui.files import atomic_write, replace_folder, temp_path
 FORMAT = "zimage_gui.state"
 VERSION = 1
 MANIFEST = "manifest.json"
+FOREIGN = "is a state of musubi-tuner (accelerate's layout), which says neither step nor epoch"
 _LONGEST_MANIFEST = 256 << 20
 """Bytes; the optimizer's tree of a finetune lists some thousand entries, and more is no manifest."""
 _CHUNK = 1 << 20
@@ -143,9 +144,17 @@ def load_state(folder: Path) -> State:
     return State(folder, values)
 
 
+def of_accelerate(folder: Path) -> bool:
+    """Whether the folder is a state as accelerate saves it for musubi-tuner. It holds neither step nor epoch,
+    and the optimizer as a pickle."""
+    return (folder / "optimizer.bin").is_file() and not (folder / MANIFEST).exists()
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest alone, checked for its form. Raises `StateError`."""
     path = folder / MANIFEST
+    if of_accelerate(folder):
+        raise StateError(f"{folder} {FOREIGN}")
     try:
         if path.stat().st_size > _LONGEST_MANIFEST:
             raise StateError(f"{path} is too large for a manifest")

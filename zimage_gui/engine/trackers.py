@@ -96,10 +96,10 @@ class TensorBoard:
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Path, options: str) -> None:
+    def __init__(self, folder: Path, options: str, more: Mapping[str, Any]) -> None:
         # its writer alone: the rest of the package would import TensorFlow where it is installed
         writer = import_module("torch.utils.tensorboard.writer").SummaryWriter
-        self._writer = writer(str(folder))
+        self._writer = writer(str(folder), **more)
         if options:
             self._writer.add_text("options", f"```\n{options}\n```")
 
@@ -145,21 +145,26 @@ def tracking_problems(config: Any) -> list[Problem]:
         if find_spec(package) is None:
             rule = f"needs the package {package}, which is not installed"
             found.append(Problem("log_with", tracker, rule, f"Install it (pip install {package})"))
-    if config.log_tracker_config is not None and config.log_tracker_config.is_file():
-        _settings(config.log_tracker_config)
+    if config.trackers and config.log_tracker_config is not None and config.log_tracker_config.is_file():
+        _settings(config)
     return found
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """The table [wandb] of a TOML. Raises UserError."""
-    remedy = "Write arguments of wandb.init as name = value below a line [wandb]"
+def _settings(config: Any) -> dict[str, dict[str, Any]]:
+    """Tables of `log_tracker_config` by tracker; none without it. Raises UserError when no tracker of the run
+    has one."""
+    if (path := config.log_tracker_config) is None:
+        return {}
+    names = " or ".join(f"[{kind}]" for kind in config.trackers)
+    remedy = f"Write arguments of wandb.init or of TensorBoard's SummaryWriter below a line {names}"
     try:
-        table = tomllib.loads(read_text(path, "log_tracker_config")).get("wandb")
+        tables = tomllib.loads(read_text(path, "log_tracker_config"))
     except tomllib.TOMLDecodeError as error:
         raise UserError.one("log_tracker_config", path, f"is no TOML: {error}", remedy) from error
-    if not isinstance(table, dict):
-        raise UserError.one("log_tracker_config", path, "has no table [wandb]", remedy)
-    return table
+    found = {kind: tables[kind] for kind in config.trackers if isinstance(tables.get(kind), dict)}
+    if not found:
+        raise UserError.one("log_tracker_config", path, f"has no table {names}", remedy)
+    return found
 
 
 @contextmanager
@@ -185,11 +190,12 @@ def trackers_of(config: Any, run: Run, name: str) -> Iterator[dict[str, Callable
 
 def _made(kind: str, config: Any, folder: Path, name: str, options: dict[str, Any]) -> Tracker:
     project = config.log_tracker_name or _NAME
+    more = _settings(config).get(kind, {})
     if kind == "tensorboard":
-        return TensorBoard(folder / project, "\n".join(f"{key} = {value}" for key, value in options.items()))
+        shown = "\n".join(f"{key} = {value}" for key, value in options.items())
+        return TensorBoard(folder / project, shown, more)
     if config.wandb_api_key:
         os.environ["WANDB_API_KEY"] = secret_text(config.wandb_api_key)
-    more = _settings(config.log_tracker_config) if config.log_tracker_config is not None else {}
     return WandB(folder, project, config.wandb_run_name or name, options, more)
 
 

@@ -25,8 +25,10 @@ class LoraSpec:
     `alpha` 0 means `alpha = dim`. Patterns are regular expressions that must match a whole module path such
     as `layers.0.attention.to_q`. Without `include` the attention and feed-forward layers of the main blocks
     are taken; with it, exactly the Linear layers that one of the patterns names, wherever they are. `exclude`
-    is applied last. `dims`: (pattern, rank) of layers with another rank, the first match counts. `own`: these
-    layers and no others, each with its own sizes. `factor`, `full`, `outer` (shape of w1) are LoKr's.
+    is applied last, unless it matches all that would be taken without `include`: users of musubi-tuner write
+    "exclude everything, include these". `dims`: (pattern, rank) of layers with another rank, the first match
+    counts. `own`: these layers and no others, each with its own sizes. `factor`, `full`, `outer` (shape of
+    w1) are LoKr's.
     """
 
     dim: int = 16

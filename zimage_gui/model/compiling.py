@@ -21,6 +21,12 @@ from torch import nn
 _LEAST_KINDS = 64
 """Pieces of code kept per function: a picture size, a caption length and a kind of block each need one."""
 
+_PACKAGES = {
+    "tvm": "tvm", "tensorrt": "torch_tensorrt", "torch_tensorrt": "torch_tensorrt", "openxla": "torch_xla",
+    "openxla_eval": "torch_xla",
+}  # fmt: skip
+"""Backends that torch names and others bring."""
+
 
 @dataclass(frozen=True)
 class Compiler:
@@ -47,9 +53,11 @@ class Compiler:
 
 def why_not(backend: str, device: torch.device) -> tuple[str, str] | None:
     """(rule, remedy) when the backend cannot work on this machine, found without compiling anything."""
-    known = sorted(torch._dynamo.list_backends(exclude_tags=()))
-    if backend not in known:
-        return "is no backend of torch.compile", f"Use one of {', '.join(known)}"
+    if backend not in torch._dynamo.list_backends(exclude_tags=()):
+        usual = ", ".join(["eager", "aot_eager", *sorted(torch._dynamo.list_backends())])
+        return "is no backend of torch.compile", f"Use one of {usual}"
+    if (needed := _PACKAGES.get(backend)) is not None and find_spec(needed) is None:
+        return f"needs the package {needed}, which is not installed", "Install it, or use inductor"
     if backend != "inductor":
         return None
     if device.type == "cuda" and find_spec("triton") is None:

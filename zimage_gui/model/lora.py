@@ -138,11 +138,10 @@ def target_paths(model: nn.Module, spec: LoraSpec) -> list[str]:
     paths = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if spec.own:
         return [path for path in paths if path in spec.own]
-    if include:
-        chosen = [path for path in paths if any(pattern.fullmatch(path) for pattern in include)]
-    else:
-        chosen = [path for path in paths if LORA_TARGET.fullmatch(path)]
-    chosen = [path for path in chosen if not any(pattern.fullmatch(path) for pattern in exclude)]
+    usual = [path for path in paths if LORA_TARGET.fullmatch(path)]
+    chosen = [path for path in paths if _matches(include, path)] if include else usual
+    if not include or not all(_matches(exclude, path) for path in usual):
+        chosen = [path for path in chosen if not _matches(exclude, path)]
     if not chosen:
         raise ValueError(
             f"no layer is left for the LoRA: include {list(spec.include)}, exclude {list(spec.exclude)} "
@@ -168,6 +167,10 @@ def attach_lora(
         modules[path] = kind(base, spec.at(path), generator).train(model.training)
         model.set_submodule(path, modules[path])
     return LoraNetwork(model, modules, spec)
+
+
+def _matches(patterns: list[re.Pattern[str]], path: str) -> bool:
+    return any(pattern.fullmatch(path) for pattern in patterns)
 
 
 def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:

@@ -108,6 +108,8 @@ def taken_apart(
     path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], sidecar: str = ""
 ) -> LoraFile:
     """The adapters in the tensors of a file; `path` is where a sidecar lies whose text is not given."""
+    # newer files of musubi-tuner repeat LoKr's factor, which the shapes say
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".lokr_factor")}
     reader = _Reader(path, tensors, metadata, sidecar)
     entries = reader.read()
     return LoraFile(
