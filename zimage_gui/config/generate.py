@@ -16,12 +16,17 @@ from zimage_gui.config.common import (
     attention_option,
     overwrite_option,
     precision_option,
-    regular_expressions,
-    strength_problems,
 )
 from zimage_gui.config.compile_parts import Compiling, Graphs, Kernels
-from zimage_gui.config.generate_parts import GUIDED, SHIFTED, DecodeOptions, SamplerOptions, StartOptions
-from zimage_gui.config.grid_parts import LORA, GridOptions
+from zimage_gui.config.generate_parts import (
+    GUIDED,
+    SHIFTED,
+    DecodeOptions,
+    LoraOptions,
+    SamplerOptions,
+    StartOptions,
+)
+from zimage_gui.config.grid_parts import GridOptions
 from zimage_gui.config.memory_parts import GenerateQuant, Swapping, TextEncoderMemory
 from zimage_gui.config.schema import When, option, show
 from zimage_gui.errors import Problem
@@ -36,6 +41,7 @@ class GenerateConfig(
     Swapping,
     TextEncoderMemory,
     DecodeOptions,
+    LoraOptions,
     GridOptions,
     StartOptions,
     SamplerOptions,
@@ -164,47 +170,6 @@ class GenerateConfig(
         ge=1,
         le=256,
     )
-    lora_weight: tuple[Path, ...] = option(
-        (),
-        section="lora",
-        label="LoRAs",
-        help="LoRA files of any dialect.",
-        path="file",
-        aliases=("lora", "loras"),
-    )
-    lora_multiplier: tuple[float, ...] = option(
-        (),
-        section="lora",
-        label="Strengths",
-        help="Strength of each LoRA, in order; missing ones are 1.",
-    )
-    include_patterns: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Only these modules",
-        help="Regular expressions; only LoRA modules whose name one of them finds are applied.",
-        advanced=True,
-        matters=LORA,
-    )
-    exclude_patterns: tuple[str, ...] = option(
-        (),
-        section="lora",
-        label="Not these modules",
-        help="Regular expressions; LoRA modules whose name one of them finds are left out.",
-        advanced=True,
-        matters=LORA,
-    )
-    save_merged_model: Path | None = option(
-        None,
-        section="lora",
-        label="Save merged model",
-        help="Write the transformer with the LoRAs merged into it, and generate nothing. A .safetensors file "
-        "is written as ComfyUI reads it, a .bpk file as z-image-train does, a folder as diffusers does; the "
-        "command merge chooses more.",
-        path="out_any",
-        advanced=True,
-        matters=LORA,
-    )
     latent_path: tuple[Path, ...] = option(
         (),
         section="output",
@@ -324,11 +289,6 @@ class GenerateConfig(
         default = cls.model_fields["image_size"].default
         return {**rest, "image_size": (edges.get("height", default[0]), edges.get("width", default[1]))}, []
 
-    @field_validator("include_patterns", "exclude_patterns")
-    @classmethod
-    def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return regular_expressions(value)
-
     def problems(self) -> list[Problem]:
         if self.save_merged_model is not None:
             alone = {"save_merged_model": True}
@@ -371,13 +331,6 @@ class GenerateConfig(
         last = names[-1]
         rule = f"excludes {' and '.join(names[:-1])}: the prompts come from one place"
         return [Problem(last, show(getattr(self, last)), rule, "Leave out all but one")]
-
-    def _lora_problems(self) -> list[Problem]:
-        found = []
-        if self.save_merged_model is not None and not self.lora_weight:
-            rule, remedy = "merges LoRAs, and lora_weight is empty", "Give a LoRA, or use the command convert"
-            found.append(Problem("save_merged_model", str(self.save_merged_model), rule, remedy))
-        return found + strength_problems(self.lora_multiplier, len(self.lora_weight))
 
     def _output_problems(self) -> list[Problem]:
         if self.output is None:

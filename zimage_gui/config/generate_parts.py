@@ -1,4 +1,5 @@
-"""Groups of generate's options: how is sampled, which picture is begun from, how latents become pictures.
+"""Groups of generate's options: how is sampled, which picture is begun from, which LoRAs act, how latents
+become pictures.
 
 This module knows options; it must not know how any of it is done.
 """
@@ -8,6 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import field_validator
+
+from zimage_gui.config.common import regular_expressions, strength_problems
+from zimage_gui.config.grid_parts import LORA
 from zimage_gui.config.schema import Options, When, option, show
 from zimage_gui.errors import Problem
 
@@ -128,6 +133,64 @@ class StartOptions(Options):
             return []
         rule = "needs image_path: it says what of a picture is made anew"
         return [Problem("mask_path", show(self.mask_path), rule, "Give image_path, or leave the mask out")]
+
+
+class LoraOptions(Options):
+    """Which LoRAs act, where and how strongly."""
+
+    lora_weight: tuple[Path, ...] = option(
+        (),
+        section="lora",
+        label="LoRAs",
+        help="LoRA files of any dialect.",
+        path="file",
+        aliases=("lora", "loras"),
+    )
+    lora_multiplier: tuple[float, ...] = option(
+        (),
+        section="lora",
+        label="Strengths",
+        help="Strength of each LoRA, in order; missing ones are 1.",
+    )
+    include_patterns: tuple[str, ...] = option(
+        (),
+        section="lora",
+        label="Only these modules",
+        help="Regular expressions; only LoRA modules whose name one of them finds are applied.",
+        advanced=True,
+        matters=LORA,
+    )
+    exclude_patterns: tuple[str, ...] = option(
+        (),
+        section="lora",
+        label="Not these modules",
+        help="Regular expressions; LoRA modules whose name one of them finds are left out.",
+        advanced=True,
+        matters=LORA,
+    )
+    save_merged_model: Path | None = option(
+        None,
+        section="lora",
+        label="Save merged model",
+        help="Write the transformer with the LoRAs merged into it, and generate nothing. A .safetensors file "
+        "is written as ComfyUI reads it, a .bpk file as z-image-train does, a folder as diffusers does; the "
+        "command merge chooses more.",
+        path="out_any",
+        advanced=True,
+        matters=LORA,
+    )
+
+    @field_validator("include_patterns", "exclude_patterns")
+    @classmethod
+    def _regular(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return regular_expressions(value)
+
+    def _lora_problems(self) -> list[Problem]:
+        found = []
+        if self.save_merged_model is not None and not self.lora_weight:
+            rule, remedy = "merges LoRAs, and lora_weight is empty", "Give a LoRA, or use the command convert"
+            found.append(Problem("save_merged_model", str(self.save_merged_model), rule, remedy))
+        return found + strength_problems(self.lora_multiplier, len(self.lora_weight))
 
 
 class DecodeOptions(Options):
