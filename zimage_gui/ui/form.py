@@ -105,16 +105,25 @@ class Form:
 
     def config_of(self, contents: Mapping[str, Raw], **fixed: Any) -> Options:
         """The same from field contents by name. Files that are not there are problems like any other."""
-        given = {**values.collect(self.config_class, contents), **fixed}
+        given = {**self._said(contents), **fixed}
         config, problems = gather(self.config_class, [read(self.config_class, list(given.items()), None)])
         raise_if_any(with_look(config, problems)[0])
         return config
 
     def partial(self, data: Mapping[Component, Any]) -> Options:
         """The config whose fields are each right, though what they need together may still be missing."""
-        config, problems = each_field(self.config_class, values.collect(self.config_class, self.raw(data)))
+        config, problems = each_field(self.config_class, self._said(self.raw(data)))
         raise_if_any(problems)
         return config
+
+    def _said(self, contents: Mapping[str, Raw]) -> dict[str, Any]:
+        """The unchecked values that count: beside a dataset file its own, and not what is left in the fields
+        of a plain folder, whose labels say so."""
+        said = values.collect(self.config_class, contents)
+        if issubclass(self.config_class, PictureFolder) and said.get("dataset_config"):
+            beside = self.config_class.folder_options()
+            said = {name: value for name, value in said.items() if name not in beside}
+        return said
 
     def put(self, contents: Mapping[str, Raw], *, rest: bool = False) -> Updates:
         """Show these contents; with `rest`, every other field returns to its default."""
@@ -223,7 +232,7 @@ class Form:
             except UserError as error:
                 return error.problems
             return ()
-        config, problems = each_field(self.config_class, values.collect(self.config_class, contents))
+        config, problems = each_field(self.config_class, self._said(contents))
         return with_look(config, problems)[0]
 
     def keep(self, contents: Mapping[str, Raw], *, rest: bool = False) -> None:
@@ -242,7 +251,7 @@ class Form:
     def command_line(self, data: Mapping[Component, Any]) -> str:
         """The same run from a terminal: every option that differs from its default."""
         words = ["python", "-m", "zimage_gui", self.config_class.command]
-        for name, value in values.collect(self.config_class, self.raw(data)).items():
+        for name, value in self._said(self.raw(data)).items():
             parts = value if isinstance(value, list | tuple) else [value]
             shown = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
             words += [f"--{name}", *(shown or [""])]

@@ -35,6 +35,7 @@ WORDS = {
     "finished": ("finished", "good"),
     "failed": ("failed", "bad"),
 }
+NO_SAMPLES = '<p class="zg-empty">Pictures made during training appear here: one row per step, one column per prompt.</p>'
 MOST_SAMPLE_ROWS = 40
 MOST_NOTES = 6
 CURVE_POINTS = 400
@@ -54,8 +55,11 @@ def title(state: RunState) -> str:
     return f"{name} · {made}"
 
 
-def status(view: RunView, *, reuse: bool = True) -> str:
-    """The head of the panel: state, bar, numbers, what went wrong, results and what can be done."""
+def status(view: RunView, *, reuse: bool = True, look: bool = False) -> str:
+    """The head of the panel: state, bar, numbers, what went wrong, results and what can be done.
+
+    look: the tab can look into what was written.
+    """
     state = view.state
     if state is None:
         return notice("This run's folder is gone.", "warn")
@@ -80,7 +84,7 @@ def status(view: RunView, *, reuse: bool = True) -> str:
         parts.append(failure(state))
     elif state.message:
         parts.append(notice(state.message))
-    parts.append(_results(view, state) if reuse else _told(view, state))
+    parts.append(_results(view, state) if reuse else _told(view, state, look))
     if state.ended:
         parts.append(_other_states(view))
     return "".join(parts)
@@ -231,12 +235,12 @@ def _results(view: RunView, state: RunState) -> str:
     return f'<table class="zg-table"><tr><th>Saved</th><th></th></tr>{rows}</table>{more}'
 
 
-def _told(view: RunView, state: RunState) -> str:
+def _told(view: RunView, state: RunState, look: bool) -> str:
     """What a run without checkpoints said, and the files or folders it wrote."""
     said = bullet_list(view.notes[-MOST_NOTES:]) if view.notes else ""
     rows = "".join(
-        f'<tr><td class="zg-code">{escape(path)}</td><td>'
-        f"{button('Look into it', 'look', run=state.folder.name, place=path)}</td></tr>"
+        f'<tr><td><span class="zg-code">{escape(path)}</span></td><td class="zg-num">'
+        f"{button('Look into it', 'look', run=state.folder.name, place=path) if look else ''}</td></tr>"
         for path in state.status.results
         if Path(path).exists()
     )
@@ -275,10 +279,7 @@ def curves(view: RunView) -> str:
 def samples(view: RunView, cache: PictureCache) -> str:
     """A grid: one row per step (newest first), one column per prompt; a click opens the picture."""
     if not view.samples:
-        return (
-            '<p class="zg-empty">Pictures made during training appear here: one row per '
-            "step, one column per prompt.</p>"
-        )
+        return NO_SAMPLES
     columns = sorted({sample.index for sample in view.samples})
     by_step: dict[int, dict[int, Sample]] = {}
     for sample in view.samples:

@@ -55,7 +55,7 @@ class ConvertTab:
         self.live = live
         self.forms: dict[str, Form] = {action.key: self._form(action) for action in ACTIONS}
         commands = tuple(dict.fromkeys(action.command for action in ACTIONS))
-        self.panel = JobPanel(desk, commands, (), "Nothing has been converted yet.", reuse=False)
+        self.panel = JobPanel(desk, commands, (), "Nothing has been converted yet.", reuse=False, look=True)
         self.copy = ComfyCopy(desk)
 
     def _form(self, action: FileAction) -> Form:
