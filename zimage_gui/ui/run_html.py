@@ -35,7 +35,10 @@ WORDS = {
     "finished": ("finished", "good"),
     "failed": ("failed", "bad"),
 }
-NO_SAMPLES = '<p class="zg-empty">Pictures made during training appear here: one row per step, one column per prompt.</p>'
+NO_SAMPLES = (
+    '<p class="zg-empty">Pictures made during training appear here: one row per step, '
+    "one column per prompt.</p>"
+)
 MOST_SAMPLE_ROWS = 40
 MOST_NOTES = 6
 CURVE_POINTS = 400
@@ -132,7 +135,6 @@ def remaining(view: RunView) -> float | None:
 
 def _numbers(view: RunView, state: RunState) -> str:
     step = view.step
-    began = state.status.created
     end = state.status.ended or (time.time() if not state.ended else None)
     pairs: list[tuple[str, str]] = []
     if step is not None:
@@ -151,7 +153,7 @@ def _numbers(view: RunView, state: RunState) -> str:
         elif step.ram_gb is not None:
             pairs.append(("RAM", f"{step.ram_gb:.1f} GB"))
     if end is not None:
-        pairs.append(("Time", duration(end - began)))
+        pairs.append(("Time", duration(end - state.status.begun)))
     return facts(pairs) if pairs else ""
 
 
@@ -166,8 +168,13 @@ def _actions(view: RunView, state: RunState, reuse: bool) -> str:
         return ""
     shown = [button("Use these settings", "settings", run=run, title="Put this run's settings into the form")]
     if states := resume_points(view):
-        words = f"Resume from step {states[-1][0]:,}"
-        shown.insert(0, button(words, "resume", run=run, place=str(states[-1][1]), tone="good"))
+        step, place = states[-1]
+        if view.step is not None and step >= view.step.total_steps:
+            words = "Its settings and its last state into the form, to train for more steps"
+            shown.insert(0, button("Train on", "further", run=run, place=str(place), title=words))
+        else:
+            words = f"Resume from step {step:,}"
+            shown.insert(0, button(words, "resume", run=run, place=str(place), tone="good"))
     if view.failed is not None and view.failed.settings:
         title = "This run's settings with " + ", ".join(f"{k} {v}" for k, v in view.failed.settings.items())
         shown.append(button("Use these with less memory", "less", run=run, title=title))

@@ -20,7 +20,7 @@ from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.cache_state import as_html, look
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
-from zimage_gui.ui.html import notice
+from zimage_gui.ui.html import escape, notice
 from zimage_gui.ui.live import Live
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
@@ -104,10 +104,10 @@ class CacheTab:
         latents = self.form.read(data, runs_dir=self.desk.runs_dir)
         shared = {name: getattr(latents, name) for name in COMMON}
         texts = self.text.read(data, runs_dir=self.desk.runs_dir, **shared)
-        for config in (latents, texts):
-            self.desk.submit(config, "")
+        folders = [self.desk.submit(config, "") for config in (latents, texts)]
         words = "Both caches are being brought up to date: first the pictures, then the captions."
-        return merged(self.text.clear(), {self.answer: notice(words, "good")})
+        sign = f'<span data-newest="{self.name}" data-run="{escape(folders[0].name)}"></span>'
+        return merged(self.text.clear(), {self.answer: notice(words + sign, "good", raw=True)})
 
     def _act(self, event: gr.EventData) -> None:
         stop_action(self.desk, action_of(event))

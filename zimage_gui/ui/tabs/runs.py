@@ -64,7 +64,7 @@ def _row(state: RunState, place: int | None, waiting: int) -> str:
     status = state.status
     made = run_html.title(state).rpartition(" · ")[2]
     steps = f"{status.step:,} / {status.total_steps:,}" if status.total_steps else ""
-    took = duration(status.ended - status.created) if status.ended else ""
+    took = duration(status.ended - status.begun) if status.ended else ""
     result = (
         escape(state.message.splitlines()[0][:160])
         if state.state == "failed" and state.message
@@ -86,7 +86,9 @@ def _row(state: RunState, place: int | None, waiting: int) -> str:
 def _result(results: tuple[str, ...]) -> str:
     if not results:
         return ""
-    last = results[-1].replace("\\", "/").rpartition("/")[2]
+    # a training's last word is its state's folder, and what a person looks for is the LoRA
+    files = [one for one in results if one.endswith(".safetensors")] or results
+    last = files[-1].replace("\\", "/").rpartition("/")[2]
     return escape(last) + (f" and {len(results) - 1} more" if len(results) > 1 else "")
 
 

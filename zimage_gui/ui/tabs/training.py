@@ -135,7 +135,8 @@ class TrainingTab:
             if folder not in waiting
             else f"In the queue at place {waiting.index(folder) + 1}: runs compute one after the other."
         )
-        sign = f'<span data-newest="{self.name}"></span>'  # has the page watch the new run
+        # has the page watch the new run; without its name a second answer would be no change of the page
+        sign = f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'
         return {self.answer: notice(escape(words) + sign, "good", raw=True)}
 
     def _check(self, data: Mapping[Any, Any]) -> Updates:
@@ -170,6 +171,11 @@ class TrainingTab:
         if action.name == "less":
             words = "The settings that need less memory are in the form now; press Train."
             return self._take({**contents, **self._advised(file.parent)}, words)
+        if action.name == "further":
+            words = (
+                "Its settings are in the form, with its last state in Resume from: raise Steps, press Train."
+            )
+            return self._take({**contents, "resume": action.get("place")}, words)
         if action.name == "resume":
             return self._resume(contents, Path(action.get("place")), data[self.trusted])
         return {self.answer: gr.update()}
