@@ -170,7 +170,7 @@ def test_a_live_part_is_sent_only_when_its_mark_moved():
     assert live.changes(["no", "dict"]) == live.changes({"marks": {"g:p": 3}}) == []
 
 
-def test_a_whole_training_is_not_offered_to_be_resumed_but_to_be_trained_on(tmp_path):
+def test_a_finished_training_is_not_offered_to_be_resumed_but_to_be_trained_on(tmp_path):
     run = RunFolder.create(tmp_path, "train-lora", "zorb", "", gpu=True)
     run.begin()
     state = run.folder / "zorb-state"

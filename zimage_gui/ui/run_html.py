@@ -169,7 +169,7 @@ def _actions(view: RunView, state: RunState, reuse: bool) -> str:
     shown = [button("Use these settings", "settings", run=run, title="Put this run's settings into the form")]
     if states := resume_points(view):
         step, place = states[-1]
-        if view.step is not None and step >= view.step.total_steps:
+        if state.state == "finished":
             words = "Its settings and its last state into the form, to train for more steps"
             shown.insert(0, button("Train on", "further", run=run, place=str(place), title=words))
         else:
