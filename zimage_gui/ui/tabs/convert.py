@@ -142,7 +142,10 @@ class ConvertTab:
         looking: dict[str, Any] = {"outputs": shown, "show_progress_on": self.report, **PRIVATE}
         gr.on([self.inspect.click, self.file.submit], self._look, {self.file}, **looking)
         self.known.select(lambda data: self._look({self.file: data[self.known]}), {self.known}, **looking)
-        self.drop.upload(lambda data: self._look({self.file: data[self.drop]}), {self.drop}, **looking)
+        dropped = self.drop.upload(
+            lambda data: self._look({self.file: data[self.drop]}), {self.drop}, **looking
+        )
+        dropped.then(lambda: None, None, self.drop, **QUIET)  # makes room for the next file
         base = {self.file, self.choice}
         everything = {*base, *(part for form in self.forms.values() for part in form.inputs())}
         self.choice.input(self._choose, everything, self._changed(), **QUIET)
