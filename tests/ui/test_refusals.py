@@ -49,6 +49,14 @@ def test_what_is_left_in_a_folders_fields_does_not_count_beside_a_dataset_file(t
     assert "must be a whole number" in form._left("num_repeats", "x", "")
 
 
+def test_a_dropped_file_is_called_by_its_name(tmp_path):
+    form = Form(TrainLoraConfig, "train-lora", Drafts(tmp_path))
+    form.problems = "problems"
+    file = tmp_path / ("0a" * 32) / "my settings.toml"
+    told = form.complain(UserError.one("config_file", file, "is not UTF-8 text"))["problems"]
+    assert "config_file = my settings.toml: is not" in told
+
+
 def test_a_model_of_the_wrong_kind_makes_no_run(tmp_path):
     desk = Desk(GuiConfig(), tmp_path)
     wrong = tmp_path / "picture.safetensors"

@@ -8,8 +8,10 @@ line.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,9 @@ from zimage_gui.ui.values import Raw
 
 Component = Any  # gradio's components share no useful type
 Updates = dict[Component, Any]
+
+# Where gradio keeps a dropped file: a person knows it by its name.
+_UPLOADED = re.compile(r"^.*[/\\][0-9a-f]{64}[/\\]")
 
 LONG_TEXTS = frozenset({"prompt", "negative_prompt", "metadata_description"})
 
@@ -140,7 +145,8 @@ class Form:
 
     def complain(self, error: UserError) -> Updates:
         """Every sentence above the form, and each beside its field."""
-        return {self.problems: self._problem_list(error.problems, quiet=False)}
+        named = [replace(one, value=_UPLOADED.sub("", one.value)) for one in error.problems]
+        return {self.problems: self._problem_list(named, quiet=False)}
 
     def clear(self) -> Updates:
         """Take back the errors shown by an earlier `complain`."""
