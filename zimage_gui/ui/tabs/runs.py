@@ -57,7 +57,8 @@ def runs_table(desk: Desk) -> str:
         "<th>Took</th><th>Result</th><th></th></tr>"
     )
     where = f'<p class="zg-muted">Folder: {escape(str(desk.runs_dir))}</p>'
-    return f'{where}<div class="zg-scroll"><table class="zg-table">{head}{"".join(rows)}</table></div>'
+    table = f'<table class="zg-table zg-runs">{head}{"".join(rows)}</table>'
+    return f'{where}<div class="zg-scroll">{table}</div>'
 
 
 def _row(state: RunState, place: int | None, waiting: int) -> str:
