@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -86,6 +86,8 @@ def _speak_utf8() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "--help_all", "--help-all", "help"):
         print(_overview())
         return EXIT_DONE
@@ -112,7 +114,7 @@ def _command(word: str) -> CommandSpec:
     name = word.replace("_", "-")
     if name in COMMANDS:
         return COMMANDS[name]
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    near = difflib.get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
     remedy = f"Did you mean {near[0]}?" if near else f"The commands are {', '.join(COMMANDS)}"
     raise UserError.one(word, "", "is not a command", remedy)
 
@@ -161,7 +163,8 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
         problems, more = with_look(config, problems)
         notes += more
         if problems and parsed.run_folder is None:
-            problems = joined(problems, spec.check(config))
+            with suppress(OSError):  # of a path among the problems
+                problems = joined(problems, spec.check(config))
         raise_if_any(problems)
     finally:
         for note in dict.fromkeys(notes):

@@ -65,6 +65,12 @@ def test_every_command_has_its_help(name, capsys):
     assert max(map(len, out.splitlines())) <= 120
 
 
+def test_help_of_a_command_is_the_commands_help(capsys):
+    assert cli.main(["help", "merge"]) == cli.main(["merge", "--help"]) == EXIT_DONE
+    asked, own = capsys.readouterr().out.split("usage: ")[1:]
+    assert asked == own and asked.startswith("zimage-gui merge")
+
+
 def test_overview_and_version(capsys):
     assert cli.main([]) == EXIT_DONE and cli.main(["--version"]) == EXIT_DONE
     out = capsys.readouterr().out
@@ -76,6 +82,10 @@ def test_overview_and_version(capsys):
     [
         (["trian"], "trian: is not a command. Did you mean train?"),
         (["xyzzy"], "The commands are gui, demo"),
+        (["--verison"], "Did you mean --version?"),
+        (["demo", "x" * 300], "cannot be looked at ("),
+        (["dataset", "x" * 300], "does not exist. Check the path"),
+        (["train-lora", "--dataset", "x" * 300, "--output_dir", "x" * 300], "output_dir = "),
         (["convert"], "input: is missing"),
         (["train-lora", "--rank", "0", "--dit", "no such file"], "network_dim = 0"),
         (["train_lora", "missing.toml"], "config_file = missing.toml: does not exist"),
@@ -86,9 +96,10 @@ def test_overview_and_version(capsys):
 )
 def test_the_users_mistakes_end_with_two(words, text, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     assert cli.main(words) == EXIT_USER
     assert text in capsys.readouterr().err
-    assert not os.listdir(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_all_mistakes_of_one_line_are_told_together(capsys):

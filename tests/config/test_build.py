@@ -215,6 +215,7 @@ def test_pictures_that_cannot_be_made_are_refused(changes, word):
 def test_width_and_height_are_the_size_the_other_way_round():
     assert build(GenerateConfig, {**PICTURE, "width": "768", "height": "512"}).image_size == (512, 768)
     assert GenerateConfig(width=768).image_size == (1024, 768)
+    assert GenerateConfig(image_size=512).image_size == (512, 512)
 
 
 def test_one_models_folder_stands_for_all_models():

@@ -162,6 +162,7 @@ def test_options_that_are_not_options_belong_to_commands_and_say_why():
         ("seed", -1, "at least 0"),
         ("device", "gpu", "cuda:N"),
         ("resolution", "8", "from 16"),
+        ("resolution", "large", "for a square, or one for each side"),
         ("resolution", [1, 2, 3], "exactly 2"),
         ("include_patterns", ["("], "regular expressions"),
         ("output_name", "a/b", "file name"),

@@ -188,6 +188,13 @@ def test_the_dataset_command_tells_and_writes_a_file_that_means_the_same(mixed, 
     assert run(config, watched) == [tmp_path / "set-2.toml"]
 
 
+def test_a_dataset_file_that_cannot_be_written_is_told(mixed, tmp_path):
+    (tmp_path / "file").touch()
+    config = DatasetConfig(dataset=mixed, write_toml=tmp_path / "file" / "set.toml")
+    with pytest.raises(UserError, match=r"write_toml = .*set\.toml: cannot be written"):
+        run(config, NullRun(tmp_path))
+
+
 def test_paths_with_any_characters_survive_the_dataset_file(tmp_path):
     folder = tmp_path / "a 'b\" #猫"
     folder.mkdir()

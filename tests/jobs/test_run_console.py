@@ -89,6 +89,8 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it():
 def test_a_disk_that_refuses_is_no_defect_of_ours():
     hint = explain(OSError(errno.EROFS, "Read-only file system", "/media/x")).hint
     assert "/media/x" in hint and "report" not in hint
+    gone = explain(FileNotFoundError(errno.ENOENT, "No such file or directory", "/media/x")).hint
+    assert "/media/x" in gone and "drive" in gone
 
 
 def test_an_unknown_error_says_that_it_is_a_defect_of_ours():

@@ -27,6 +27,15 @@ def test_the_window_opens_on_the_demo_project(page, window):
     assert width <= shown
 
 
+def test_the_head_and_the_watched_run_stay_in_sight_where_the_form_is_long(page):
+    places = "['#zg-head', '#train-lora-start'].map((one) => document.querySelector(one).getBoundingClientRect().top)"
+    page.page.evaluate("scrollTo(0, 600)")
+    page.page.wait_for_function("scrollY > 500")
+    head, button = page.page.evaluate(places)
+    page.page.evaluate("scrollTo(0, 0)")
+    assert head == 0 and head < button < 200
+
+
 def test_the_dataset_is_shown_and_a_caption_is_edited(page, window):
     page.tab("Dataset")
     page.press("#dataset-look")

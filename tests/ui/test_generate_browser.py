@@ -163,6 +163,9 @@ def test_a_picture_of_the_gallery_and_a_dropped_one_fill_the_form(tab, window):
     tab.page.wait_for_timeout(500)
     assert tab.field("generate", "prompt").input_value() in ("a red zorb 猫", "a blue zorb 猫")
     tab.press("text=Read settings back from a picture")
+    Image.new("RGB", (8, 8)).save(window.folder / "plain.png")
+    tab.page.set_input_files("#generate-drop input[type=file]", str(window.folder / "plain.png"))
+    tab.see("#generate-answer .zg-notice", "no settings")
     (sheet,) = [path for path in pictures(window) if "_grid_" in path.name][:1]
     tab.page.set_input_files("#generate-drop input[type=file]", str(sheet))
     tab.see("#generate-answer .zg-notice", sheet.name)

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 
 from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import folder_source
-from zimage_gui.events import Step, Validation
-from zimage_gui.jobs.reader import RunView
+from zimage_gui.events import Checkpoint, Step, Validation
+from zimage_gui.jobs.folder import RunFolder
+from zimage_gui.jobs.reader import Readers, RunView
+from zimage_gui.jobs.status import Status
 from zimage_gui.ui import dataset_view, run_html
 from zimage_gui.ui.captions import CaptionFiles
 from zimage_gui.ui.charts import Line, line_chart, nice_ticks
@@ -21,6 +24,7 @@ from zimage_gui.ui.folders import list_folder
 from zimage_gui.ui.html import duration, meter, notice, number, pace
 from zimage_gui.ui.live import Live, Look
 from zimage_gui.ui.pictures import PictureCache, url
+from zimage_gui.ui.tabs.runs import _row as runs_row
 
 
 def draw(path: Path, size=(600, 300), colour="red") -> Path:
@@ -212,6 +216,33 @@ def test_a_live_part_is_sent_only_when_its_mark_moved():
     state["mark"] = 2
     assert live.changes({"marks": {"g:p": sent["mark"]}})[0]["html"] == " 2"
     assert live.changes(["no", "dict"]) == live.changes({"marks": {"g:p": 3}}) == []
+
+
+def test_a_finished_training_is_not_offered_to_be_resumed_but_to_be_trained_on(tmp_path):
+    run = RunFolder.create(tmp_path, "train-lora", "zorb", "", gpu=True)
+    run.begin()
+    state = run.folder / "zorb-state"
+    state.mkdir()
+    for step, words in ((3, "Resume from step 3"), (4, "Train on")):
+        run.emit(Step(step=step, total_steps=4, epoch=1, total_epochs=1, loss=0.5, loss_average=0.5, lr=1e-4,
+                      seconds=1.0, samples_per_second=1.0))  # fmt: skip
+        run.emit(Checkpoint(path=str(state), step=step, epoch=1, what="state"))
+        if step == 4:
+            run.end("done", [tmp_path / "zorb.safetensors", state])
+        else:
+            view = replace(Readers().of(run.folder).poll())
+            assert view.state is not None
+            view.state = replace(view.state, state="stopped")
+            assert words in run_html.status(view)
+    view = Readers().of(run.folder).poll()
+    assert words in run_html.status(view) and "Resume from step" not in run_html.status(view)
+    assert view.state is not None and "<td>zorb.safetensors and 1 more</td>" in runs_row(view.state, None, 0)
+
+
+def test_waiting_in_the_queue_is_no_part_of_how_long_a_run_took():
+    waited = Status(created=100.0, pid=1, process_created=150.0)
+    assert waited.begun == 150.0
+    assert Status(created=100.0, pid=1, process_created=20.0).begun == 100.0  # a resident process
 
 
 def test_the_loss_of_held_out_pictures_stands_in_the_loss_chart(tmp_path):

@@ -47,6 +47,11 @@ def test_a_name_without_letters_is_refused(name, tmp_path):
         Presets(tmp_path, TrainLoraConfig).save(name, TrainLoraConfig())
 
 
+def test_presets_are_sorted_as_people_sort_them(tmp_path):
+    names = [preset.name for preset in Presets(tmp_path, TrainLoraConfig).list()]
+    assert [name for name in names if "GB" in name] == [f"LoRA_on_{gb}_GB" for gb in (6, 8, 12, 16, 24)]
+
+
 def test_names_in_any_script_are_kept():
     assert clean_name("猫 LoRA 1") == "猫_LoRA_1"
 

@@ -41,6 +41,25 @@ def test_a_missing_file_is_told_when_its_field_is_left(tmp_path):
     assert form._left("dit", "", "") == ""
 
 
+def test_what_is_left_in_a_folders_fields_does_not_count_beside_a_dataset_file(tmp_path):
+    file = tmp_path / "set.toml"
+    (tmp_path / "a.png").touch()
+    file.write_text('[[datasets]]\nimage_directory = "."\n', encoding="utf-8")
+    form = Form(TrainLoraConfig, "train-lora", Drafts(tmp_path))
+    left = {"dit": str(file), "resolution": "768", "num_repeats": "x", "batch_size": "4"}
+    config = form.config_of({**left, "dataset_config": str(file)})
+    assert (config.resolution, config.num_repeats, config.batch_size) == ((1024, 1024), 1, 1)
+    assert "must be a whole number" in form._left("num_repeats", "x", "")
+
+
+def test_a_dropped_file_is_called_by_its_name(tmp_path):
+    form = Form(TrainLoraConfig, "train-lora", Drafts(tmp_path))
+    form.problems = "problems"
+    file = tmp_path / ("0a" * 32) / "my settings.toml"
+    told = form.complain(UserError.one("config_file", file, "is not UTF-8 text"))["problems"]
+    assert "config_file = my settings.toml: is not" in told
+
+
 def test_a_model_of_the_wrong_kind_makes_no_run(tmp_path):
     desk = Desk(GuiConfig(), tmp_path)
     wrong = tmp_path / "picture.safetensors"

@@ -139,7 +139,7 @@ def _place(parsed: Parsed, cls: type[Options], loose: list[str]) -> None:
         parsed.given.append((name, word))
     for word in loose[len(free) :]:
         rule = f"is a word that {cls.command} does not expect"
-        remedy = "Put quotes around text with spaces; options begin with --"
+        remedy = "Write --option before a value, and quotes around text with spaces"
         if parsed.config_file is not None and word.lower().endswith(".toml"):
             rule, remedy = f"is a second config file beside {parsed.config_file}", "Give only one"
         parsed.problems.append(Problem(word, "", rule, remedy))

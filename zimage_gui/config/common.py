@@ -217,6 +217,8 @@ def square(value: object) -> object:
         value = value[0]
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*[x×,]\s*(\d+)\s*", value)):
         return match.groups()
+    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
+        raise ValueError("must be a whole number for a square, or one for each side")
     return (value, value) if isinstance(value, int | str) and not isinstance(value, bool) else value
 
 

@@ -16,6 +16,7 @@ from zimage_gui.config.common import (
     attention_option,
     overwrite_option,
     precision_option,
+    square,
 )
 from zimage_gui.config.compile_parts import Compiling, Graphs, Kernels
 from zimage_gui.config.generate_parts import (
@@ -81,7 +82,7 @@ class GenerateConfig(
         (1024, 1024),
         section="picture",
         label="Size",
-        help="Height and width, multiples of 16.",
+        help="Height and width, multiples of 16; one number for a square.",
         unit="px",
     )
     width: int | None = option(
@@ -246,6 +247,12 @@ class GenerateConfig(
         "Attention kernel: torch (built in; also called sdpa), or flash, flash3, xformers, sage when "
         "installed."
     )
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        """One number is both sides. "640x480" is refused: elsewhere the width comes first."""
+        return value if {"x", "×"} & set(str(value)) else square(value)
 
     @field_validator("image_size")
     @classmethod

@@ -54,6 +54,14 @@ def _given(value: object) -> Iterator[Path]:
 
 
 def _problem(known: Option, path: Path) -> Problem | None:
+    try:
+        return _seen(known, path)
+    except OSError as error:  # a name that no disk can hold, a folder that this user may not look into
+        rule = f"cannot be looked at ({error.strerror or error})"
+        return Problem(known.name, str(path), rule, "Check the path")
+
+
+def _seen(known: Option, path: Path) -> Problem | None:
     name, kind = known.name, known.extra.path
     if kind in ("out_file", "out_folder", "out_any"):
         return output_problem(name, path, kind)

@@ -13,7 +13,7 @@ from zimage_gui.config.app import DemoConfig
 from zimage_gui.demo.pictures import write_known, write_zorbs
 from zimage_gui.errors import Problem, UserError
 from zimage_gui.events import Note, Run, Stage
-from zimage_gui.files import atomic_write
+from zimage_gui.files import atomic_write, unwritten
 
 DATA = Path(__file__).parent / "data"
 TRANSFORMER_FILE = "diffusion_models/z_image_demo.safetensors"
@@ -50,7 +50,10 @@ def run(config: DemoConfig, run: Run) -> list[Path]:
         raise UserError(problems)
     folder = config.to.expanduser().absolute()
     run.emit(Stage(name="demo", text=f"Writing the demo project to {folder}"))
-    written = write_project(folder, overwrite=config.overwrite)
+    try:
+        written = write_project(folder, overwrite=config.overwrite)
+    except OSError as error:
+        raise unwritten(error, folder, "to") from error
     run.emit(
         Note(text=f"{written} files written. Next: python -m zimage_gui train-lora {folder / SETTINGS[1]}")
     )

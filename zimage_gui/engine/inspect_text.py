@@ -94,4 +94,6 @@ def _escaped(char: str) -> str:
 
 
 def size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.2f} GB"
+    return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count:,} bytes"

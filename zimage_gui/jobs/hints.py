@@ -84,6 +84,8 @@ def _hint(error: BaseException, message: str) -> str:
     if isinstance(error, PermissionError):
         what = f"The program may not write or read {error.filename}."
         return f"{what} Check who owns it, or choose another folder."
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"Was {error.filename} moved or deleted, or its drive taken away? Put it back. If not: {CRASH}"
     if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
         return f"The disk refuses {error.filename}. Check the path and the drive, or choose another folder."
     return CRASH

@@ -71,7 +71,7 @@ class ResidentWorker:
                 holder,
                 "",
                 "is running, and runs compute one after the other",
-                "Wait for it or stop it first; with memory to spare, choose to generate beside it",
+                "Wait for it or stop it; with memory to spare, choose to generate even while a training runs",
             )
         # Not marked as holding the GPU: a training run need not wait for it, the worker makes room.
         run = RunFolder.create(self.runs_dir, COMMAND, name, config)

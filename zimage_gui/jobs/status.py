@@ -61,6 +61,11 @@ class Status(BaseModel):
     results: tuple[str, ...] = ()
 
     @property
+    def begun(self) -> float:
+        """When its work began: waiting in the queue is no part of how long it took."""
+        return max(self.created, self.process_created)
+
+    @property
     def process(self) -> Identity | None:
         """The process that runs it, None before it has begun."""
         return None if self.pid is None else Identity(self.pid, self.process_created, self.host)

@@ -87,7 +87,7 @@ def run(config: GuiConfig, run: Run) -> list[Path]:
     # Uploads land here; beside the drafts, so that they share the runs' disk and are cleared with it.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(desk.drafts.folder.parent / "uploads"))
     for died in desk.found.died:
-        run.emit(Note(text=f"{died.folder.name} had ended without a word: {died.message or 'see its log'}"))
+        run.emit(Note(text=f"{died.folder.name}: {died.message or 'it ended without a word, see its log'}"))
     open_project(desk, run)
     page = build_app(desk)
     desk.start()

@@ -94,7 +94,7 @@ def _read(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Pat
             pictures += extension in EXTENSIONS
             if extension in suffixes:
                 files.append(Path(entry.path))
-    return sorted(folders, key=_natural), sorted(files, key=_natural), pictures
+    return sorted(folders, key=natural), sorted(files, key=natural), pictures
 
 
 def _count(folder: Path) -> tuple[int, int]:
@@ -111,7 +111,7 @@ def _count(folder: Path) -> tuple[int, int]:
     return pictures, files
 
 
-def _natural(path: Path) -> tuple[tuple[int, str], ...]:
+def natural(path: Path) -> tuple[tuple[int, str], ...]:
     """`img2` before `img10`: runs of digits compare as numbers (by length, then digits)."""
     parts = re.split(r"(\d+)", path.name.casefold())
     return tuple(

@@ -8,8 +8,10 @@ line.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,9 @@ from zimage_gui.ui.values import Raw
 
 Component = Any  # gradio's components share no useful type
 Updates = dict[Component, Any]
+
+# Where gradio keeps a dropped file: a person knows it by its name.
+_UPLOADED = re.compile(r"^.*[/\\][0-9a-f]{64}[/\\]")
 
 LONG_TEXTS = frozenset({"prompt", "negative_prompt", "metadata_description"})
 
@@ -106,16 +111,25 @@ class Form:
 
     def config_of(self, contents: Mapping[str, Raw], **fixed: Any) -> Options:
         """The same from field contents by name. Files that are not there are problems like any other."""
-        given = {**values.collect(self.config_class, contents), **fixed}
+        given = {**self._said(contents), **fixed}
         config, problems = gather(self.config_class, [read(self.config_class, list(given.items()), None)])
         raise_if_any(with_look(config, problems)[0])
         return config
 
     def partial(self, data: Mapping[Component, Any]) -> Options:
         """The config whose fields are each right, though what they need together may still be missing."""
-        config, problems = each_field(self.config_class, values.collect(self.config_class, self.raw(data)))
+        config, problems = each_field(self.config_class, self._said(self.raw(data)))
         raise_if_any(problems)
         return config
+
+    def _said(self, contents: Mapping[str, Raw]) -> dict[str, Any]:
+        """The unchecked values that count: beside a dataset file its own, and not what is left in the fields
+        of a plain folder, whose labels say so."""
+        said = values.collect(self.config_class, contents)
+        if issubclass(self.config_class, PictureFolder) and said.get("dataset_config"):
+            beside = self.config_class.folder_options()
+            said = {name: value for name, value in said.items() if name not in beside}
+        return said
 
     def put(self, contents: Mapping[str, Raw], *, rest: bool = False) -> Updates:
         """Show these contents; with `rest`, every other field returns to its default."""
@@ -132,7 +146,8 @@ class Form:
 
     def complain(self, error: UserError) -> Updates:
         """Every sentence above the form, and each beside its field."""
-        return {self.problems: self._listed(error.problems, (), quiet=False)}
+        named = [replace(one, value=_UPLOADED.sub("", one.value)) for one in error.problems]
+        return {self.problems: self._listed(named, (), quiet=False)}
 
     def noted(self, config: Options) -> Updates:
         """Errors taken back, and beside its field, and listed, each option that does nothing in `config`."""
@@ -232,7 +247,7 @@ class Form:
         self._typed(name, value)
         contents = {**self.drafts.load(self.name), name: value}
         listed_whole = "zg-notice" in (listed or "")
-        config, problems = each_field(self.config_class, values.collect(self.config_class, contents))
+        config, problems = each_field(self.config_class, self._said(contents))
         # A whole list also has what the fields need together.
         problems = self._problems_of(contents) if listed_whole else with_look(config, problems)[0]
         return self._listed(problems, idle_options(config), quiet=not listed_whole)
@@ -260,7 +275,7 @@ class Form:
     def command_line(self, data: Mapping[Component, Any]) -> str:
         """The same run from a terminal: every option that differs from its default."""
         words = ["python", "-m", "zimage_gui", self.config_class.command]
-        for name, value in values.collect(self.config_class, self.raw(data)).items():
+        for name, value in self._said(self.raw(data)).items():
             parts = value if isinstance(value, list | tuple) else [value]
             shown = [str(part).lower() if isinstance(part, bool) else str(part) for part in parts]
             words += [f"--{name}", *(shown or [""])]

@@ -58,7 +58,7 @@ def readings(now: Readings) -> str:
     parts.append(
         meter("RAM", f"{now.ram_used_gb:.1f} / {now.ram_total_gb:.0f} GB", now.ram_used_gb / now.ram_total_gb)
     )
-    parts.append(meter("CPU", f"{now.cpu_percent:.0f} %", now.cpu_percent / 100))
+    parts.append(meter("CPU", f"{now.cpu_percent:.0f} %", now.cpu_percent / 100, full_is_bad=False))
     if now.disk_free_gb is not None:
         parts.append(
             meter("Disk", f"{now.disk_free_gb:.0f} GB free", None, "Free space where the runs are kept")

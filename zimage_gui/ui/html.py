@@ -38,12 +38,12 @@ def button(
     )  # fmt: skip
 
 
-def meter(label: str, text: str, share: float | None, title: str = "") -> str:
-    """A labelled bar; `share` in 0..1 colours it (over 0.92 it warns), None draws no bar."""
+def meter(label: str, text: str, share: float | None, title: str = "", *, full_is_bad: bool = True) -> str:
+    """A labelled bar; `share` in 0..1 fills it (over 0.92 it warns, where full is bad), None draws no bar."""
     bar = ""
     if share is not None:
         width = min(max(share, 0.0), 1.0) * 100
-        tone = "zg-full" if share > 0.92 else ""
+        tone = "zg-full" if full_is_bad and share > 0.92 else ""
         bar = f'<span class="zg-bar {tone}"><i style="width:{width:.1f}%"></i></span>'
     head = f'<span class="zg-meter-label">{escape(label)}</span>'
     value = f'<span class="zg-meter-text">{escape(text)}</span>'

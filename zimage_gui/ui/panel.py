@@ -27,17 +27,25 @@ MOST_CHOICES = 60
 class JobPanel:
     """Watches the runs of some commands. `parts` says what is drawn besides state and log: curves, samples.
 
-    reuse: the tab can take a run's settings over and resume it.
+    reuse: the tab can take a run's settings over and resume it. look: it can look into what a run wrote.
     """
 
     def __init__(
-        self, desk: Desk, commands: tuple[str, ...], parts: tuple[str, ...], empty: str, *, reuse: bool = True
+        self,
+        desk: Desk,
+        commands: tuple[str, ...],
+        parts: tuple[str, ...],
+        empty: str,
+        *,
+        reuse: bool = True,
+        look: bool = False,
     ) -> None:
         self.desk = desk
         self.commands = commands
         self.parts = parts
         self.empty = empty
         self.reuse = reuse
+        self.look = look
 
     def build(self, live: Live, name: str) -> None:
         self.choice = live.part(name, "run", lambda run: text_look(self._choices(name, run)))
@@ -47,7 +55,7 @@ class JobPanel:
             live.part(name, "curves", lambda run: self._look(run, self._curves))
         if "samples" in self.parts:
             with gr.Accordion("Pictures during training", open=True):
-                live.part(name, "samples", lambda run: self._look(run, self._samples))
+                live.part(name, "samples", lambda run: self._look(run, self._samples), run_html.NO_SAMPLES)
         with gr.Accordion("Log", open=False):
             live.part(name, "log", lambda run: self._look(run, self._log))
 
@@ -76,12 +84,12 @@ class JobPanel:
     def _status(self, view: RunView) -> Look:
         state = view.state
         if state is None:
-            return Look("gone", lambda: run_html.status(view, reuse=self.reuse))
+            return Look("gone", lambda: run_html.status(view, reuse=self.reuse, look=self.look))
         # A living run is drawn again at every heartbeat, so that its clock goes on between steps.
         beat = None if state.ended else round(state.status.heartbeat or 0)
         return Look(
             (view.version, state.state, beat, bool(state.silent)),
-            lambda: run_html.status(view, reuse=self.reuse),
+            lambda: run_html.status(view, reuse=self.reuse, look=self.look),
         )
 
     def _curves(self, view: RunView) -> Look:

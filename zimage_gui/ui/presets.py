@@ -21,6 +21,7 @@ from zimage_gui.config.toml_io import plain, read_text, source
 from zimage_gui.errors import UserError
 from zimage_gui.files import atomic_write
 from zimage_gui.jobs.folder import slug
+from zimage_gui.ui.folders import natural
 from zimage_gui.ui.values import Raw, from_values
 
 SHIPPED = Path(zimage_gui.__file__).parents[1] / "presets"
@@ -49,7 +50,7 @@ class Presets:
         for folder in self.folders:
             for file in sorted(folder.glob("*.toml")) if folder.is_dir() else []:
                 found.setdefault(file.stem, Preset(file.stem, file, _about(file)))
-        return sorted(found.values(), key=lambda preset: preset.name.casefold())
+        return sorted(found.values(), key=lambda preset: natural(Path(preset.name)))
 
     def load(self, name: str) -> dict[str, Raw]:
         """Field contents of a preset. Raises UserError for unknown names, broken TOML and wrong options."""

@@ -35,6 +35,10 @@ WORDS = {
     "finished": ("finished", "good"),
     "failed": ("failed", "bad"),
 }
+NO_SAMPLES = (
+    '<p class="zg-empty">Pictures made during training appear here: one row per step, '
+    "one column per prompt.</p>"
+)
 MOST_SAMPLE_ROWS = 40
 MOST_NOTES = 6
 CURVE_POINTS = 400
@@ -54,8 +58,11 @@ def title(state: RunState) -> str:
     return f"{name} · {made}"
 
 
-def status(view: RunView, *, reuse: bool = True) -> str:
-    """The head of the panel: state, bar, numbers, what went wrong, results and what can be done."""
+def status(view: RunView, *, reuse: bool = True, look: bool = False) -> str:
+    """The head of the panel: state, bar, numbers, what went wrong, results and what can be done.
+
+    look: the tab can look into what was written.
+    """
     state = view.state
     if state is None:
         return notice("This run's folder is gone.", "warn")
@@ -80,7 +87,7 @@ def status(view: RunView, *, reuse: bool = True) -> str:
         parts.append(failure(state))
     elif state.message:
         parts.append(notice(state.message))
-    parts.append(_results(view, state) if reuse else _told(view, state))
+    parts.append(_results(view, state) if reuse else _told(view, state, look))
     if state.ended:
         parts.append(_other_states(view))
     return "".join(parts)
@@ -128,7 +135,6 @@ def remaining(view: RunView) -> float | None:
 
 def _numbers(view: RunView, state: RunState) -> str:
     step = view.step
-    began = state.status.created
     end = state.status.ended or (time.time() if not state.ended else None)
     pairs: list[tuple[str, str]] = []
     if step is not None:
@@ -147,7 +153,7 @@ def _numbers(view: RunView, state: RunState) -> str:
         elif step.ram_gb is not None:
             pairs.append(("RAM", f"{step.ram_gb:.1f} GB"))
     if end is not None:
-        pairs.append(("Time", duration(end - began)))
+        pairs.append(("Time", duration(end - state.status.begun)))
     return facts(pairs) if pairs else ""
 
 
@@ -162,8 +168,13 @@ def _actions(view: RunView, state: RunState, reuse: bool) -> str:
         return ""
     shown = [button("Use these settings", "settings", run=run, title="Put this run's settings into the form")]
     if states := resume_points(view):
-        words = f"Resume from step {states[-1][0]:,}"
-        shown.insert(0, button(words, "resume", run=run, place=str(states[-1][1]), tone="good"))
+        step, place = states[-1]
+        if state.state == "finished":
+            words = "Its settings and its last state into the form, to train for more steps"
+            shown.insert(0, button("Train on", "further", run=run, place=str(place), title=words))
+        else:
+            words = f"Resume from step {step:,}"
+            shown.insert(0, button(words, "resume", run=run, place=str(place), tone="good"))
     if view.failed is not None and view.failed.settings:
         title = "This run's settings with " + ", ".join(f"{k} {v}" for k, v in view.failed.settings.items())
         shown.append(button("Use these with less memory", "less", run=run, title=title))
@@ -231,12 +242,12 @@ def _results(view: RunView, state: RunState) -> str:
     return f'<table class="zg-table"><tr><th>Saved</th><th></th></tr>{rows}</table>{more}'
 
 
-def _told(view: RunView, state: RunState) -> str:
+def _told(view: RunView, state: RunState, look: bool) -> str:
     """What a run without checkpoints said, and the files or folders it wrote."""
     said = bullet_list(view.notes[-MOST_NOTES:]) if view.notes else ""
     rows = "".join(
-        f'<tr><td class="zg-code">{escape(path)}</td><td>'
-        f"{button('Look into it', 'look', run=state.folder.name, place=path)}</td></tr>"
+        f'<tr><td><span class="zg-code">{escape(path)}</span></td><td class="zg-num">'
+        f"{button('Look into it', 'look', run=state.folder.name, place=path) if look else ''}</td></tr>"
         for path in state.status.results
         if Path(path).exists()
     )
@@ -275,10 +286,7 @@ def curves(view: RunView) -> str:
 def samples(view: RunView, cache: PictureCache) -> str:
     """A grid: one row per step (newest first), one column per prompt; a click opens the picture."""
     if not view.samples:
-        return (
-            '<p class="zg-empty">Pictures made during training appear here: one row per '
-            "step, one column per prompt.</p>"
-        )
+        return NO_SAMPLES
     columns = sorted({sample.index for sample in view.samples})
     by_step: dict[int, dict[int, Sample]] = {}
     for sample in view.samples:

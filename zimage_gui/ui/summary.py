@@ -6,6 +6,7 @@ once more before it loads anything; this is only the earlier, quicker answer.
 
 from __future__ import annotations
 
+from zimage_gui.config.schema import options_of
 from zimage_gui.config.training import TrainingConfig
 from zimage_gui.engine.cache_files import Kind
 from zimage_gui.engine.cache_run import folder_problems
@@ -78,7 +79,8 @@ def before_training(config: TrainingConfig, readings: Readings | None = None) ->
         raise UserError(problems)
     report = scan(sources_of(config))
     files, _ = find_models(config)
-    models = [f"{option}: {sentence}" for option, sentence, _right in model_rows(files)[0]]
+    known = options_of(type(config))
+    models = [f"{known[option].label}: {sentence}" for option, sentence, _right in model_rows(files)[0]]
     words = f"{bullet_list(models)}{dataset_words(report)}{length_words(config, report)}"
     paths = {"dit": files.dit, "vae": files.vae, "text_encoder": files.text_encoder}
     memory = memory_words(config.model_copy(update=paths), report, readings)

@@ -16,7 +16,7 @@ from zimage_gui.engine.dataset.sources import VARIANTS, Source, check_or_raise, 
 from zimage_gui.engine.dataset.sources import check as check_sources
 from zimage_gui.errors import Interrupted, Problem, UserError
 from zimage_gui.events import Note, Run, Stage, Warning
-from zimage_gui.files import atomic_write, free_name
+from zimage_gui.files import atomic_write, free_name, unwritten
 
 _CAPTION_SHOWN = 60
 _NAMED = 5
@@ -52,7 +52,10 @@ def run(config: DatasetConfig, run: Run) -> list[Path]:
     path = wanted if config.overwrite else free_name(wanted)
     if path != wanted:
         run.emit(Warning(text=f"{wanted.name} exists and stays; written as {path.name}"))
-    return [atomic_write(path, dataset_toml(sources, path.parent).encode("utf-8"))]
+    try:
+        return [atomic_write(path, dataset_toml(sources, path.parent).encode("utf-8"))]
+    except OSError as error:
+        raise unwritten(error, path, "write_toml") from error
 
 
 def scan_and_tell(sources: tuple[Source, ...], run: Run, *, decode: bool, workers: int = 4) -> ScanReport:

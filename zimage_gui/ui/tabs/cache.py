@@ -20,7 +20,7 @@ from zimage_gui.ui.actions import PRIVATE, QUIET, action_of, on_act, plain_html
 from zimage_gui.ui.cache_state import as_html, look
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.form import Form, Updates, guarded, merged
-from zimage_gui.ui.html import notice
+from zimage_gui.ui.html import escape, notice
 from zimage_gui.ui.live import Live
 from zimage_gui.ui.page import Page
 from zimage_gui.ui.panel import JobPanel, stop_action
@@ -106,11 +106,11 @@ class CacheTab:
         assert isinstance(texts, CacheTextConfig)
         if texts.text_encoder is not None:  # what the folder is for then is the VAE
             texts = texts.with_(model_dir=None)
-        for config in (latents, texts):
-            self.desk.submit(config, "")
+        folders = [self.desk.submit(config, "") for config in (latents, texts)]
         words = "Both caches are being brought up to date: first the pictures, then the captions."
+        sign = f'<span data-newest="{self.name}" data-run="{escape(folders[0].name)}"></span>'
         noted = merged(self.form.noted(latents), self.text.noted(texts))
-        return merged(noted, {self.answer: notice(words, "good")})
+        return merged(noted, {self.answer: notice(words + sign, "good", raw=True)})
 
     def _act(self, event: gr.EventData) -> None:
         stop_action(self.desk, action_of(event))

@@ -55,7 +55,7 @@ class ConvertTab:
         self.live = live
         self.forms: dict[str, Form] = {action.key: self._form(action) for action in ACTIONS}
         commands = tuple(dict.fromkeys(action.command for action in ACTIONS))
-        self.panel = JobPanel(desk, commands, (), "Nothing has been converted yet.", reuse=False)
+        self.panel = JobPanel(desk, commands, (), "Nothing has been converted yet.", reuse=False, look=True)
         self.copy = ComfyCopy(desk)
 
     def _form(self, action: FileAction) -> Form:
@@ -142,7 +142,10 @@ class ConvertTab:
         looking: dict[str, Any] = {"outputs": shown, "show_progress_on": self.report, **PRIVATE}
         gr.on([self.inspect.click, self.file.submit], self._look, {self.file}, **looking)
         self.known.select(lambda data: self._look({self.file: data[self.known]}), {self.known}, **looking)
-        self.drop.upload(lambda data: self._look({self.file: data[self.drop]}), {self.drop}, **looking)
+        dropped = self.drop.upload(
+            lambda data: self._look({self.file: data[self.drop]}), {self.drop}, **looking
+        )
+        dropped.then(lambda: None, None, self.drop, **QUIET)  # makes room for the next file
         base = {self.file, self.choice}
         everything = {*base, *(part for form in self.forms.values() for part in form.inputs())}
         self.choice.input(self._choose, everything, self._changed(), **QUIET)

@@ -126,13 +126,18 @@ class DatasetTab:
             show_progress_on=self.grid,
             **PRIVATE,
         )
-        self.write.click(guarded(form, self._write), form.inputs(), [form.problems, self.answer], **QUIET)
+        write = guarded(form, self._write, self._silent())
+        self.write.click(write, form.inputs(), [form.problems, self.answer], **QUIET)
         on_act([self.strip, self.grid], self._act, {self.looked}, shown)
 
     def _nothing(self) -> Updates:
         """Pictures of another folder must not stand beside a refusal."""
         blank: Updates = {self.strip: "", self.buckets: "", self.grid: self._empty()}
-        return {**blank, self.answer: gr.update(visible=False)}
+        return {**blank, **self._silent()}
+
+    def _silent(self) -> Updates:
+        """An earlier answer must not stand beside a refusal."""
+        return {self.answer: gr.update(visible=False)}
 
     def wire_targets(self, forms: list[Form]) -> None:
         """`Use for training` puts the dataset into these forms."""
@@ -157,7 +162,7 @@ class DatasetTab:
             words = "The dataset is set in Cache, LoRA Train and Finetune."
             return {**updates, self.answer: gr.update(value=notice(words, "good"), visible=True)}
 
-        self.use.click(guarded(self.form, use), self.form.inputs(), outputs, **QUIET)
+        self.use.click(guarded(self.form, use, self._silent()), self.form.inputs(), outputs, **QUIET)
 
     @staticmethod
     def _labels(form: Form) -> dict[str, str]:
@@ -178,7 +183,7 @@ class DatasetTab:
             raise UserError.one(
                 "dataset", where, "holds no pictures (png, jpg, webp, bmp, avif)", "Choose another folder"
             )
-        return merged(self._draw(looked), {self.answer: gr.update(visible=False)})
+        return merged(self._draw(looked), self._silent())
 
     def _draw(self, looked: Looked) -> Updates:
         report = looked.report

@@ -138,11 +138,12 @@ class GenerateTab:
             guarded(form, lambda data: self._keep({"seed": ""})), form.inputs(), outputs, **QUIET
         )
         self.reuse.click(guarded(form, self._reuse), form.inputs(), outputs, **QUIET)
-        emptied: Updates = {self.drop: gr.update(value=None)}  # else the next picture could not be dropped
-        read_back = guarded(
-            form, lambda data: merged(self._read_back(data), emptied), {**emptied, self.answer: ""}
+        dropped = self.drop.upload(
+            guarded(form, self._read_back, {self.answer: ""}), {self.drop}, outputs, **QUIET
         )
-        self.drop.upload(read_back, {self.drop}, [*outputs, self.drop], **QUIET)
+        # Makes room for the next picture. An event of its own: the page shows the file only after a quick
+        # answer has come.
+        dropped.then(lambda: None, None, self.drop, **QUIET)
         acting = [self.panel.status, self.making, self.shapes, self.axes, *self.results.blocks]
         on_act(acting, self._act, form.inputs(), outputs)
         guidance = form.fields["guidance_scale"]

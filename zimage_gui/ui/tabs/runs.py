@@ -57,14 +57,15 @@ def runs_table(desk: Desk) -> str:
         "<th>Took</th><th>Result</th><th></th></tr>"
     )
     where = f'<p class="zg-muted">Folder: {escape(str(desk.runs_dir))}</p>'
-    return f'{where}<div class="zg-scroll"><table class="zg-table">{head}{"".join(rows)}</table></div>'
+    table = f'<table class="zg-table zg-runs">{head}{"".join(rows)}</table>'
+    return f'{where}<div class="zg-scroll">{table}</div>'
 
 
 def _row(state: RunState, place: int | None, waiting: int) -> str:
     status = state.status
     made = run_html.title(state).rpartition(" · ")[2]
     steps = f"{status.step:,} / {status.total_steps:,}" if status.total_steps else ""
-    took = duration(status.ended - status.created) if status.ended else ""
+    took = duration(status.ended - status.begun) if status.ended else ""
     result = (
         escape(state.message.splitlines()[0][:160])
         if state.state == "failed" and state.message
@@ -86,7 +87,9 @@ def _row(state: RunState, place: int | None, waiting: int) -> str:
 def _result(results: tuple[str, ...]) -> str:
     if not results:
         return ""
-    last = results[-1].replace("\\", "/").rpartition("/")[2]
+    # a training's last word is its state's folder, and what a person looks for is the LoRA
+    files = [one for one in results if one.endswith(".safetensors")] or results
+    last = files[-1].replace("\\", "/").rpartition("/")[2]
     return escape(last) + (f" and {len(results) - 1} more" if len(results) > 1 else "")
 
 

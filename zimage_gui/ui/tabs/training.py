@@ -6,7 +6,8 @@ here runs a training, it only puts a validated config into the queue.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class TrainingTab:
         self.answer = active_html(elem_id=f"{self.name}-answer")
         self.trusted = gr.State(frozenset())
         self.shown_command = gr.Code(
-            visible=False, language="shell", label="The same from a terminal", interactive=False
+            visible=False, language="shell", label="The same from a terminal", interactive=False, max_lines=16
         )
 
     def _wire(self, page: Page) -> None:
@@ -87,12 +88,12 @@ class TrainingTab:
         self.bar.wire(page)
         inputs = {*form.inputs(), self.trusted}
         answers = [form.problems, self.answer, self.trusted]
-        silent = {self.answer: ""}
-        self.train.click(guarded(form, self._train, silent), inputs, answers, **QUIET)
-        self.check.click(guarded(form, self._check, silent), inputs, answers, **QUIET)
-        self.command.click(
-            guarded(form, self._command, silent), inputs, [*answers, self.shown_command], **QUIET
-        )
+        silent: Updates = {self.answer: "", self.shown_command: gr.update(visible=False)}
+        answers.append(self.shown_command)
+        for button, action in (
+            (self.train, self._train), (self.check, self._check), (self.command, self._command)
+        ):  # fmt: skip
+            button.click(guarded(form, partial(_after, silent, action), silent), inputs, answers, **QUIET)
         filled = [*form.outputs(), self.answer, self.trusted]
         on_act([self.panel.status, self.answer], self._act, inputs, filled)
 
@@ -134,7 +135,8 @@ class TrainingTab:
             if folder not in waiting
             else f"In the queue at place {waiting.index(folder) + 1}: runs compute one after the other."
         )
-        sign = f'<span data-newest="{self.name}"></span>'  # has the page watch the new run
+        # has the page watch the new run; without its name a second answer would be no change of the page
+        sign = f'<span data-newest="{self.name}" data-run="{escape(folder.name)}"></span>'
         noted = self.form.noted(config)
         return merged(noted, {self.answer: notice(escape(words) + sign, "good", raw=True)})
 
@@ -171,6 +173,11 @@ class TrainingTab:
         if action.name == "less":
             words = "The settings that need less memory are in the form now; press Train."
             return self._take({**contents, **self._advised(file.parent)}, words)
+        if action.name == "further":
+            words = (
+                "Its settings are in the form, with its last state in Resume from: raise Steps, press Train."
+            )
+            return self._take({**contents, "resume": action.get("place")}, words)
         if action.name == "resume":
             return self._resume(contents, Path(action.get("place")), data[self.trusted])
         return {self.answer: gr.update()}
@@ -194,6 +201,13 @@ class TrainingTab:
         config = self.form.config_of(contents, runs_dir=self.desk.runs_dir)
         words = f"Going on from {state}."
         return merged(self._take({**contents, "resume": ""}, words), self._start(config, trusted))
+
+
+def _after(
+    silent: Updates, action: Callable[[Mapping[Any, Any]], Updates], data: Mapping[Any, Any]
+) -> Updates:
+    """What a button answers, in the place of what the button before it did."""
+    return merged(silent, action(data))
 
 
 def lora_tab(desk: Desk, live: Live) -> TrainingTab:
