@@ -11,17 +11,10 @@ from meta_step import on_meta
 from zimage_gui.config.training import FinetuneConfig, TrainLoraConfig
 from zimage_gui.engine.finetuning import updates_of
 from zimage_gui.engine.loader import Batch as LoadedBatch
-from zimage_gui.engine.memory_estimate import (
-    _STATES,
-    GIB,
-    Batch,
-    Workload,
-    estimate,
-    least_recomputed,
-    recomputed_blocks,
-)
+from zimage_gui.engine.memory_estimate import GIB, Batch, Workload, estimate, least_recomputed
 from zimage_gui.engine.memory_models import ModelSizes
 from zimage_gui.engine.memory_sizes import NUMBER_BYTES
+from zimage_gui.engine.memory_steps import STATES, recomputed_blocks
 from zimage_gui.engine.methods import FullMethod, LoraMethod, Method
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import set_training
@@ -163,7 +156,7 @@ def test_bytes_of_a_quantised_number_are_those_of_the_layer(quant: Any) -> None:
     assert NUMBER_BYTES[quant] == bytes_per_number(quant, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", [name for name in _STATES if not name.startswith("paged")])
+@pytest.mark.parametrize("name", [name for name in STATES if not name.startswith("paged")])
 def test_bytes_of_an_optimizers_state_are_what_it_makes(name: str) -> None:
     parameter = torch.nn.Parameter(torch.randn(128, 512))
     try:
@@ -175,7 +168,7 @@ def test_bytes_of_an_optimizers_state_are_what_it_makes(name: str) -> None:
         pytest.skip(f"{name} is not to be had here: {error}")
     kept = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
     size = sum(value.numel() * value.element_size() for value in kept if value.numel() > 256)
-    assert _STATES[name] == pytest.approx(size / parameter.numel(), abs=0.2)
+    assert STATES[name] == pytest.approx(size / parameter.numel(), abs=0.2)
 
 
 def test_every_saving_option_saves_where_it_should() -> None:

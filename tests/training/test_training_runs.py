@@ -254,7 +254,9 @@ def test_what_a_kill_kept_from_being_dropped_is_dropped_when_the_run_goes_on(pro
     options = {"save_every_n_steps": 1, "save_last_n_steps": 1, "save_state": True, "max_train_steps": 6}
     out = project / "out"
     train(lora_config(project, output_name="s", **options), stop_at=5)
-    shutil.copytree(out / "s-step00000004-state", out / "s-step00000003-state")  # as if killed after saving step 5
+    shutil.copytree(
+        out / "s-step00000004-state", out / "s-step00000003-state"
+    )  # as if killed after saving step 5
     shutil.copy(out / "s-step00000004.safetensors", out / "s-step00000003.safetensors")
     train(lora_config(project, output_name="s", resume=out / "s-step00000005-state", **options))
     assert not [name for name in names(out) if "00003" in name] and "s-step00000005-state" in names(out)
@@ -410,7 +412,12 @@ def test_a_weight_outside_masks_needs_masks(project: Path) -> None:
     table = '[[datasets]]\nimage_directory = "pictures"\nresolution = 32\nalpha_mask = true\n'
     (project / "data.toml").write_text(table, encoding="utf-8")
     config = lora_config(
-        project, unmasked_weight=0.5, dataset=None, dataset_config=project / "data.toml", resolution=(1024, 1024), batch_size=1
+        project,
+        unmasked_weight=0.5,
+        dataset=None,
+        dataset_config=project / "data.toml",
+        resolution=(1024, 1024),
+        batch_size=1,
     )
     assert check(config) == []
 
