@@ -6,16 +6,18 @@ from typing import Any
 import pytest
 import torch
 from live_bytes import LiveBytes
-from meta_step import on_meta
+from meta_step import on_meta, quantised
 
 from zimage_gui.config.training import FinetuneConfig, TrainLoraConfig
 from zimage_gui.engine.finetuning import updates_of
+from zimage_gui.engine.frozen import frozen_names
 from zimage_gui.engine.loader import Batch as LoadedBatch
 from zimage_gui.engine.memory_estimate import GIB, Batch, Workload, estimate, least_recomputed
 from zimage_gui.engine.memory_models import ModelSizes
-from zimage_gui.engine.memory_sizes import NUMBER_BYTES
+from zimage_gui.engine.memory_sizes import LARGEST_TABLE, NUMBER_BYTES
 from zimage_gui.engine.memory_steps import STATES, recomputed_blocks
 from zimage_gui.engine.methods import FullMethod, LoraMethod, Method
+from zimage_gui.engine.networks import build_network
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import set_training
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer
@@ -28,6 +30,7 @@ from zimage_gui.model.quantise import bytes_per_number
 from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
 
 TINY = TransformerConfig(dim=256, n_layers=4, n_refiner_layers=1, n_heads=2, cap_feat_dim=64)
+OWN_LARGEST_TABLE = attention._LARGEST_TABLE
 MOVING = ("optimizer", "gradients", "activations")
 REAL = ModelSizes()
 SQUARE = Workload(Batch(1024, 1024, 128, 1))
@@ -42,22 +45,25 @@ def torchs_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(config: Any, shape: TransformerConfig, batch: Batch, folder: Path) -> int:
     """The most that two updates hold beside the weights."""
     torch.manual_seed(0)
+    config = config.model_copy(update={"seed": 0})
     lora = isinstance(config, TrainLoraConfig)
     low = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     dtype = low if lora or config.full_bf16 else torch.float32
     model = ZImageTransformer(shape).to(dtype)
     method: Method
     if lora:
-        method = LoraMethod(model, attach_lora(model, LoraSpec(dim=config.network_dim)))
+        if config.base_quant != "none":
+            quantised(model, config.base_quant)
+        method = LoraMethod(model, build_network(model, config, NullRun(folder)))
     else:
-        method = FullMethod(model, None if dtype is low else low)
+        frozen = frozen_names(config, dict(model.named_parameters()))
+        method = FullMethod(model, None if dtype is low else low, frozen=frozen)
     optimizer = build_optimizer(config.optimizer_type, [], 1e-4, method.parameters())
     settings = LoopSettings(
         0, 2, 1, gradient_checkpointing=config.gradient_checkpointing,
         recomputed_blocks=recomputed_blocks(config, shape.n_layers),
     )  # fmt: skip
     schedule = build_schedule(ScheduleSpec(), optimizer, 2)
-    config = config.model_copy(update={"seed": 0})
     updates = updates_of(config, optimizer)
     trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(folder), updates)
     latents = torch.randn(batch.count, 16, batch.height // 8, batch.width // 8)
@@ -65,8 +71,13 @@ def counted(config: Any, shape: TransformerConfig, batch: Batch, folder: Path) -
     loaded = LoadedBatch(latents, captions, ["x"] * batch.count, list(range(batch.count)))
     with LiveBytes() as made:
         for _ in range(2):
-            trainer.update([loaded])
+            trainer.update([loaded] * config.gradient_accumulation_steps)
     return made.peak
+
+
+def moving(config: Any, batch: Batch, device: str) -> float:
+    found = estimate(config, ModelSizes(config=TINY), Workload(batch), device)
+    return sum(found.training[name] for name in MOVING)
 
 
 def lora(**options: Any) -> TrainLoraConfig:
@@ -88,14 +99,37 @@ def full(**options: Any) -> FinetuneConfig:
         full(fused_backward_pass=True),
         full(fused_backward_pass=True, gradient_checkpointing=False),
         full(full_bf16=False, optimizer_type="AdamW"),
+        full(optimizer_type="AdamW", gradient_accumulation_steps=2, gradient_checkpointing=False),
+        full(freeze_patterns=(r"layers\.[0-2]",)),
+        full(train_patterns=(r"layers\.3",)),
+        full(train_patterns=(r"layers\.\d+\.attention\..*",), optimizer_type="AdamW"),
+        lora(network_module="dora", gradient_checkpointing=False),
+        lora(network_module="lokr", gradient_checkpointing=False),
+        lora(network_module="loha"),
+        lora(base_quant="int8"),
+        lora(base_quant="nf4", gradient_checkpointing=False),
+        lora(include_patterns=(r".*",)),
     ],
     ids=lambda config: " ".join(str(value) for value in config.model_dump(exclude_defaults=True).values()),
 )
 def test_the_estimate_of_a_step_is_within_a_tenth_of_what_is_counted(config: Any, tmp_path: Path) -> None:
     batch = Batch(256, 256, 32, 1)
-    found = estimate(config, ModelSizes(config=TINY), Workload(batch), "cpu")
-    expected = sum(found.training[name] for name in MOVING)
-    assert expected == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
+    assert moving(config, batch, "cuda") == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
+
+
+@pytest.mark.parametrize("recomputing", [True, False])
+def test_the_table_of_attention_weights_that_a_cpu_keeps_in_half_precision_counts(
+    recomputing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_LARGEST_TABLE", LARGEST_TABLE)
+    batch, config = Batch(512, 512, 32, 1), lora(gradient_checkpointing=recomputing)
+    found = counted(config, TINY, batch, tmp_path)
+    assert moving(config, batch, "cpu") == pytest.approx(found, rel=0.1)
+    assert moving(config, batch, "cuda") < 0.8 * found
+
+
+def test_the_table_is_as_large_as_attention_lets_it_be() -> None:
+    assert OWN_LARGEST_TABLE == LARGEST_TABLE
 
 
 def test_processes_that_share_out_the_weights_need_their_share_and_a_few_whole_blocks() -> None:

@@ -35,7 +35,8 @@ from zimage_gui.engine.memory_steps import (
 )
 
 GIB = 2**30
-TRAINING, TEXT_ENCODER, VAE, PREVIEWS = "training", "text encoder", "VAE", "previews"
+TRAINING, TEXT_ENCODER, VAE = "training", "text encoder", "VAE"
+PREVIEWS, SAVING = "previews", "saving"
 """The phases of a run."""
 _CUDA = 0.6 * GIB
 """CUDA's own context and the workspaces of its libraries."""
@@ -45,6 +46,8 @@ _AT_WORK = 5 * 2**20
 """On a CPU, what torch's threads, kernels and our own objects take beside tensors once a step runs."""
 _PROGRAM = {True: 2.5 * GIB, False: 0.5 * GIB}
 """RAM of the program itself, with CUDA and without (0.43 GiB measured)."""
+_TOKENIZER = 210.0
+"""RAM of the tokenizer for each entry of its vocabulary: 30 MiB for the released model's."""
 _FP32 = 4.0
 _VAE_MAPS = 6
 """Feature maps of the first width, in fp32, that the VAE holds at once."""
@@ -159,14 +162,14 @@ def _cache_bytes(picture: Picture, text_width: int) -> float:
 
 
 def _saves(config: Any, what: str, updates: int, epochs: int) -> int:
-    """Files that are there at the end, the last one among them."""
+    """Files that are there at the fullest, when the last one has been written and older ones are to go."""
     count = 1
     for every, last, total in (
-        (config.save_every_n_steps, f"save_last_n_steps{what}", updates),
-        (config.save_every_n_epochs, f"save_last_n_epochs{what}", epochs),
+        (config.save_every_n_steps, "save_last_n_steps", updates),
+        (config.save_every_n_epochs, "save_last_n_epochs", epochs),
     ):
         if every:
-            kept = getattr(config, last)
+            kept = getattr(config, f"{last}{what}") or getattr(config, last)
             made = max(0, total - 1) // every  # the last one is the final file
             count += min(made, kept // every + 1) if kept is not None else made
     return count
@@ -202,14 +205,19 @@ def estimate(
             training[name] = training.get(name, 0.0) + size
     else:
         ram |= waiting
-    if shown := _shown(config, load, step, average, device):
-        ram["copies while it saves"] = shown
     moving = training["gradients"] + training["activations"]
     resident = sum(training.values()) - moving
-    return Estimate(
-        load.batch, training, _phases(config, sizes, load.batch, resident, item), ram,
-        _disk(config, load, sizes, step), device, step.recomputed,
-    )  # fmt: skip
+    phases = _phases(config, sizes, load.batch, resident, item)
+    if device == "cpu":
+        for name in (TEXT_ENCODER, VAE):
+            phases[name] += waiting["tokenizer"]
+    if copies := _copies(config, load, step, average, device):
+        if device == "cpu":
+            phases[SAVING] = resident + copies
+        else:
+            ram["copies while it saves"] = copies
+    disk = _disk(config, load, sizes, step)
+    return Estimate(load.batch, training, phases, ram, disk, device, step.recomputed)
 
 
 def _waiting(
@@ -219,7 +227,10 @@ def _waiting(
     pinned = pinned_bytes if device == "cuda" else float
     swapped = min(int(config.blocks_to_swap), sizes.config.n_layers)
     inputs = sizes.config.dim * item * load.batch.rows.all
-    found = {"swapped blocks": swapped * pinned(swapped_block_bytes(config, sizes, item))}
+    found = {
+        "tokenizer": _TOKENIZER * sizes.text.vocab_size,
+        "swapped blocks": swapped * pinned(swapped_block_bytes(config, sizes, item)),
+    }
     # gradients and averages of swapped weights that are updated in CPU memory
     found["their gradients and states"] = away * step.trained * (step.gradient + step.state)
     if step.inputs_away:
@@ -229,7 +240,7 @@ def _waiting(
     return found
 
 
-def _shown(config: Any, load: Workload, step: Step, average: float, device: str) -> float:
+def _copies(config: Any, load: Workload, step: Step, average: float, device: str) -> float:
     """Copies in RAM while a state is written, which a GPU's tensors need, or while the average stands in the
     place of the weights."""
     state = step.trained * (step_item(config) + step.state) + average

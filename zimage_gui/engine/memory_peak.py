@@ -33,7 +33,7 @@ class _Handed(ctypes.Structure):
 
 
 def handed_out() -> Callable[[], int] | None:
-    """Gives the bytes that the C library has handed out; None where it tells nothing (glibc does since 2.33)."""
+    """Gives the bytes that the C library has handed out; None where it tells nothing (glibc < 2.33)."""
     if sys.platform != "linux":
         return None
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from zimage_gui.model.sizes import TransformerConfig
 
-_FP32 = 4
+FP32 = 4
 LARGEST_TABLE = 2**25
 """Attention weights of a layer that the CPU's half-precision products keep at most (`model/attention.py`)."""
 
@@ -42,7 +42,7 @@ class Step:
     main block keep per row; table: bytes of attention weights that a block keeps; opened: bytes that are made
     beside a product, of a quantised weight or of a change that is a whole matrix; summed: gradients of the
     batch before are held; casts: weights are of another format than the computation; copies: fp32 copies of
-    the largest matrix while it is updated.
+    a tensor while it is updated; updating: bytes that these add to all gradients at most.
     """
 
     config: TransformerConfig
@@ -64,6 +64,7 @@ class Step:
     in_backward: bool = False
     casts: bool = False
     copies: float = 0.0
+    updating: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def block_row(config: TransformerConfig, item: int, beside: float) -> BlockRow:
     hidden widths), what the adapters keep, and fp32 statistics of attention and norms. Everything else
     that a plain block keeps: two normed inputs, turned queries and keys, the gate's product."""
     dim, hidden, heads = config.dim, config.ffn_dim, config.n_heads
-    statistics = _FP32 * (3 * heads + 4)
+    statistics = FP32 * (3 * heads + 4)
     kept = (8 * dim + 2 * hidden + beside) * item + statistics
     return BlockRow(
         input=dim * item,
@@ -150,7 +151,7 @@ def _moments(step: Step) -> list[Moment]:
         last, working = (anew, row.working_whole) if recomputed else (products, row.working)
         moments += _block_moments(step, last, working, config.n_layers + 2 * config.n_refiner_layers)
     if not step.in_backward:
-        moments.append(Moment(step.copies * _FP32 * step.largest, step.trained * step.gradient))
+        moments.append(Moment(step.updating, step.trained * step.gradient))
     return moments
 
 
@@ -168,11 +169,12 @@ def _block_moments(step: Step, held: float, working: float, blocks: int) -> list
         if step.summed:  # all those of the batch before, and the one that is added to them
             gradients = step.trained + min(largest, step.per_block)
         return [Moment(held + most, gradients * step.gradient)]
+    largest = min(largest, largest_matrix(step.config))  # a modulation's comes when the rest is gone
     gradient = largest * step.gradient
     updating = step.config.dim * step.computing * rows
     return [
         Moment(held + most, gradient),
-        Moment(held + updating, gradient + largest * _FP32 * step.copies),
+        Moment(held + updating, gradient + largest * FP32 * step.copies),
     ]
 
 

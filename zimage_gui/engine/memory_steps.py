@@ -6,12 +6,13 @@ Knows the options of training and the names of weights. Must not know torch, pic
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zimage_gui.engine.frozen import frozen_names
 from zimage_gui.engine.memory_models import ModelSizes, adapter_numbers, adapter_row, lora_layers
 from zimage_gui.engine.memory_sizes import (
+    FP32,
     LARGEST_TABLE,
     NUMBER_BYTES,
     Rows,
@@ -93,15 +94,27 @@ def _own_weights(
     rounds = config.full_bf16 and config.stochastic_rounding
     state = _state(config) if rounds or trained_item == 4 else _state(config) / 2
     adafactor = config.optimizer_type.lower() in ("adafactor", "came")
-    copies = (4.5 if adafactor else 3.0) if rounds else (2.0 if adafactor else 0.0)
+    copies = (4.0 if adafactor else 3.0) if rounds else (2.0 if adafactor else 0.0)
     in_blocks = sum(size for name, size in sized.items() if name.startswith("layers."))
+    updating = _updating(list(sized.values()), copies, trained_item if rounds else 0)
     first = _first_block(sized)
     return Step(
         sizes.config, rows, item, sum(sized.values()), trained_item, state, recomputed,
         in_blocks / max(1, sizes.config.n_layers - first), max(sized.values(), default=0),
         config.gradient_checkpointing_cpu_offload, _reaches_first_half(sized), first, 0.0, table, 0.0,
-        config.gradient_accumulation_steps > 1, config.fused_backward_pass, trained_item != item, copies,
+        config.gradient_accumulation_steps > 1, config.fused_backward_pass, trained_item != item,
+        copies, updating,
     )  # fmt: skip
+
+
+def _updating(sizes: Sequence[int], copies: float, freed: int) -> float:
+    """The most that copies of one tensor add to all gradients while the tensors are updated one after the
+    other, each of which gives back so many bytes per number."""
+    most, before = 0.0, 0
+    for size in sizes:
+        most = max(most, copies * FP32 * size - before * freed)
+        before += size
+    return most
 
 
 def _state(config: Any) -> float:

@@ -19,7 +19,15 @@ from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, device_name, free_memory, number_format
 from zimage_gui.engine.memory_advice import changes
-from zimage_gui.engine.memory_estimate import GIB, PREVIEWS, TEXT_ENCODER, TRAINING, VAE, least_recomputed
+from zimage_gui.engine.memory_estimate import (
+    GIB,
+    PREVIEWS,
+    SAVING,
+    TEXT_ENCODER,
+    TRAINING,
+    VAE,
+    least_recomputed,
+)
 from zimage_gui.engine.memory_peak import PeakMeter
 from zimage_gui.engine.memory_plan import Plan, free_now, plan, shortages, table
 from zimage_gui.engine.memory_steps import AUTO
@@ -117,11 +125,12 @@ class MemoryWatch:
     def compare(self) -> None:
         """At the end: the real peaks beside the estimates, for the phases that there were."""
         peaks = self._meter.peaks
-        if self.plan is None or not peaks:
+        if self.plan is None or TRAINING not in peaks:
             return
         expected = {name: self._estimate.taken(name) for name in peaks}
-        if self._shown:
-            expected[TRAINING] = max(expected.get(TRAINING, 0.0), self._estimate.taken(PREVIEWS))
+        amid = [SAVING] if SAVING in self._estimate.phases else []
+        amid += [PREVIEWS] if self._shown else []
+        expected[TRAINING] = max(map(self._estimate.taken, (TRAINING, *amid)))
         whole = _beside(max(expected.values()), max(peaks.values()), "estimated {} GiB, really {}")
         parts = ", ".join(f"{name} " + _beside(expected[name], peaks[name], "{} and {}") for name in peaks)
         self._run.emit(Note(text=f"memory at the fullest: {whole} {self._meaning()}: {parts}"))
