@@ -1,5 +1,6 @@
 """The memory estimate against what a counter finds in real steps, and what it says of the released model."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,12 @@ def test_auto_takes_the_least_recomputation_that_fits() -> None:
     fewer = lora(gradient_checkpointing_fraction=str((counts[1] - 1) / 30))
     assert estimate(share, REAL, SQUARE, "cuda").peak <= 20 * GIB
     assert estimate(fewer, REAL, SQUARE, "cuda").peak > 20 * GIB
+
+
+def test_on_a_cpu_what_waits_in_ram_is_part_of_the_same_memory() -> None:
+    config = lora(blocks_to_swap=20, base_quant="int8", sample_prompts=Path("prompts.txt"))
+    gpu, cpu = (estimate(config, REAL, SQUARE, device) for device in ("cuda", "cpu"))
+    assert cpu.training["swapped blocks"] > 3 * GIB and "swapped blocks" not in gpu.training
+    assert cpu.ram.keys() == {"program"} < gpu.ram.keys()
+    block = cpu.training["swapped blocks"] / 20
+    assert gpu.ram["swapped blocks"] == 20 * 2 ** math.ceil(math.log2(block))  # torch pins powers of two
