@@ -244,6 +244,6 @@ def test_on_a_cpu_what_waits_in_ram_is_part_of_the_same_memory() -> None:
     config = lora(blocks_to_swap=20, base_quant="int8", sample_prompts=Path("prompts.txt"))
     gpu, cpu = (estimate(config, REAL, SQUARE, device) for device in ("cuda", "cpu"))
     assert cpu.training["swapped blocks"] > 3 * GIB and "swapped blocks" not in gpu.training
-    assert cpu.ram.keys() == {"program"} < gpu.ram.keys()
+    assert {"program"} <= cpu.ram.keys() and "swapped blocks" not in cpu.ram
     block = cpu.training["swapped blocks"] / 20
     assert gpu.ram["swapped blocks"] == 20 * 2 ** math.ceil(math.log2(block))  # torch pins powers of two

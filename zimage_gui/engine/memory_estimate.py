@@ -44,6 +44,13 @@ _CUT_UP = 1.04
 """What torch reserves beyond what is in use at the peak, since freed pieces do not always fit."""
 _AT_WORK = 5 * 2**20
 """On a CPU, what torch's threads, kernels and our own objects take beside tensors once a step runs."""
+_CODE = 25 * 2**20
+"""Of libraries, read in from files when it first runs."""
+_KEPT = "kept for reuse"
+_KEPT_SHARE = 0.6
+"""Of the activations that lie in pieces glibc keeps when they are freed: holes which later pieces do not fit.
+Measured 0.35 to 1.0 in a dozen runs on a CPU, mostly 0.6; larger pieces go back to the system at once."""
+_KEPT_PIECE = 32 * 2**20
 _PROGRAM = {True: 2.5 * GIB, False: 0.5 * GIB}
 """RAM of the program itself, with CUDA and without (0.43 GiB measured)."""
 _TOKENIZER = 210.0
@@ -102,6 +109,11 @@ class Estimate:
         """What torch reserves of a GPU in a phase, or what is in use of a CPU's RAM."""
         size = self.training_peak if phase == TRAINING else self.phases[phase]
         return size * _CUT_UP if self.device == "cuda" else size + _AT_WORK
+
+    @property
+    def kept(self) -> float:
+        """By how much more than what is in use a process on a CPU grows."""
+        return self.ram.get(_KEPT, 0.0) + _CODE
 
     @property
     def ram_peak(self) -> float:
@@ -201,6 +213,8 @@ def estimate(
     waiting = {name: size for name, size in waiting.items() if size}
     ram = {"program": _PROGRAM[device == "cuda"]}
     if device == "cpu":  # there it is one memory
+        small = sizes.config.dim * item * load.batch.rows.all < _KEPT_PIECE
+        ram |= {_KEPT: _KEPT_SHARE * training["activations"]} if small else {}
         for name, size in waiting.items():
             training[name] = training.get(name, 0.0) + size
     else:

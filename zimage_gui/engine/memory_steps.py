@@ -34,8 +34,6 @@ STATES = {
 _MATRIX_CHANGE = 12.0
 """Bytes per number of a LoHa's whole change in its backward pass: its gradient, the other product, and that
 of one of both, in fp32."""
-_OPENED_COPIES = 2
-"""Of a quantised matrix while it is multiplied: the opened weight, and what it is made from on the way."""
 
 
 def step_item(config: Any) -> int:
@@ -72,7 +70,7 @@ def _adapters(config: Any, sizes: ModelSizes, rows: Rows, item: int, recomputed:
     beside = sum(adapter_row(config, path, size) for path, size in layers.items())
     if config.dim_from_weights and config.network_weights is not None:
         trained = config.network_weights.stat().st_size // 2
-    opened = _OPENED_COPIES * item * largest_matrix(shape) if config.base_quant != "none" else 0.0
+    opened = float(item) * largest_matrix(shape) if config.base_quant != "none" else 0.0
     if config.network_module == "loha":
         opened = max(opened, _MATRIX_CHANGE * largest_matrix(shape))
     first = _first_block(layers)

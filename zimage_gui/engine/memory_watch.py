@@ -133,14 +133,17 @@ class MemoryWatch:
         amid = [SAVING] if SAVING in self._estimate.phases else []
         amid += [PREVIEWS] if self._shown else []
         expected[TRAINING] = max(map(self._estimate.taken, (TRAINING, *amid)))
-        whole = _beside(max(expected.values()), max(peaks.values()), "estimated {} GiB, really {}")
+        most = max(expected.values())
+        whole = _beside(most, max(peaks.values()), "estimated {} GiB, really {}")
         parts = ", ".join(f"{name} " + _beside(expected[name], peaks[name], "{} and {}") for name in peaks)
-        self._run.emit(Note(text=f"memory at the fullest: {whole} {self._meaning()}: {parts}"))
+        self._run.emit(Note(text=f"memory at the fullest: {whole} {self._meaning(most)}: {parts}"))
 
-    def _meaning(self) -> str:
+    def _meaning(self, expected: float) -> str:
         if self._device.type == "cuda":
             return "(torch's reserved memory; CUDA's own comes on top)"
-        grown = f"the process grew by {self._meter.grown / GIB:.2f}"
+        grown = _beside(
+            expected + self._estimate.kept, self._meter.grown, "the process was to grow by {} and grew by {}"
+        )
         if not self._meter.in_use:
             return f"({grown})"
         return f"(RAM in use; {grown}, with code that was loaded and memory kept for reuse)"
