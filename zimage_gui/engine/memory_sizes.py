@@ -160,8 +160,8 @@ def _block_moments(step: Step, held: float, working: float, blocks: int) -> list
     while it holds most, it has that of its first matrix. working: bytes per row."""
     rows, gate = step.rows.all, step.config.ffn_dim * step.computing
     # a matrix is open while the gate's gradient goes through w2, before the rest is made; the weights of
-    # attention have a gradient, and one before the softmax, when that rest is gone
-    most = max(working * rows, gate * rows + step.opened, 2 * step.table)
+    # attention have a gradient, and one before the softmax, when that rest and the gate's inputs are gone
+    most = max(working * rows, gate * rows + step.opened, 2 * (step.table - gate * rows))
     largest = min(step.largest, step.trained)
     if not step.in_backward:
         done = (blocks - 1) * step.per_block + min(largest, step.per_block)

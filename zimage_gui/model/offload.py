@@ -78,7 +78,7 @@ class _Swapped:
             view.copy_(getattr(member.owner, member.name).detach())
         self.point_to(
             self.at_home
-        )  # at once: the tensors of before are freed before the next block is copied
+        )  # at once: what was there before is freed before the next block's copy
         self.in_slot: list[list[Tensor]] = []
 
     def point_to(self, tensors: Sequence[Tensor]) -> None:
