@@ -34,16 +34,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("steps", "convert", "generate", "counters"),
+        choices=("steps", "convert", "generate", "counters", "memory"),
         default="steps",
-        help="convert: a 12.3 GB model, 40 GB of disk; generate: the denoising loop; counters: no times at all",
+        help="convert: a 12.3 GB model, 40 GB of disk; generate: the denoising loop; counters: no times at all; "
+        "memory: the estimate beside what is found, a quarter of an hour",
     )
     parser.add_argument(
-        "--folder", type=Path, help="convert: where to work (default: the system's temp folder)"
+        "--folder", type=Path, help="convert, memory: where to work (default: the system's temp folder)"
     )
     parser.add_argument(
-        "--layers", type=int, default=30, help="convert: fewer layers for a smaller model (default 30)"
+        "--layers",
+        type=int,
+        help="convert, memory: layers of the model (default 30; memory: 2 on a CPU, where it runs in fp32)",
     )
+    parser.add_argument("--device", default="cpu", help="memory: where the runs compute (default cpu)")
     parser.add_argument("--pairs", type=int, default=9, help="rounds of each comparison (default 9)")
     parser.add_argument("--starts", type=int, default=5, help="rounds of the start times (default 5)")
     parser.add_argument(
@@ -60,7 +64,7 @@ def main() -> int:
     if options.what == "convert":
         import convert_model
 
-        convert_model.main(options.folder, options.layers, page)
+        convert_model.main(options.folder, options.layers or 30, page)
     elif options.what == "generate":
         import denoising
 
@@ -70,6 +74,10 @@ def main() -> int:
         import counters
 
         counters.main(page)
+    elif options.what == "memory":
+        import memory
+
+        memory.main(page, options.folder, options.layers, options.device, machine())
     else:
         import steps
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,12 +22,12 @@ from zimage_gui.engine.updates import SingleUpdates
 from zimage_gui.events import NullRun
 from zimage_gui.model.lora import LoraSpec, attach_lora
 from zimage_gui.model.offload import BlockSwap, Trained
-from zimage_gui.model.quantise import Quant, QuantLinear, packed, stored_bytes
+from zimage_gui.model.quantise import Quant, stored_bytes
 from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
 
 sys.path.append(str(Path(__file__).parents[1] / "model"))
 from live_bytes import LiveBytes
-from meta_step import on_meta
+from meta_step import on_meta, quantised
 from page import put_section
 
 GIB = 2**30
@@ -110,27 +109,11 @@ def useful(config: TransformerConfig, full: bool) -> int:
     return 2 * blocks + 3 * attended + refiners + refined
 
 
-def _quantised(model: nn.Module, quant: Quant) -> None:
-    for block in model.layers:  # type: ignore[union-attr]
-        for name, layer in list(block.named_modules()):
-            if not isinstance(layer, nn.Linear) or "adaLN" in name:
-                continue
-            weight = layer.weight.detach()
-            if quant == "nf4":  # its table look-up has no meta kernel; the sizes are those of the tests
-                codes = torch.empty(weight.numel() // 2, dtype=torch.uint8, device="meta")
-                scale = torch.empty(weight.numel() // 64, dtype=torch.float32, device="meta")
-            else:
-                codes, scale = packed(weight, quant, weight.dtype)
-            parent, _, attribute = name.rpartition(".")
-            shape = (weight.shape[0], weight.shape[1])
-            setattr(block.get_submodule(parent), attribute, QuantLinear(quant, codes, scale, shape))
-
-
 def _step(mode: Mode) -> tuple[Callable[[], torch.Tensor], Method]:
     with torch.device("meta"):
         model = ZImageTransformer(CONFIG).to(torch.bfloat16)
     if mode.quant != "none":
-        _quantised(model, mode.quant)
+        quantised(model, mode.quant)
     method: Method
     with torch.device("meta"):
         method = FullMethod(model) if mode.full else LoraMethod(model, attach_lora(model, LoraSpec(dim=RANK)))

@@ -10,7 +10,7 @@ from zimage_gui.config.build import finish, read
 from zimage_gui.config.registry import COMMANDS
 from zimage_gui.config.schema import options_of
 from zimage_gui.config.toml_io import read_text, source
-from zimage_gui.engine.memory_estimate import GIB, Batch, Workload, estimate
+from zimage_gui.engine.memory_estimate import GIB, Batch, Workload, estimate, least_recomputed
 from zimage_gui.engine.memory_models import ModelSizes
 from zimage_gui.engine.model_files import plain_turbo
 
@@ -46,6 +46,13 @@ def test_the_released_model_fits_the_card_of_a_preset(path):
     batch = Batch(*config.resolution, 256, config.batch_size)
     found = estimate(config, ModelSizes(), Workload(batch), "cuda")
     assert found.peak <= (card - 0.5) * GIB
+    if config.gradient_checkpointing_fraction == "auto":
+        load = Workload(batch)
+        count = least_recomputed(config, ModelSizes(), load, "cuda", (card - 0.5) * GIB)
+        chosen = config.model_copy(update={"gradient_checkpointing_fraction": str(count / 30)})
+        fewer = config.model_copy(update={"gradient_checkpointing_fraction": str((count - 1) / 30)})
+        peaks = [estimate(one, ModelSizes(), load, "cuda").peak for one in (chosen, fewer)]
+        assert 0 < count < 29 and peaks[0] <= (card - 0.5) * GIB < peaks[1]
     assert "# Source: " in path.read_text(encoding="utf-8")
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from memory import RUNS, Mode, alone, write_project
+
 from zimage_gui.demo.project import DATA
 from zimage_gui.engine.generator import Generator, PictureRequest
 from zimage_gui.engine.model_files import ModelFiles
@@ -98,6 +101,21 @@ def test_a_lora_is_trained_stopped_resumed_and_used_on_a_gpu(tmp_path: Path) -> 
         "--image_size", "128", "128", "--lora_weight", str(tmp_path / "out" / "z.safetensors"), "--save_path", str(tmp_path / "pictures"),
     )  # fmt: skip
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+
+
+@pytest.fixture(scope="module")
+def wide_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four blocks of the released width: tensors weigh far more there than what torch keeps beside them."""
+    folder = tmp_path_factory.mktemp("wide")
+    write_project(folder, 4, 1)
+    return folder
+
+
+@pytest.mark.parametrize("mode", RUNS, ids=lambda mode: mode.name)
+def test_a_run_reserves_what_it_was_estimated_at(wide_project: Path, mode: Mode) -> None:
+    """The table of the released model: `python -m tests.benchmarks memory --device cuda --write`."""
+    found = alone(mode, wide_project, "cuda")
+    assert found["expected"] == pytest.approx(found["in use"], rel=0.1)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two CUDA devices are needed")

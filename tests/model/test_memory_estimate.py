@@ -1,28 +1,28 @@
 """The memory estimate against what a counter finds in real steps, and what it says of the released model."""
 
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from live_bytes import LiveBytes
-from meta_step import on_meta
+from meta_step import quantised
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import memory
 
 from zimage_gui.config.training import FinetuneConfig, TrainLoraConfig
 from zimage_gui.engine.finetuning import updates_of
+from zimage_gui.engine.frozen import frozen_names
 from zimage_gui.engine.loader import Batch as LoadedBatch
-from zimage_gui.engine.memory_estimate import (
-    _STATES,
-    GIB,
-    Batch,
-    Workload,
-    estimate,
-    least_recomputed,
-    recomputed_blocks,
-)
+from zimage_gui.engine.memory_estimate import GIB, Batch, Workload, estimate, least_recomputed
 from zimage_gui.engine.memory_models import ModelSizes
-from zimage_gui.engine.memory_sizes import NUMBER_BYTES
+from zimage_gui.engine.memory_sizes import LARGEST_TABLE, NUMBER_BYTES
+from zimage_gui.engine.memory_steps import STATES, recomputed_blocks
 from zimage_gui.engine.methods import FullMethod, LoraMethod, Method
+from zimage_gui.engine.networks import build_network
 from zimage_gui.engine.objective import Objective
 from zimage_gui.engine.optimizer_extras import set_training
 from zimage_gui.engine.optimizers import OptimizerError, build_optimizer
@@ -30,11 +30,11 @@ from zimage_gui.engine.schedules import ScheduleSpec, build_schedule
 from zimage_gui.engine.trainer import LoopSettings, Trainer
 from zimage_gui.events import NullRun
 from zimage_gui.model import attention
-from zimage_gui.model.lora import LoraSpec, attach_lora
 from zimage_gui.model.quantise import bytes_per_number
 from zimage_gui.model.transformer import TransformerConfig, ZImageTransformer
 
 TINY = TransformerConfig(dim=256, n_layers=4, n_refiner_layers=1, n_heads=2, cap_feat_dim=64)
+OWN_LARGEST_TABLE = attention._LARGEST_TABLE
 MOVING = ("optimizer", "gradients", "activations")
 REAL = ModelSizes()
 SQUARE = Workload(Batch(1024, 1024, 128, 1))
@@ -49,22 +49,25 @@ def torchs_own_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted(config: Any, shape: TransformerConfig, batch: Batch, folder: Path) -> int:
     """The most that two updates hold beside the weights."""
     torch.manual_seed(0)
+    config = config.model_copy(update={"seed": 0})
     lora = isinstance(config, TrainLoraConfig)
     low = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     dtype = low if lora or config.full_bf16 else torch.float32
     model = ZImageTransformer(shape).to(dtype)
     method: Method
     if lora:
-        method = LoraMethod(model, attach_lora(model, LoraSpec(dim=config.network_dim)))
+        if config.base_quant != "none":
+            quantised(model, config.base_quant)
+        method = LoraMethod(model, build_network(model, config, NullRun(folder)))
     else:
-        method = FullMethod(model, None if dtype is low else low)
+        frozen = frozen_names(config, dict(model.named_parameters()))
+        method = FullMethod(model, None if dtype is low else low, frozen=frozen)
     optimizer = build_optimizer(config.optimizer_type, [], 1e-4, method.parameters())
     settings = LoopSettings(
         0, 2, 1, gradient_checkpointing=config.gradient_checkpointing,
         recomputed_blocks=recomputed_blocks(config, shape.n_layers),
     )  # fmt: skip
     schedule = build_schedule(ScheduleSpec(), optimizer, 2)
-    config = config.model_copy(update={"seed": 0})
     updates = updates_of(config, optimizer)
     trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(folder), updates)
     latents = torch.randn(batch.count, 16, batch.height // 8, batch.width // 8)
@@ -72,8 +75,13 @@ def counted(config: Any, shape: TransformerConfig, batch: Batch, folder: Path) -
     loaded = LoadedBatch(latents, captions, ["x"] * batch.count, list(range(batch.count)))
     with LiveBytes() as made:
         for _ in range(2):
-            trainer.update([loaded])
+            trainer.update([loaded] * config.gradient_accumulation_steps)
     return made.peak
+
+
+def moving(config: Any, batch: Batch, device: str) -> float:
+    found = estimate(config, ModelSizes(config=TINY), Workload(batch), device)
+    return sum(found.training[name] for name in MOVING)
 
 
 def lora(**options: Any) -> TrainLoraConfig:
@@ -95,14 +103,37 @@ def full(**options: Any) -> FinetuneConfig:
         full(fused_backward_pass=True),
         full(fused_backward_pass=True, gradient_checkpointing=False),
         full(full_bf16=False, optimizer_type="AdamW"),
+        full(optimizer_type="AdamW", gradient_accumulation_steps=2, gradient_checkpointing=False),
+        full(freeze_patterns=(r"layers\.[0-2]",)),
+        full(train_patterns=(r"layers\.3",)),
+        full(train_patterns=(r"layers\.\d+\.attention\..*",), optimizer_type="AdamW"),
+        lora(network_module="dora", gradient_checkpointing=False),
+        lora(network_module="lokr", gradient_checkpointing=False),
+        lora(network_module="loha"),
+        lora(base_quant="int8"),
+        lora(base_quant="nf4", gradient_checkpointing=False),
+        lora(include_patterns=(r".*",)),
     ],
     ids=lambda config: " ".join(str(value) for value in config.model_dump(exclude_defaults=True).values()),
 )
 def test_the_estimate_of_a_step_is_within_a_tenth_of_what_is_counted(config: Any, tmp_path: Path) -> None:
     batch = Batch(256, 256, 32, 1)
-    found = estimate(config, ModelSizes(config=TINY), Workload(batch), "cpu")
-    expected = sum(found.training[name] for name in MOVING)
-    assert expected == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
+    assert moving(config, batch, "cuda") == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
+
+
+@pytest.mark.parametrize("recomputing", [True, False])
+def test_the_table_of_attention_weights_that_a_cpu_keeps_in_half_precision_counts(
+    recomputing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_LARGEST_TABLE", LARGEST_TABLE)
+    batch, config = Batch(256, 320, 32, 1), lora(gradient_checkpointing=recomputing)
+    found = counted(config, TINY, batch, tmp_path)
+    assert moving(config, batch, "cpu") == pytest.approx(found, rel=0.1)
+    assert recomputing or moving(config, batch, "cuda") < 0.93 * found
+
+
+def test_the_table_is_as_large_as_attention_lets_it_be() -> None:
+    assert OWN_LARGEST_TABLE == LARGEST_TABLE
 
 
 def test_processes_that_share_out_the_weights_need_their_share_and_a_few_whole_blocks() -> None:
@@ -121,36 +152,12 @@ def test_processes_that_share_out_the_weights_need_their_share_and_a_few_whole_b
     assert two["blocks while they are whole"] == many["blocks while they are whole"] < one["transformer"] / 4
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        lora(gradient_checkpointing=False),
-        lora(),
-        full(gradient_checkpointing=False, stochastic_rounding=False),
-        full(stochastic_rounding=False),
-    ],
-    ids=["lora", "lora recomputed", "finetune", "finetune recomputed"],
-)
-def test_so_it_is_at_the_released_models_width(config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", memory.MODES, ids=lambda mode: mode.name)
+def test_so_it_is_at_the_released_models_width(mode: memory.Mode, tmp_path: Path) -> None:
+    """The whole model: `python -m tests.benchmarks memory`."""
     batch, shape = Batch(1024, 1024, 128, 2), TransformerConfig(n_layers=3, n_refiner_layers=1)
-    with torch.device("meta"):
-        model = ZImageTransformer(shape).to(torch.bfloat16)
-        method: Method = (
-            LoraMethod(model, attach_lora(model, LoraSpec(dim=config.network_dim)))
-            if isinstance(config, TrainLoraConfig)
-            else FullMethod(model)
-        )
-    optimizer = build_optimizer("SGD", [], 1e-4, method.parameters())
-    settings = LoopSettings(0, 1, 1, gradient_checkpointing=config.gradient_checkpointing)
-    schedule = build_schedule(ScheduleSpec(), optimizer, 1)
-    trainer = Trainer(method, optimizer, schedule, Objective(), settings, NullRun(tmp_path))
-    latents, time = torch.empty(2, 16, 128, 128, device="meta"), torch.empty(2, device="meta")
-    captions = [torch.empty(128, 2560, dtype=torch.bfloat16, device="meta")] * 2
-    model.train()
-    with on_meta(), LiveBytes() as made:
-        trainer.passes.predict(latents, time, captions).square().mean().backward()
-    found = estimate(config, ModelSizes(config=shape), Workload(batch), "cuda").training
-    assert found["activations"] + found["gradients"] == pytest.approx(made.peak, rel=0.1)
+    found = memory.counted(mode, shape, batch, tmp_path)
+    assert memory.expected(mode, shape, batch) == pytest.approx(found, rel=0.1)
 
 
 def test_numbers_of_models_are_those_of_the_released_ones() -> None:
@@ -163,7 +170,7 @@ def test_bytes_of_a_quantised_number_are_those_of_the_layer(quant: Any) -> None:
     assert NUMBER_BYTES[quant] == bytes_per_number(quant, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", [name for name in _STATES if not name.startswith("paged")])
+@pytest.mark.parametrize("name", [name for name in STATES if not name.startswith("paged")])
 def test_bytes_of_an_optimizers_state_are_what_it_makes(name: str) -> None:
     parameter = torch.nn.Parameter(torch.randn(128, 512))
     try:
@@ -175,7 +182,7 @@ def test_bytes_of_an_optimizers_state_are_what_it_makes(name: str) -> None:
         pytest.skip(f"{name} is not to be had here: {error}")
     kept = [value for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
     size = sum(value.numel() * value.element_size() for value in kept if value.numel() > 256)
-    assert _STATES[name] == pytest.approx(size / parameter.numel(), abs=0.2)
+    assert STATES[name] == pytest.approx(size / parameter.numel(), abs=0.2)
 
 
 def test_every_saving_option_saves_where_it_should() -> None:
@@ -210,3 +217,12 @@ def test_auto_takes_the_least_recomputation_that_fits() -> None:
     fewer = lora(gradient_checkpointing_fraction=str((counts[1] - 1) / 30))
     assert estimate(share, REAL, SQUARE, "cuda").peak <= 20 * GIB
     assert estimate(fewer, REAL, SQUARE, "cuda").peak > 20 * GIB
+
+
+def test_on_a_cpu_what_waits_in_ram_is_part_of_the_same_memory() -> None:
+    config = lora(blocks_to_swap=20, base_quant="int8", sample_prompts=Path("prompts.txt"))
+    gpu, cpu = (estimate(config, REAL, SQUARE, device) for device in ("cuda", "cpu"))
+    assert cpu.training["swapped blocks"] > 3 * GIB and "swapped blocks" not in gpu.training
+    assert {"program"} <= cpu.ram.keys() and "swapped blocks" not in cpu.ram
+    block = cpu.training["swapped blocks"] / 20
+    assert gpu.ram["swapped blocks"] == 20 * 2 ** math.ceil(math.log2(block))  # torch pins powers of two

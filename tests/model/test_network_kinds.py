@@ -6,8 +6,9 @@ from torch import nn
 
 from zimage_gui.model.adapter import LoraSpec
 from zimage_gui.model.dora import DoraLinear
-from zimage_gui.model.lokr import LokrLinear, split
+from zimage_gui.model.lokr import LokrLinear
 from zimage_gui.model.lora_entries import LowRank
+from zimage_gui.model.lora_sizes import split
 from zimage_gui.model.networks import KINDS, attach_network, sized_by, start_misfits, start_network
 
 SPECS = {

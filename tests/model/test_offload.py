@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -127,6 +128,14 @@ def test_a_weight_that_is_changed_at_home_is_the_one_that_is_used() -> None:
         for one in (made, twin):
             one.layers[0].attention.to_q.weight.mul_(2)
         assert torch.equal(made(*inputs), twin(*inputs))
+
+
+def test_no_block_but_the_one_that_is_copied_is_held_twice_while_the_swap_is_made() -> None:
+    with LiveBytes() as made:
+        swapped = model()
+        weights = made.now()
+        swap = BlockSwap(list(swapped.layers), LAYERS, CPU, ring=1)
+    assert made.peak < weights + swap.ring_bytes + 1.5 * swap.host_bytes / LAYERS
 
 
 def test_the_swapped_blocks_are_spread_evenly() -> None:

@@ -62,7 +62,9 @@ def train(project: Path, command: str, **options: object) -> int:
 
 
 def call(command: str, options: dict[str, object]) -> int:
-    return cli.main([command, *(str(word) for name, value in options.items() for word in (f"--{name}", value))])
+    return cli.main(
+        [command, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    )
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -92,7 +94,9 @@ def test_a_training_that_cannot_save_ends_clearly_and_goes_on_when_there_is_room
     assert equal(out / "zimage.safetensors", project / "straight" / "zimage.safetensors")
 
 
-@pytest.mark.parametrize(("command", "part", "model"), [("cache-latents", "vae", "vae"), ("cache-text", "text_encoder", "te")])
+@pytest.mark.parametrize(
+    ("command", "part", "model"), [("cache-latents", "vae", "vae"), ("cache-text", "text_encoder", "te")]
+)
 def test_caching_that_finds_no_room_ends_clearly_and_goes_on_where_it_was(
     project: Path, disk: Disk, capsys: pytest.CaptureFixture[str], command: str, part: str, model: str
 ) -> None:
@@ -119,7 +123,10 @@ def test_pictures_that_find_no_room_cost_a_warning_and_not_the_training(project:
     (project / "prompts.txt").write_text("a red picture --w 32 --h 32 --s 1\n", encoding="utf-8")
     (project / "out").mkdir()
     fill(disk(str((project / "out" / "sample").relative_to(project.parent)), 64))
-    encoders = {"vae": project / "models" / "vae.safetensors", "text_encoder": project / "models" / "te.safetensors"}
+    encoders = {
+        "vae": project / "models" / "vae.safetensors",
+        "text_encoder": project / "models" / "te.safetensors",
+    }
     shown = {"sample_prompts": project / "prompts.txt", "sample_every_n_steps": 2}
     assert train(project, "train-lora", **encoders, **shown) == EXIT_DONE
     (events,) = (project / "runs").glob("2*/events.jsonl")
@@ -144,5 +151,8 @@ def test_a_conversion_that_finds_no_room_leaves_nothing_behind(
     project: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = disk("converted", 200)
-    assert cli.main(["convert", str(project / "models" / "dit.safetensors"), str(place / "dit.bpk")]) == EXIT_USER
+    assert (
+        cli.main(["convert", str(project / "models" / "dit.safetensors"), str(place / "dit.bpk")])
+        == EXIT_USER
+    )
     assert "Make room or choose another drive" in capsys.readouterr().err and not list(place.iterdir())

@@ -27,7 +27,9 @@ def training(project: Path, command: str) -> Job:
         "save_every_n_steps": 1, "save_last_n_steps": 2, "save_state": "true", "save_precision": "fp32",
         "ema_decay": 0.9,
     }  # fmt: skip
-    options |= {"network_dim": 2, "network_dropout": 0.2} if command == "train-lora" else {"optimizer_type": "AdamW"}
+    options |= (
+        {"network_dim": 2, "network_dropout": 0.2} if command == "train-lora" else {"optimizer_type": "AdamW"}
+    )
 
     def goes_on(job: Job) -> dict[str, object]:
         return {"resume": out} if out.is_dir() and states_in(out) else {"overwrite": "true"}
@@ -36,8 +38,14 @@ def training(project: Path, command: str) -> Job:
 
 
 def caching(project: Path, command: str) -> Job:
-    options: dict[str, object] = {"dataset": project / "many", "cache_directory": project / command, "device": "cpu"}
-    options |= {"vae": project / "models" / "vae.safetensors", "resolution": 64} if "latents" in command else {}
+    options: dict[str, object] = {
+        "dataset": project / "many",
+        "cache_directory": project / command,
+        "device": "cpu",
+    }
+    options |= (
+        {"vae": project / "models" / "vae.safetensors", "resolution": 64} if "latents" in command else {}
+    )
     options |= {"text_encoder": project / "models" / "te.safetensors"} if "text" in command else {}
     return Job(project, command, options | {"batch_size": 1}, project / command, 5, 0.05)
 

@@ -30,7 +30,12 @@ def test_the_time_of_a_run_is_told_when_one_like_it_was_measured(project: Path) 
 
 
 def test_a_broken_record_is_passed_over(tmp_path: Path) -> None:
-    for name, text in {"2026-1": '{"key": "k", "seconds": 3.0}', "2026-2": "{", "2026-3": "[]", "2026-4": '{"key": "k"}'}.items():
+    for name, text in {
+        "2026-1": '{"key": "k", "seconds": 3.0}',
+        "2026-2": "{",
+        "2026-3": "[]",
+        "2026-4": '{"key": "k"}',
+    }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / FILE).write_text(text, encoding="utf-8")
     assert known_pace(tmp_path, "k") == (3.0, "2026-1") and known_pace(tmp_path, "other") is None

@@ -83,7 +83,9 @@ def test_beside_a_dataset_file_the_folders_options_say_that_it_says_them(page):
     for option in ("resolution", "num_repeats"):
         page.see(f"#train-lora--{option}", "set in the dataset file")
     page.type("train-lora", "dataset_config", "")
-    page.page.wait_for_function("!document.querySelector('#train-lora--resolution').innerText.includes('file says')")
+    page.page.wait_for_function(
+        "!document.querySelector('#train-lora--resolution').innerText.includes('file says')"
+    )
     page.type("train-lora", "dataset_config", file)
     page.see("#train-lora--resolution", "set in the dataset file")
 

@@ -130,6 +130,6 @@ def to_host(value: Tensor) -> Callable[[], float]:
 
 
 def memory_used(device: torch.device, process: psutil.Process) -> tuple[float | None, float]:
-    """GiB: the most the GPU had reserved so far (None on a CPU), and the process's memory now."""
+    """GiB: the most the GPU had reserved in this phase (None on a CPU), and the process's memory now."""
     vram = torch.cuda.max_memory_reserved(device) / _GIB if device.type == "cuda" else None
     return vram, process.memory_info().rss / _GIB

@@ -2,14 +2,13 @@
 the names of weights; must not know the loop or how an update is made.
 """
 
-import re
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from zimage_gui.config.parallel_parts import shards_weights
+from zimage_gui.engine.frozen import fits_whole_name, frozen_names
 from zimage_gui.engine.optimizers import OptimizerError, optimizer_factory, parse_assignments
 from zimage_gui.engine.updates import SingleUpdates, why_not_alone
 from zimage_gui.errors import Problem
@@ -56,30 +55,6 @@ def tell(config: Any, run: Run) -> None:
         run.emit(Note(text=f"{text}: with fused_backward_pass the length of all is known too late"))
 
 
-def frozen_names(config: Any, names: Iterable[str]) -> frozenset[str]:
-    """The weights that the patterns leave as they are."""
-    train, freeze = (_compiled(config.train_patterns), _compiled(config.freeze_patterns))
-    return frozenset(
-        name for name in names if (train and not _matches(train, name)) or _matches(freeze, name)
-    )
-
-
-def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
-    return [re.compile(pattern) for pattern in patterns]
-
-
-def _matches(patterns: list[re.Pattern[str]], name: str) -> bool:
-    return any(pattern.fullmatch(part) for pattern in patterns for part in _holders(name))
-
-
-def _holders(name: str) -> Iterator[str]:
-    """The name of a weight and of everything that it is a part of: its layer, its block, their list."""
-    yield name
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
 def check(config: Any, optimizer_is_known: bool, model_is_known: bool) -> list[Problem]:
     """What is wrong with these options for this optimizer and this model; reads headers only."""
     found = _optimizer_problems(config) if optimizer_is_known else []
@@ -114,7 +89,7 @@ def _pattern_problems(config: Any) -> list[Problem]:
     problems = []
     for option in ("train_patterns", "freeze_patterns"):
         for pattern in getattr(config, option):
-            if not any(_matches(_compiled((pattern,)), name) for name in names):
+            if not any(fits_whole_name(pattern, name) for name in names):
                 rule = f"matches no weight, layer or block (a weight is {names[len(names) // 2]})"
                 problems.append(Problem(option, pattern, rule, "Write one that fits a whole name"))
     if not problems and len(frozen_names(config, names)) == len(names):

@@ -13,7 +13,7 @@ from typing import Any
 
 from zimage_gui.config.parallel_parts import processes_of, shards_weights
 from zimage_gui.engine.dataset.scan import Picture
-from zimage_gui.engine.memory_models import ModelSizes, adapter_numbers, lora_layers
+from zimage_gui.engine.memory_models import ModelSizes
 from zimage_gui.engine.memory_sizes import (
     NUMBER_BYTES,
     Moment,
@@ -22,24 +22,39 @@ from zimage_gui.engine.memory_sizes import (
     block_numbers,
     forward_bytes,
     fullest,
+    pinned_bytes,
     state_bytes,
+)
+from zimage_gui.engine.memory_steps import (
+    ITEM,
+    step_item,
+    step_of,
+    swapped_block_bytes,
+    swapped_share,
+    weight_bytes,
 )
 
 GIB = 2**30
-AUTO = "auto"
-_ITEM = {"no": 4, "fp16": 2, "bf16": 2, "fp32": 4}
-_STATES = {
-    "adamw": 8.0, "adam": 8.0, "adamw8bit": 2.1, "adam8bit": 2.1, "pagedadamw8bit": 2.1, "adafactor": 0.02,
-    "lion": 4.0, "lion8bit": 1.05, "pagedlion8bit": 1.05, "prodigy": 16.0, "adamwschedulefree": 8.0,
-    "came": 4.05, "muon": 4.0, "sgd": 4.0,
-}  # fmt: skip
-"""Bytes of state per trained number with averages in fp32; of any other optimizer as AdamW."""
+TRAINING, TEXT_ENCODER, VAE = "training", "text encoder", "VAE"
+PREVIEWS, SAVING = "previews", "saving"
+"""The phases of a run."""
 _CUDA = 0.6 * GIB
 """CUDA's own context and the workspaces of its libraries."""
 _CUT_UP = 1.04
 """What torch reserves beyond what is in use at the peak, since freed pieces do not always fit."""
-_PROGRAM = {True: 2.5 * GIB, False: 1.0 * GIB}
-"""RAM of the program itself, with CUDA and without."""
+_AT_WORK = 5 * 2**20
+"""On a CPU, what torch's threads, kernels and our own objects take beside tensors once a step runs."""
+_CODE = 25 * 2**20
+"""Of libraries, read in from files when it first runs."""
+_KEPT = "kept for reuse"
+_KEPT_SHARE = 0.6
+"""Of the activations that lie in pieces glibc keeps when they are freed: holes which later pieces do not fit.
+Measured 0.35 to 1.0 in a dozen runs on a CPU, mostly 0.6; larger pieces go back to the system at once."""
+_KEPT_PIECE = 32 * 2**20
+_PROGRAM = {True: 2.5 * GIB, False: 0.5 * GIB}
+"""RAM of the program itself, with CUDA and without (0.43 GiB measured)."""
+_TOKENIZER = 210.0
+"""RAM of the tokenizer for each entry of its vocabulary: 30 MiB for the released model's."""
 _FP32 = 4.0
 _VAE_MAPS = 6
 """Feature maps of the first width, in fp32, that the VAE holds at once."""
@@ -86,9 +101,19 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """Of the device, with what CUDA and its allocator need."""
-        most = max(self.training_peak, *self.phases.values())
-        return most * _CUT_UP + _CUDA if self.device == "cuda" else most
+        """Of the device, with what CUDA itself needs."""
+        most = max(map(self.taken, (TRAINING, *self.phases)))
+        return most + _CUDA if self.device == "cuda" else most
+
+    def taken(self, phase: str) -> float:
+        """What torch reserves of a GPU in a phase, or what is in use of a CPU's RAM."""
+        size = self.training_peak if phase == TRAINING else self.phases[phase]
+        return size * _CUT_UP if self.device == "cuda" else size + _AT_WORK
+
+    @property
+    def kept(self) -> float:
+        """By how much more than what is in use a process on a CPU grows."""
+        return self.ram.get(_KEPT, 0.0) + _CODE
 
     @property
     def ram_peak(self) -> float:
@@ -114,8 +139,11 @@ def caption_tokens(caption: str) -> int:
     return _padded(min(_MOST_CAPTION, around + math.ceil(len(caption) / letters)))
 
 
-def workload(config: Any, pictures: Iterable[Picture], updates: int, epochs: int) -> Workload | None:
-    """From the pictures of a scan; None without any. updates and epochs: length of the run."""
+def workload(
+    config: Any, pictures: Iterable[Picture], updates: int, epochs: int, text_width: int = 2560
+) -> Workload | None:
+    """From the pictures of a scan; None without any. updates and epochs: length of the run; text_width:
+    numbers that a caption's token is encoded to."""
     shown = list(pictures)
     if not shown:
         return None
@@ -128,7 +156,7 @@ def workload(config: Any, pictures: Iterable[Picture], updates: int, epochs: int
         Batch(*bucket, text, min(count, _batch_size(config, source)))
         for (source, bucket), count in members.items()
     ]
-    cache = sum(_cache_bytes(picture) for picture in shown)
+    cache = sum(_cache_bytes(picture, text_width) for picture in shown)
     saves = _saves(config, "", updates, epochs)
     states = _saves(config, "_state", updates, epochs) if config.save_state else 0
     states += bool(config.save_state_on_train_end and not config.save_state)
@@ -139,22 +167,22 @@ def _batch_size(config: Any, source: Any) -> int:
     return int(source.batch_size if config.dataset_config is not None else config.batch_size)
 
 
-def _cache_bytes(picture: Picture) -> float:
+def _cache_bytes(picture: Picture, text_width: int) -> float:
     width, height = picture.bucket
     latents = 16 * (width // 8) * (height // 8) * 4 * (2 if picture.source.flip_aug else 1)
-    return latents + sum(caption_tokens(caption) * 2560 * 2 for caption in picture.captions)
+    return latents + sum(caption_tokens(caption) * text_width * 2 for caption in picture.captions)
 
 
 def _saves(config: Any, what: str, updates: int, epochs: int) -> int:
-    """Files that are there at the end, the last one among them."""
+    """Files that are there at the fullest, when the last one has been written and older ones are to go."""
     count = 1
     for every, last, total in (
-        (config.save_every_n_steps, f"save_last_n_steps{what}", updates),
-        (config.save_every_n_epochs, f"save_last_n_epochs{what}", epochs),
+        (config.save_every_n_steps, "save_last_n_steps", updates),
+        (config.save_every_n_epochs, "save_last_n_epochs", epochs),
     ):
         if every:
-            kept = getattr(config, last)
-            made = total // every
+            kept = getattr(config, f"{last}{what}") or getattr(config, last)
+            made = max(0, total - 1) // every  # the last one is the final file
             count += min(made, kept // every + 1) if kept is not None else made
     return count
 
@@ -165,55 +193,73 @@ def estimate(
     """All parts for these options. item: bytes of a number in the computation where the machine changes it;
     a share of blocks that is "auto" counts as all of them."""
     lora = hasattr(config, "network_dim")
-    item = item or _ITEM[config.mixed_precision]
-    step = _step(config, sizes, load.batch.rows, item)
-    moment = fullest(step)
-    weights, host = _weights(config, sizes, step, item)
+    item = item or ITEM[config.mixed_precision]
+    step = step_of(config, sizes, load.batch.rows, load.batch.count, device, item)
+    weights, _ = weight_bytes(config, sizes, item)
     shared = processes_of(config) if shards_weights(config) else 1
     training = {"transformer": weights / shared}
     if lora:
         training["LoRA"] = 4.0 * step.trained
     if shared > 1:
         training["blocks while they are whole"] = _whole_blocks(sizes, step)
-    away = 0.0 if lora or step.in_backward else _swapped_share(config, sizes)
-    training |= _moving(step, moment, (1 - away) / shared)
-    weights = training["transformer"]
+    away = 0.0 if lora or step.in_backward else swapped_share(config, sizes, step)
+    training |= _moving(step, fullest(step), (1 - away) / shared)
+    beside = 0.0 if lora else swapped_share(config, sizes, step)  # of weights that wait in CPU memory
+    average = 4.0 * step.trained / shared if config.ema_decay else 0.0
+    if average and config.ema_device != "cpu":
+        training["average"] = average * (1 - beside)
+    waiting = _waiting(config, sizes, load, step, item, away, device)
+    waiting |= {"average": average - training.get("average", 0.0)} if average else {}
+    waiting = {name: size for name, size in waiting.items() if size}
     ram = {"program": _PROGRAM[device == "cuda"]}
-    if host:
-        ram["swapped blocks"] = host
-    if away:  # gradients and averages of swapped weights that are updated in CPU memory
-        ram["their gradients and states"] = away * step.trained * (step.gradient + step.state)
-    if step.inputs_away and step.recomputed:
-        ram["block inputs"] = step.recomputed * sizes.config.dim * item * load.batch.rows.all
-    if config.ema_decay:
-        average = 4.0 * step.trained / shared
-        beside = 0.0 if lora else _swapped_share(config, sizes)  # of weights that wait in CPU memory
-        if config.ema_device != "cpu":
-            training["average"] = average * (1 - beside)
-        if config.ema_device == "cpu" or beside:
-            ram["average"] = average - training.get("average", 0.0)
-    resident = weights + training.get("LoRA", 0.0) + training["optimizer"] + training.get("average", 0.0)
-    if load.states:
-        ram["state while it is written"] = step.trained * (step_item(config) + step.state)
+    if device == "cpu":  # there it is one memory
+        small = sizes.config.dim * item * load.batch.rows.all < _KEPT_PIECE
+        ram |= {_KEPT: _KEPT_SHARE * training["activations"]} if small else {}
+        for name, size in waiting.items():
+            training[name] = training.get(name, 0.0) + size
+    else:
+        ram |= waiting
+    moving = training["gradients"] + training["activations"]
+    resident = sum(training.values()) - moving
+    phases = _phases(config, sizes, load.batch, resident, item)
+    if device == "cpu":
+        for name in (TEXT_ENCODER, VAE):
+            phases[name] += waiting["tokenizer"]
+    if copies := _copies(config, load, step, average, device):
+        if device == "cpu":
+            phases[SAVING] = resident + copies
+        else:
+            ram["copies while it saves"] = copies
+    disk = _disk(config, load, sizes, step)
+    return Estimate(load.batch, training, phases, ram, disk, device, step.recomputed)
+
+
+def _waiting(
+    config: Any, sizes: ModelSizes, load: Workload, step: Step, item: int, away: float, device: str
+) -> dict[str, float]:
+    """What is in CPU memory all the while. For CUDA it is pinned."""
+    pinned = pinned_bytes if device == "cuda" else float
+    swapped = min(int(config.blocks_to_swap), sizes.config.n_layers)
+    inputs = sizes.config.dim * item * load.batch.rows.all
+    found = {
+        "tokenizer": _TOKENIZER * sizes.text.vocab_size,
+        "swapped blocks": swapped * pinned(swapped_block_bytes(config, sizes, item)),
+    }
+    # gradients and averages of swapped weights that are updated in CPU memory
+    found["their gradients and states"] = away * step.trained * (step.gradient + step.state)
+    if step.inputs_away:
+        found["block inputs"] = max(0, step.recomputed - step.first) * pinned(inputs)
     if config.sample_prompts is not None:
-        ram["VAE of the previews"] = 4.0 * sizes.vae_decoder
-    return Estimate(
-        load.batch, training, _phases(config, sizes, load.batch, resident, item), ram,
-        _disk(config, load, sizes, step), device, step.recomputed,
-    )  # fmt: skip
+        found["VAE of the previews"] = _FP32 * sizes.vae_decoder
+    return found
 
 
-def step_item(config: Any) -> int:
-    """Bytes of a trained number."""
-    return 2 if getattr(config, "full_bf16", False) else 4
-
-
-def recomputed_blocks(config: Any, layers: int) -> int:
-    """How many of the main blocks are computed twice; the last one never is."""
-    if not config.gradient_checkpointing:
-        return 0
-    share = config.gradient_checkpointing_fraction
-    return min(layers - 1, math.ceil((1.0 if share == AUTO else float(share)) * layers))
+def _copies(config: Any, load: Workload, step: Step, average: float, device: str) -> float:
+    """Copies in RAM while a state is written, which a GPU's tensors need, or while the average stands in the
+    place of the weights."""
+    state = step.trained * (step_item(config) + step.state) + average
+    written = state if load.states and device == "cuda" else 0.0
+    return max(written, step.trained * float(step_item(config)) if average else 0.0)
 
 
 def least_recomputed(
@@ -228,51 +274,6 @@ def least_recomputed(
         if found.peak <= free:
             return found.recomputed
     return layers - 1
-
-
-def _step(config: Any, sizes: ModelSizes, rows: Rows, item: int) -> Step:
-    shape, trained_item = sizes.config, step_item(config)
-    recomputed = recomputed_blocks(config, shape.n_layers)
-    away = config.gradient_checkpointing_cpu_offload
-    full_state = _STATES.get(config.optimizer_type.lower(), 8.0)
-    if hasattr(config, "network_dim"):
-        layers = lora_layers(config, sizes)
-        trained = sum(adapter_numbers(config, path, size) for path, size in layers.items())
-        if config.dim_from_weights and config.network_weights is not None:
-            trained = config.network_weights.stat().st_size // 2
-        inside = any(not path.startswith(("layers.", "all_final")) for path in layers)
-        return Step(
-            shape, rows, item, trained, 4, full_state, recomputed, away, inside, config.network_dim,
-            quantised=config.base_quant != "none",
-        )  # fmt: skip
-    rounds = config.full_bf16 and config.stochastic_rounding
-    state = full_state if rounds or trained_item == 4 else full_state / 2
-    adafactor = config.optimizer_type.lower() in ("adafactor", "came")
-    copies = (4.5 if adafactor else 3.0) if rounds else (2.0 if adafactor else 0.0)
-    return Step(
-        shape, rows, item, sizes.transformer.all, trained_item, state, recomputed, away, True,
-        in_backward=config.fused_backward_pass, casts=trained_item != item, copies=copies,
-    )  # fmt: skip
-
-
-def _weights(config: Any, sizes: ModelSizes, step: Step, item: int) -> tuple[float, float]:
-    """Bytes of the transformer on the device, and in CPU memory."""
-    quant = getattr(config, "base_quant", "none")
-    other = item if hasattr(config, "network_dim") else step_item(config)
-    matrix = NUMBER_BYTES[quant] if quant != "none" else other
-    whole = sizes.transformer.kept_as(matrix, other)
-    swapped = min(config.blocks_to_swap, sizes.config.n_layers)
-    if not swapped:
-        return whole, 0.0
-    block = block_numbers(sizes.config) * matrix + 4 * sizes.config.dim * sizes.config.time_dim * other
-    ring = min(config.block_swap_ring_size, swapped)
-    return whole - (swapped - ring) * block, swapped * block
-
-
-def _swapped_share(config: Any, sizes: ModelSizes) -> float:
-    """Of the transformer's numbers."""
-    swapped = min(int(config.blocks_to_swap), sizes.config.n_layers)
-    return swapped * block_numbers(sizes.config) / sizes.transformer.all
 
 
 def _whole_blocks(sizes: ModelSizes, step: Step) -> float:
@@ -299,20 +300,21 @@ def _phases(config: Any, sizes: ModelSizes, batch: Batch, resident: float, item:
     text += (4 * sizes.text.hidden_size + 3 * sizes.text.intermediate_size) * 2 * _MOST_CAPTION
     pixels = batch.width * batch.height
     maps = _VAE_MAPS * sizes.vae_width * 4.0 * pixels
-    phases = {"text encoder": text, "VAE": 4.0 * (sizes.vae_encoder + sizes.vae_decoder) + maps}
+    phases = {TEXT_ENCODER: text, VAE: 4.0 * (sizes.vae_encoder + sizes.vae_decoder) + maps}
     if config.sample_prompts is not None:
         rows = Rows(2 * _padded(pixels // 256), 2 * _MOST_CAPTION)  # guided: twice the rows
         passing = forward_bytes(sizes.config, rows, item)
-        phases["previews"] = resident + max(passing, 4.0 * sizes.vae_decoder + maps)
+        phases[PREVIEWS] = resident + max(passing, 4.0 * sizes.vae_decoder + maps)
     return phases
 
 
 def _disk(config: Any, load: Workload, sizes: ModelSizes, step: Step) -> dict[str, float]:
-    saved = step.trained if step.rank else sizes.transformer.all
+    saved = step.trained if hasattr(config, "network_dim") else sizes.transformer.all
     parts = {
         "caches": load.cache_bytes,
-        "results": load.saves * saved * float(_ITEM[config.save_precision]),
+        "results": load.saves * saved * float(ITEM[config.save_precision]),
     }
     if load.states:
-        parts["states"] = load.states * step.trained * (step_item(config) + step.state)
+        average = _FP32 if config.ema_decay else 0.0
+        parts["states"] = load.states * step.trained * (step_item(config) + step.state + average)
     return parts

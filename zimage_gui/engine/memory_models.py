@@ -14,6 +14,7 @@ from typing import Any
 
 from zimage_gui.errors import UserError
 from zimage_gui.model.fp8_names import is_fp8_target
+from zimage_gui.model.lora_sizes import split
 from zimage_gui.model.recognise import require
 from zimage_gui.model.sizes import (
     Shapes,
@@ -125,14 +126,34 @@ def _any_fits(patterns: Iterable[re.Pattern[str]], path: str) -> bool:
 
 
 def adapter_numbers(config: Any, path: str, shape: tuple[int, int]) -> int:
-    """Trained numbers of one layer's adapter; of a LoKr about so many."""
-    ranks = (rank for pattern, rank in config.reg_dims if re.fullmatch(pattern, path))
-    rank, (rows, columns) = int(next(ranks, config.network_dim)), shape
+    """Trained numbers of one layer's adapter."""
+    rank, (rows, columns) = _rank(config, path), shape
     pair = rank * (rows + columns)
     if config.network_module == "lokr":
-        given = int(config.lokr_factor)
-        factor = given if given > 0 else round(math.sqrt(min(shape)))
-        inner = (rows // factor or 1, columns // factor or 1)
-        full = config.lokr_full or rank >= max(inner) / 2
-        return factor * factor + (math.prod(inner) if full else rank * sum(inner))
+        outer, inner, whole = _kronecker(config, rank, shape)
+        return math.prod(outer) + (math.prod(inner) if whole else rank * sum(inner))
     return {"lora": pair, "dora": pair + rows, "loha": 2 * pair}[config.network_module]
+
+
+def adapter_row(config: Any, path: str, shape: tuple[int, int]) -> int:
+    """Numbers that one layer's adapter keeps of each row for its backward pass: a LoRA its inner product, a
+    DoRA that and its result before it is stretched, a LoKr its products in between, a LoHa nothing."""
+    rank = _rank(config, path)
+    if config.network_module == "lokr":
+        outer, inner, whole = _kronecker(config, rank, shape)
+        return outer[1] * inner[0] if whole else rank * sum(outer)
+    return {"lora": rank, "dora": rank + shape[0], "loha": 0}[config.network_module]
+
+
+def _rank(config: Any, path: str) -> int:
+    ranks = (rank for pattern, rank in config.reg_dims if re.fullmatch(pattern, path))
+    return int(next(ranks, config.network_dim))
+
+
+def _kronecker(
+    config: Any, rank: int, shape: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """Shapes of a LoKr's two matrices, and whether the large one is whole."""
+    rows, columns = (split(size, int(config.lokr_factor)) for size in shape)
+    whole = bool(config.lokr_full) or 2 * rank >= max(rows[1], columns[1])
+    return (rows[0], columns[0]), (rows[1], columns[1]), whole

@@ -53,10 +53,11 @@ def plan(config: Any, report: ScanReport, device: str, item: int | None = None) 
         updates, epochs = config.max_train_epochs * per_epoch, config.max_train_epochs
     else:
         updates, epochs = config.max_train_steps, config.max_train_steps // per_epoch
-    load = workload(config, report.pictures, updates, epochs)
-    if load is None:
+    if not report.pictures:
         return None
     sizes = model_sizes(config.dit, config.text_encoder, config.vae)
+    load = workload(config, report.pictures, updates, epochs, sizes.text.hidden_size)
+    assert load is not None
     return Plan(config, sizes, load, device, item, updates)
 
 

@@ -6,14 +6,12 @@ Knows torch's counters and the estimate. Must not know how training is done.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from zimage_gui.config.schema import show
@@ -21,14 +19,29 @@ from zimage_gui.engine.dataset.scan import scan
 from zimage_gui.engine.dataset.sources import sources_of
 from zimage_gui.engine.devices import DTYPES, device_name, free_memory, number_format
 from zimage_gui.engine.memory_advice import changes
-from zimage_gui.engine.memory_estimate import AUTO, GIB, least_recomputed
+from zimage_gui.engine.memory_estimate import (
+    GIB,
+    PREVIEWS,
+    SAVING,
+    TEXT_ENCODER,
+    TRAINING,
+    VAE,
+    least_recomputed,
+)
+from zimage_gui.engine.memory_peak import PeakMeter
 from zimage_gui.engine.memory_plan import Plan, free_now, plan, shortages, table
+from zimage_gui.engine.memory_steps import AUTO
 from zimage_gui.engine.pace import PaceRecord, key_of, known_pace, time_line
 from zimage_gui.errors import NoMemory
-from zimage_gui.events import Event, Note, Run, Warning
+from zimage_gui.events import Event, Note, Run, Stage, Warning
 
 _NO_RAM = "DefaultCPUAllocator"
 """In torch's words when the system grants no more RAM."""
+_PHASES = {
+    "load_vae": VAE, "load_text_encoder": TEXT_ENCODER, "encode_prompts": TEXT_ENCODER, "load_dit": TRAINING,
+}  # fmt: skip
+"""Stages of a run that begin one of the estimate's phases."""
+_SHOWING = "sample"
 
 
 class MemoryWatch:
@@ -36,9 +49,7 @@ class MemoryWatch:
 
     def __init__(self, config: Any, run: Run, device: torch.device, folder: Path) -> None:
         self._run, self._device, self._config = run, device, config
-        self._resting = psutil.Process().memory_info().rss
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        self._meter, self._shown = PeakMeter(device), False
         self.free = free_now(free_memory(device) if device.type == "cuda" else None, folder)
         self.plan = self._plan()
         if self.plan is None:
@@ -80,14 +91,19 @@ class MemoryWatch:
         return {} if self.plan is None else self._share
 
     def listeners(self) -> dict[str, Callable[[Event], None]]:
-        """What is to hear of the run's events: how long its steps take is written down for later ones."""
-        return {} if self.plan is None else {"pace": PaceRecord(self._run.folder, self.key).listen}
+        """What is to hear of the run's events: how long its steps take is written down for later ones, and
+        each phase has a peak of its own."""
+        if self.plan is None:
+            return {}
+        return {"pace": PaceRecord(self._run.folder, self.key).listen, "memory": self._hear}
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Inside, memory that runs out ends the run with what to change instead of a traceback."""
+        """Inside, the memory is measured, and memory that runs out ends the run with what to change instead
+        of a traceback."""
         try:
-            yield
+            with self._meter.running():
+                yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             on_gpu = isinstance(error, torch.OutOfMemoryError)
             if not (on_gpu or isinstance(error, MemoryError) or _NO_RAM in str(error)):
@@ -107,24 +123,38 @@ class MemoryWatch:
         return NoMemory(message, hint, {change.option: show(change.value) for change in found})
 
     def compare(self) -> None:
-        """At the end: the real peak beside the estimate."""
-        if self.plan is None:
+        """At the end: the real peaks beside the estimates, for the phases that there were."""
+        peaks = dict(self._meter.peaks)
+        if self.plan is None or TRAINING not in peaks:
             return
+        if self._device.type == "cuda":  # it takes as many pictures at once as there is room for
+            peaks.pop(VAE, None)
+        expected = {name: self._estimate.taken(name) for name in peaks}
+        amid = [SAVING] if SAVING in self._estimate.phases else []
+        amid += [PREVIEWS] if self._shown else []
+        expected[TRAINING] = max(map(self._estimate.taken, (TRAINING, *amid)))
+        most = max(expected.values())
+        whole = _beside(most, max(peaks.values()), "estimated {} GiB, really {}")
+        parts = ", ".join(f"{name} " + _beside(expected[name], peaks[name], "{} and {}") for name in peaks)
+        self._run.emit(Note(text=f"memory at the fullest: {whole} {self._meaning(most)}: {parts}"))
+
+    def _meaning(self, expected: float) -> str:
         if self._device.type == "cuda":
-            real, what = torch.cuda.max_memory_reserved(self._device), "torch's reserved memory"
-        else:
-            real, what = _peak_rss() - self._resting, "growth of the process"
-        text = (
-            f"memory at the fullest: estimated {self._estimate.peak / GIB:.2f} GiB, really {real / GIB:.2f}"
+            return "(torch's reserved memory; CUDA's own comes on top)"
+        grown = _beside(
+            expected + self._estimate.kept, self._meter.grown, "the process was to grow by {} and grew by {}"
         )
-        self._run.emit(Note(text=f"{text} ({what})"))
+        if not self._meter.in_use:
+            return f"({grown})"
+        return f"(RAM in use; {grown}, with code that was loaded and memory kept for reuse)"
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Stage):
+            self._shown |= event.name == _SHOWING
+            if phase := _PHASES.get(event.name):
+                self._meter.begin(phase)
 
 
-def _peak_rss() -> int:
-    """The most RAM this process ever had, bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(most if sys.platform == "darwin" else most * 1024)
+def _beside(expected: float, real: float, words: str) -> str:
+    digits = 2 if max(expected, real) >= GIB / 10 else 3
+    return words.format(f"{expected / GIB:.{digits}f}", f"{real / GIB:.{digits}f}")

@@ -27,7 +27,7 @@ from zimage_gui.engine.hub import fetch_state, uploads_of
 from zimage_gui.engine.keeper import PreviewTimes, RunKeeper
 from zimage_gui.engine.kernels import compile_blocks, compiler_of, set_cuda_switches
 from zimage_gui.engine.loader import DatasetIndex, Loader
-from zimage_gui.engine.memory_estimate import recomputed_blocks
+from zimage_gui.engine.memory_steps import recomputed_blocks
 from zimage_gui.engine.memory_watch import MemoryWatch
 from zimage_gui.engine.metadata import RunFacts, metadata_of, sidecar
 from zimage_gui.engine.methods import FullMethod, Method

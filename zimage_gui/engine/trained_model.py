@@ -12,6 +12,7 @@ from zimage_gui.config.common import strengths
 from zimage_gui.config.parallel_parts import shards_weights
 from zimage_gui.engine import finetuning
 from zimage_gui.engine.devices import DTYPES, format_note, number_format
+from zimage_gui.engine.frozen import frozen_names
 from zimage_gui.engine.methods import FullMethod, LoraMethod, Method
 from zimage_gui.engine.networks import build_network
 from zimage_gui.engine.processes import Processes
@@ -56,7 +57,7 @@ def method_of(config: Any, run: Run, device: torch.device, processes: Processes)
         model = load_transformer(config.dit, device, dtype, swapped=config.blocks_to_swap)
     autocast = None if config.full_bf16 or computing is torch.float32 else computing
     finetuning.tell(config, run)
-    frozen = finetuning.frozen_names(config, dict(model.named_parameters()))
+    frozen = frozen_names(config, dict(model.named_parameters()))
     method = FullMethod(model, autocast, config.save_layout, DTYPES[config.save_precision], frozen)
     method.swap = _swap_blocks(
         model, config, run, device, "updated" if config.fused_backward_pass else "gathered"

@@ -7,8 +7,6 @@ small matrix, which is multiplied from both sides.
     ΔW = s · w1 ⊗ w2,  w2 = w2_a w2_b          (Yeh et al. 2023, arXiv 2309.14859)
 """
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,16 +14,7 @@ from torch.nn import functional
 from zimage_gui.model.adapter import Adapter, LoraSpec, drawn, rank_misfit
 from zimage_gui.model.lora import product_norm
 from zimage_gui.model.lora_entries import Entry, LoKr
-
-
-def split(size: int, factor: int) -> tuple[int, int]:
-    """`size` as (small, large): `factor` is one of them where it divides, else the largest divisor up to it
-    is the small one; -1 splits as evenly as can be."""
-    if factor > 0 and size % factor == 0:
-        return min(factor, size // factor), max(factor, size // factor)
-    most = math.isqrt(size) if factor < 1 else min(factor, math.isqrt(size))
-    small = next(number for number in range(most, 0, -1) if size % number == 0)
-    return small, size // small
+from zimage_gui.model.lora_sizes import split
 
 
 class LokrLinear(Adapter):

@@ -5,6 +5,7 @@ Knows that layers with one name have one shape in every block. Must not know tor
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -38,3 +39,13 @@ def _weight(kind: str, kinds: Mapping[str, Counter[Shape]], shape: Shape) -> tup
     """How often a shape is found in its own place, then in its neighbours, which may lie the other way."""
     around = [found for other, found in kinds.items() if other.partition(".")[0] == kind.partition(".")[0]]
     return kinds[kind][shape], sum(found[shape] + found[shape[::-1]] for found in around)
+
+
+def split(size: int, factor: int) -> tuple[int, int]:
+    """`size` as (small, large), as a LoKr cuts a side: `factor` is one of them where it divides, else the
+    largest divisor up to it is the small one; -1 splits as evenly as can be."""
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    most = math.isqrt(size) if factor < 1 else min(factor, math.isqrt(size))
+    small = next(number for number in range(most, 0, -1) if size % number == 0)
+    return small, size // small

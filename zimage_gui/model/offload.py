@@ -76,6 +76,9 @@ class _Swapped:
         self.at_home = [member.view(self.master) for member in self.members]
         for member, view in zip(self.members, self.at_home, strict=True):
             view.copy_(getattr(member.owner, member.name).detach())
+        self.point_to(
+            self.at_home
+        )  # at once: what was there before is freed before the next block's copy
         self.in_slot: list[list[Tensor]] = []
 
     def point_to(self, tensors: Sequence[Tensor]) -> None:
@@ -165,7 +168,6 @@ class BlockSwap:
             swapped.in_slot = [
                 [member.view(slot.buffer) for member in swapped.members] for slot in self._slots
             ]
-            swapped.point_to(swapped.at_home)
             block.register_forward_pre_hook(partial(_enter, self, index))
             block.visit = Visit(self, index)
             for parameter in swapped.trained:
