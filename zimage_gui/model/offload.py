@@ -76,9 +76,7 @@ class _Swapped:
         self.at_home = [member.view(self.master) for member in self.members]
         for member, view in zip(self.members, self.at_home, strict=True):
             view.copy_(getattr(member.owner, member.name).detach())
-        self.point_to(
-            self.at_home
-        )  # at once: what was there before is freed before the next block's copy
+        self.point_to(self.at_home)  # at once: what was there before is freed before the next block's copy
         self.in_slot: list[list[Tensor]] = []
 
     def point_to(self, tensors: Sequence[Tensor]) -> None:
