@@ -8,7 +8,7 @@ import pytest
 
 from zimage_gui.config.build import finish, read
 from zimage_gui.config.registry import COMMANDS
-from zimage_gui.config.schema import options_of
+from zimage_gui.config.schema import options_of, show
 from zimage_gui.config.toml_io import read_text, source
 from zimage_gui.engine.memory_estimate import GIB, Batch, Workload, estimate, least_recomputed
 from zimage_gui.engine.memory_models import ModelSizes
@@ -80,3 +80,23 @@ def test_turbo_without_its_adapter_is_warned_about(path, adapter, warned):
     config = COMMANDS["train-lora"](base_weights=adapter)
     assert ("unlearns" in plain_turbo(config, Path(path))) == warned
     assert bool(plain_turbo(COMMANDS["finetune"](), Path(path))) == (warned or bool(adapter))
+
+
+def test_a_preset_leaves_nothing_of_one_of_its_kind_that_was_chosen_before():
+    """Presets are laid over the form: what another one of the kind changes, each must say itself."""
+    kinds: dict[tuple[str, bool], dict[Path, dict[str, object]]] = {}
+    for path in PRESETS:
+        preset = source(COMMANDS[path.parent.name], read_text(path), None)
+        kinds.setdefault((path.parent.name, "_GB" in path.stem), {})[path] = preset.values
+    for (command, _), presets in kinds.items():
+        known = options_of(COMMANDS[command])
+        for path, values in presets.items():
+            changed = {
+                name
+                for other in presets.values()
+                for name, value in other.items()
+                if show(value) != show(known[name].default)
+            }
+            # Beside a length in epochs the one in steps does not count.
+            idle = {"max_train_steps"} if values.get("max_train_epochs") else set()
+            assert changed - idle <= values.keys(), path.stem
