@@ -47,6 +47,17 @@ def test_a_name_without_letters_is_refused(name, tmp_path):
         Presets(tmp_path, TrainLoraConfig).save(name, TrainLoraConfig())
 
 
+def test_a_preset_of_ones_own_is_replaced_and_a_described_one_never(tmp_path):
+    presets = Presets(tmp_path, TrainLoraConfig)
+    for dim in (4, 8):
+        file = presets.save("mine", TrainLoraConfig(network_dim=dim))
+    assert presets.load("mine")["network_dim"] == "8"
+    file.write_text("# What it is for.\n[lora]\nnetwork_dim = 16\n", encoding="utf-8")
+    with pytest.raises(UserError, match="Type another name"):
+        presets.save("mine", TrainLoraConfig(network_dim=32))
+    assert "16" in file.read_text(encoding="utf-8")
+
+
 def test_presets_are_sorted_as_people_sort_them(tmp_path):
     names = [preset.name for preset in Presets(tmp_path, TrainLoraConfig).list()]
     assert [name for name in names if "GB" in name] == [f"LoRA_on_{gb}_GB" for gb in (6, 8, 12, 16, 24)]

@@ -67,12 +67,17 @@ class Presets:
         return from_values(self.config_class, found.values)
 
     def save(self, name: str, config: Options) -> Path:
-        """Write what differs from the defaults under a harmless form of `name`. Raises UserError."""
+        """Write what differs from the defaults under a harmless form of `name`, in the place of an earlier
+        preset unless that one is described, as the shipped ones are. Raises UserError."""
         stem = clean_name(name)
         if not stem:
             raise UserError.one("preset", name, "must have letters or digits in its name", "Type a name")
+        file = self.own / f"{stem}.toml"
+        if _about(file):
+            rule = "is a preset with a description, which is not replaced"
+            raise UserError.one("preset", stem, rule, "Type another name")
         try:
-            return atomic_write(self.own / f"{stem}.toml", _text(config).encode("utf-8", "surrogateescape"))
+            return atomic_write(file, _text(config).encode("utf-8", "surrogateescape"))
         except OSError as error:
             rule = f"cannot be written to {self.own} ({error.strerror or error})"
             raise UserError.one("preset", name, rule, "Choose another presets_dir") from error
