@@ -142,7 +142,7 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
     nobody waits for torch twice.
     """
     from zimage_gui.config.build import Source, gather, joined, read
-    from zimage_gui.config.paths import with_look
+    from zimage_gui.config.paths import unusable, with_look
 
     cls = spec.config_class
     sources = [Source(problems=parsed.problems)]
@@ -160,7 +160,7 @@ def _config(spec: CommandSpec, parsed: Parsed) -> Options:
             _ask_about_code(config, set(sources[-1].values))
         problems, more = with_look(config, problems)
         notes += more
-        if problems and parsed.run_folder is None:
+        if problems and parsed.run_folder is None and not unusable(config):
             problems = joined(problems, spec.check(config))
         raise_if_any(problems)
     finally:

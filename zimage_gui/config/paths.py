@@ -4,6 +4,7 @@ dataset file.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,16 @@ def path_problems(config: Options) -> list[Problem]:
         for path in _given(getattr(config, known.name))
         if (problem := _problem(known, path)) is not None
     ]
+
+
+def unusable(config: Options) -> bool:
+    """Whether a path has a name that no drive takes: the system raises at every question about it."""
+    return any(
+        _unusable(known.name, path) is not None
+        for known in options_of(type(config)).values()
+        if known.kind == "path"
+        for path in _given(getattr(config, known.name))
+    )
 
 
 def look(config: Options) -> tuple[list[Problem], list[str]]:
@@ -55,6 +66,8 @@ def _given(value: object) -> Iterator[Path]:
 
 def _problem(known: Option, path: Path) -> Problem | None:
     name, kind = known.name, known.extra.path
+    if problem := _unusable(name, path):
+        return problem
     if kind in ("out_file", "out_folder", "out_any"):
         return output_problem(name, path, kind)
     if not os.path.lexists(path):
@@ -68,6 +81,15 @@ def _problem(known: Option, path: Path) -> Problem | None:
     return None
 
 
+def _unusable(name: str, path: Path) -> Problem | None:
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Problem(name, str(path), "is longer than the drive takes", "Choose a shorter name")
+    return None
+
+
 def _nearest(path: Path) -> str:
     """The part of the path that does exist tells where the mistake is."""
     for parent in path.parents:
@@ -78,6 +100,8 @@ def _nearest(path: Path) -> str:
 
 def output_problem(name: str, path: Path, kind: str) -> Problem | None:
     """Why nothing can be written at `path`, an option of that kind."""
+    if problem := _unusable(name, path):
+        return problem
     if kind == "out_file" and path.is_dir():
         return Problem(name, str(path), "is a folder", "Give the name of a file")
     if kind == "out_folder" and path.exists() and not path.is_dir():
