@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal, TypeGuard, TypeVar
 from zimage_gui.behind import writing_behind
 from zimage_gui.cbor import CborError, decode, encode
 from zimage_gui.errors import UserError
-from zimage_gui.files import TensorInfo, atomic_write
+from zimage_gui.files import TensorInfo, atomic_write, refuse_pipe
 
 MAGIC = b"NRUB"
 VERSION = 1
@@ -111,7 +111,7 @@ def _layout(dtype: Dtype) -> tuple[int, str]:
 
 def is_bpk(path: Path) -> bool:
     """Whether a file is, or by its name wants to be, a burnpack file."""
-    if path.suffix.lower() == ".bpk":
+    if path.suffix.lower() == ".bpk" or not path.is_file():
         return path.is_file()
     try:
         with open(path, "rb") as file:
@@ -127,6 +127,7 @@ def read_bpk_header(path: Path, option: str = "file") -> BpkHeader:
     given twice, overlaps, lengths that are not those of shape and dtype, bytes after the last tensor. Raises
     UserError (naming `option`) when the file is missing, cut off, no burnpack file or inconsistent.
     """
+    refuse_pipe(path, option)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)

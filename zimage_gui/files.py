@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import sys
 import time
@@ -223,11 +224,21 @@ class Header:
     metadata: dict[str, str]
 
 
+def refuse_pipe(path: Path, option: str = "file") -> None:
+    """Raises UserError for a pipe, socket or device: opening one waits for ever, reading one never ends."""
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            rule = "is a pipe, socket or device, not a file"
+            raise UserError.one(option, path, rule, "Give the path of a file")
+
+
 def read_header(path: Path, option: str = "file") -> Header:
     """The header of a safetensors file, checked against the file's size, in bounded time and memory.
 
     Raises UserError (naming `option`) when the file is missing, cut off, not safetensors or inconsistent.
     """
+    refuse_pipe(path, option)
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -331,6 +342,7 @@ def expand_shards(path: Path, option: str = "file") -> list[Path]:
     match = _SHARD.match(path.name)
     if match is None:
         if not path.is_file():
+            refuse_pipe(path, option)
             raise UserError.one(option, path, "does not exist", "Check the path")
         return _files_of_index(path, option) if path.name.endswith(_INDEX) else [path]
     start, end = f"{match['stem']}-", f"-of-{match['count']}{match['suffix']}"

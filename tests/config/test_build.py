@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from zimage_gui import cli
 from zimage_gui.config.build import build, finish, read
 from zimage_gui.config.cache import CacheLatentsConfig
 from zimage_gui.config.convert import ConvertLoraConfig
@@ -13,7 +14,7 @@ from zimage_gui.config.paths import path_problems
 from zimage_gui.config.schema import options_of
 from zimage_gui.config.toml_io import dump
 from zimage_gui.config.training import FinetuneConfig, TrainConfig, TrainLoraConfig
-from zimage_gui.errors import UserError
+from zimage_gui.errors import EXIT_USER, UserError
 
 MODELS = {"dit": "a", "vae": "b", "text_encoder": "c"}
 TRAIN = {"dit": "a", "dataset": "pictures"}
@@ -268,6 +269,16 @@ def test_missing_paths_are_named_with_the_part_that_is_wrong(tmp_path):
     problems = {problem.option: problem.sentence() for problem in path_problems(config)}
     assert set(problems) == {"dit", "dataset", "output_dir", "output", "base_weights"}
     assert "models exists, x.safetensors is not in it" in problems["dit"]
+
+
+@pytest.mark.parametrize("command", [["convert"], ["merge", "--lora", "x"], ["convert-lora"], ["inspect"]])
+def test_a_name_that_no_drive_takes_is_one_sentence(tmp_path, capsys, command):
+    long = tmp_path / f"{'n' * 300}.safetensors"
+    words = [*command, "--input" if len(command) == 1 else "--dit", str(long)]
+    words += [] if command == ["inspect"] else ["--output", str(long)]
+    assert cli.main(words) == EXIT_USER
+    err = capsys.readouterr().err
+    assert f" = {long}: " in err and "Traceback" not in err
 
 
 def test_an_output_folder_that_may_not_be_written_is_refused_early(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from zimage_gui.burnpack import is_bpk, read_bpk_header
 from zimage_gui.errors import UserError
 from zimage_gui.files import (
     LONGEST_HEADER,
@@ -41,6 +42,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
     atomic_write(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no FIFOs")
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
+    pipe, named = tmp_path / "a.safetensors", tmp_path / "a.bpk"
+    os.mkfifo(pipe)
+    os.mkfifo(named)
+    for look in (read_header, read_bpk_header, expand_shards):
+        for path in (pipe, named):
+            with pytest.raises(UserError, match="pipe, socket or device"):
+                look(path, "input")
+    assert not is_bpk(pipe) and not is_bpk(named)
 
 
 def test_temp_files_of_dead_processes_are_swept_and_others_left(tmp_path):

@@ -125,6 +125,27 @@ def test_a_strength_that_cannot_be_read_keeps_a_lora_from_loading_here(tmp_path,
     assert read_lora(tmp_path / "x.safetensors").problems
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"attention.qkv.lora_A.weight": (2, 64), "attention.qkv.lora_B.weight": (224, 2)},
+        {"attention.qkv.lokr_w1": (4, 4), "attention.qkv.lokr_w2": (16, 16)},
+        {
+            "attention.to_q.lokr_w1": (8, 8),
+            "attention.to_q.lokr_w2_a": (8, 2),
+            "attention.to_q.lokr_w2_b": (3, 8),
+        },
+        {f"attention.to_q.hada_w{n}_{x}": (64, 2) if x == "a" else (n + 1, 64) for n in (1, 2) for x in "ab"},
+    ],
+)
+def test_factors_that_cannot_be_multiplied_or_split_load_nowhere(tmp_path, shapes):
+    tensors = {f"diffusion_model.layers.0.{name}": torch.ones(shape) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert read_lora(tmp_path / "x.safetensors").problems
+    told = answers(tmp_path / "x.safetensors")
+    assert told["here"] == told["diffusers"] == "no" and told["ComfyUI"] != "yes"
+
+
 def test_an_alpha_stored_as_a_whole_number_is_told(tmp_path):
     stem = "diffusion_model.layers.0.attention.to_q."
     tensors = {f"{stem}lora_A.weight": torch.ones(2, 64), f"{stem}lora_B.weight": torch.ones(64, 2)}

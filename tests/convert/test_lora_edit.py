@@ -101,6 +101,13 @@ def test_the_header_is_edited_and_the_tensors_stay(tmp_path):
     assert len(metadata["sshs_model_hash"]) == 64
 
 
+def test_header_entries_taken_out_are_counted(tmp_path):
+    config = EditLoraConfig(
+        input=MAIN, output=tmp_path / "e.safetensors", remove_keys=("ss_network*", "typo")
+    )
+    assert "3 taken out" in run_tool(lora_edit, config, tmp_path)[1]
+
+
 def test_numbers_that_a_format_cannot_hold_are_refused(tmp_path):
     source = tmp_path / "s.safetensors"
     entry = LowRank(torch.full((1, 8), 1e5), torch.ones(8, 1), 1.0)

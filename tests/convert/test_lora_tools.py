@@ -138,6 +138,39 @@ def _transformer(folder, change):
     return folder
 
 
+def test_models_with_nan_have_no_difference(tmp_path):
+    def spoil(weights):
+        weights["layers.0.feed_forward.w1.weight"][0, 0] = float("nan")
+
+    spoilt, whole = _transformer(tmp_path / "tuned", spoil), HUB / "transformer"
+    for option, base, tuned in (("tuned", whole, spoilt), ("base", spoilt, whole)):
+        config = ExtractLoraConfig(base=base, tuned=tuned, output=tmp_path / "x.safetensors")
+        with pytest.raises(
+            UserError, match=f"{option} = .* holds NaN or infinity in layers.0.feed_forward.w1"
+        ):
+            run_tool(lora_extract, config, tmp_path)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("module", ["merge", "resize", "extract"])
+def test_a_form_that_cannot_say_a_lora_is_refused_by_the_name_of_the_option(tmp_path, module):
+    lora, output = DIALECTS / "all_kohya_split.safetensors", tmp_path / "o.safetensors"
+    if module == "extract":
+
+        def change(weights):
+            weights["layers.0.adaLN_modulation.0.weight"] = weights["layers.0.adaLN_modulation.0.weight"] + 1
+
+        tuned = _transformer(tmp_path / "tuned", change)
+        config = ExtractLoraConfig(base=HUB / "transformer", tuned=tuned, output=output, lora_format="rust")
+        tool = lora_extract
+    elif module == "resize":
+        config, tool = ResizeLoraConfig(input=lora, output=output, rank=2, lora_format="rust"), lora_resize
+    else:
+        config, tool = MergeConfig(lora_weight=(lora,), output=output, lora_format="rust"), lora_merge_files
+    with pytest.raises(UserError, match=r"lora_format = rust: .*adaLN"):
+        run_tool(tool, config, tmp_path)
+
+
 def test_the_difference_of_two_models_comes_back_as_the_lora_that_made_it(tmp_path):
     lora = read_lora(DIALECTS / "all_kohya_split.safetensors")
 

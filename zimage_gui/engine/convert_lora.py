@@ -3,6 +3,7 @@
 Knows which form a target means. It must not know tensor names.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from zimage_gui.config.convert import ConvertLoraConfig
@@ -29,7 +30,9 @@ def check(config: ConvertLoraConfig) -> list[Problem]:
         problems += output_problems(config.output, [source] if source else [], config.overwrite, form)
     file = tried(lambda: read_input(source), problems) if source is not None else None
     if file is not None:
-        problems += form_problems(file.entries, form, config.diffusers_prefix)
+        (word,) = (word for word, meant in _FORMS.items() if meant == form)
+        found = form_problems(file.entries, form, config.diffusers_prefix)
+        problems += [replace(problem, value=word) for problem in found]
     return list(dict.fromkeys(problems))
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from zimage_gui.engine.dataset.images import PictureProblem, read_pixels
+from zimage_gui.engine.inspect_training import PICTURE_KEY
 from zimage_gui.errors import UserError
 
-KEY = "modelspec.thumbnail"
+KEY = PICTURE_KEY
 _EDGE = 256  # pixels of the longer side
 _MOST_STORED_PIXELS = 20_000_000
 _LONGEST = 8 * 1024 * 1024  # characters

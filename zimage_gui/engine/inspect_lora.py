@@ -35,6 +35,7 @@ _PAIRS = (
     ("lokr_w1_a", "lokr_w1_b"),
     ("lokr_w2_a", "lokr_w2_b"),
 )
+_PRODUCTS = (("up", "down"), *_PAIRS[1:])
 _INNER = {"down": 0, "hada_w1_b": 0, "lokr_w1_b": 0, "lokr_w2_b": 0}
 _FUSED = re.compile(r"attention[._](qkv|out)$|^(x_embedder|final_layer)([._]|$)")
 _BLOCK = re.compile(r"^((?:layers|noise_refiner|context_refiner)[._])\d+")
@@ -65,13 +66,25 @@ class Module:
         return any((one in self.parts) != (other in self.parts) for one, other in _PAIRS)
 
     def fault(self) -> str | None:
-        """Factors that cannot be multiplied with each other."""
-        down, up = self.parts.get("down"), self.parts.get("up")
-        if down is None or up is None:
-            return None
-        if len(down.shape) == 2 == len(up.shape) and down.shape[0] == up.shape[1] > 0:
-            return None
-        return f"{self.name}: factors {list(down.shape)} and {list(up.shape)} share no rank"
+        """Factors that cannot be multiplied with each other, or rows that are no q, k and v."""
+        for outer, inner in _PRODUCTS:
+            if outer in self.parts and inner in self.parts:
+                left, right = self.parts[outer].shape, self.parts[inner].shape
+                if len(left) != 2 or len(right) != 2 or not left[1] == right[0] > 0:
+                    return f"{self.name}: factors {list(right)} and {list(left)} share no rank"
+        rows = self.rows
+        if len(self.targets) == 3 and rows % 3:
+            return f"{self.name}: {rows} rows cannot be split in q, k and v"
+        return None
+
+    @property
+    def rows(self) -> int:
+        """Of the weight that is changed; 1 for each factor that is not there."""
+        found = 1
+        for names in (("up", "hada_w1_a"), ("lokr_w1", "lokr_w1_a"), ("lokr_w2", "lokr_w2_a")):
+            shapes = [self.parts[name].shape for name in names if name in self.parts]
+            found *= shapes[0][0] if shapes and shapes[0] else 1
+        return found
 
 
 @dataclass(frozen=True)

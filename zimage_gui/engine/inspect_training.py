@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from zimage_gui.engine import header_picture
-
+PICTURE_KEY = "modelspec.thumbnail"
 _TRIGGER_KEYS = (
     "modelspec.trigger_phrase",
     "trigger_phrase",
@@ -61,7 +60,7 @@ def training_facts(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
         ("Pictures", _pictures(metadata)),
         ("Frequent tags", _tags(metadata)),
         ("Date", _date(metadata)),
-        ("Preview", "a picture in the header" if metadata.get(header_picture.KEY) else ""),
+        ("Preview", "a picture in the header" if metadata.get(PICTURE_KEY) else ""),
     ):
         if text:
             facts.append((label, text))

@@ -68,12 +68,13 @@ def run(config: EditLoraConfig, run: Run) -> list[Path]:
         write_tensors(config.output, tensors, metadata, sidecar)
     left = read_input(config.output, "output")
     changed = sum(file.metadata.get(name) != text for name, text in left.metadata.items())
-    run.emit(
-        Note(
-            text=f"{len(left.entries)} of {len(file.entries)} modules written to {config.output.name}, "
-            f"{changed} header entries new or changed"
-        )
+    said = (
+        f"{len(left.entries)} of {len(file.entries)} modules written to {config.output.name}, "
+        f"{changed} header entries new or changed"
     )
+    if config.remove_keys:
+        said += f", {len(file.metadata.keys() - left.metadata.keys())} taken out"
+    run.emit(Note(text=said))
     return [config.output, *([sidecar_path(config.output)] if sidecar else [])]
 
 

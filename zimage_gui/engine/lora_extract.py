@@ -75,7 +75,9 @@ def run(config: ExtractLoraConfig, run: Run) -> list[Path]:
     losses = Losses()
     entries: dict[str, Entry] = {}
     for done, name in enumerate(names, 1):
-        change = tuned.tensor(name).float() - base.tensor(name).float()
+        pair = {"tuned": tuned.tensor(name).float(), "base": base.tensor(name).float()}
+        raise_if_any(_not_finite(config, name, pair))
+        change = pair["tuned"] - pair["base"]
         if bool(change.any()):
             path = name.removesuffix(".weight")
             found = of_dense(change.to(device), rank, config.energy)
@@ -85,7 +87,7 @@ def run(config: ExtractLoraConfig, run: Run) -> list[Path]:
     if not entries:
         rule = f"does not differ from the base in any of {len(names)} layers"
         raise UserError.one("tuned", config.tuned, rule, "Check the two paths and the patterns")
-    raise_if_any(form_problems(entries, _form(config)))
+    raise_if_any(form_problems(entries, _form(config), option="lora_format"))
     if lost := _not_in_a_lora(base, tuned):
         shown = ", ".join(lost[:_SHOWN]) + (" …" if len(lost) > _SHOWN else "")
         run.emit(Warning(text=f"{len(lost)} tensors differ that no LoRA can hold (norms, biases): {shown}"))
@@ -94,6 +96,15 @@ def run(config: ExtractLoraConfig, run: Run) -> list[Path]:
         run.emit(Note(text=line))
     run.emit(Note(text=f"{len(entries)} of {len(names)} layers differ; {said}"))
     return made
+
+
+def _not_finite(config: ExtractLoraConfig, name: str, pair: Mapping[str, Tensor]) -> list[Problem]:
+    rule, remedy = f"holds NaN or infinity in {name}", "Download the model again, or use another checkpoint"
+    return [
+        Problem(option, str(getattr(config, option)), rule, remedy)
+        for option, tensor in pair.items()
+        if not bool(tensor.isfinite().all())
+    ]
 
 
 def _form(config: ExtractLoraConfig) -> Form:

@@ -72,7 +72,7 @@ def run(config: MergeConfig, run: Run) -> list[Path]:
         entries[path] = _sum(path, parts, size, losses)
         run.emit(Progress(done=len(entries), total=len(paths), unit="modules"))
     metadata = with_sizes(_header(config.output, files, multipliers), entries)
-    raise_if_any(form_problems(entries, _form(config)))
+    raise_if_any(form_problems(entries, _form(config), option="lora_format"))
     made, said = save(config.output, entries, _form(config), metadata, _DTYPES.get(config.dtype))
     for line in losses.lines():
         run.emit(Note(text=line))

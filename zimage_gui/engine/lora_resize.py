@@ -33,7 +33,7 @@ def check(config: ResizeLoraConfig) -> list[Problem]:
         problems += output_problems(config.output, [source] if source else [], config.overwrite, form)
     if file is not None and form is not None:
         doras = dora_problems(file, "input")
-        problems += doras or form_problems(file.entries, form)
+        problems += doras or form_problems(file.entries, form, option="lora_format")
     return problems
 
 

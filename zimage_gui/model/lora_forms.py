@@ -26,7 +26,6 @@ Form = Literal["universal", "native", "comfy", "peft", "rust"]
 FUSED_FORMS: tuple[Form, ...] = ("comfy", "rust")
 LOW_RANK_FORMS: tuple[Form, ...] = ("peft", "rust")
 """Forms that say LoRA and no other kind."""
-_OPTION = "target"
 _RUST_BLOCKS = ("layers", "noise_refiner", "context_refiner")
 _RUST_MODULES = (*QKV, "attention.to_out.0", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 _NAMED = 6
@@ -74,8 +73,10 @@ def written(
     return Written(tensors, header, sidecar)
 
 
-def form_problems(entries: Mapping[str, Entry], form: Form, prefix: str = "diffusion_model") -> list[Problem]:
-    """What of `entries` the form cannot say, whatever is done to them."""
+def form_problems(
+    entries: Mapping[str, Entry], form: Form, prefix: str = "diffusion_model", option: str = "target"
+) -> list[Problem]:
+    """What of `entries` the form, chosen by `option`, cannot say, whatever is done to them."""
     doras = {path: entry for path, entry in entries.items() if isinstance(entry, Dora)}
     allowed = form == "peft" or (form == "universal" and prefix == "transformer")
     refused = [path for path, entry in doras.items() if not (allowed and _is_pefts(entry))]
@@ -83,21 +84,21 @@ def form_problems(entries: Mapping[str, Entry], form: Form, prefix: str = "diffu
     problems = []
     if odd:
         rule = f"{_some(odd)} is a DoRA of another kind than PEFT's, which no form here can say"
-        problems.append(Problem(_OPTION, form, rule, "Merge it into a model instead"))
+        problems.append(Problem(option, form, rule, "Merge it into a model instead"))
     elif refused:
         rule = f"{_some(refused)} is a DoRA, whose size per row this form cannot say"
-        remedy = "Use the target peft (exact in diffusers), or merge it into a model"
-        problems.append(Problem(_OPTION, form, rule, remedy))
+        remedy = "Choose peft (exact in diffusers), or merge it into a model"
+        problems.append(Problem(option, form, rule, remedy))
     elif doras and len(doras) < len(entries):
         rule = f"only {len(doras)} of the {len(entries)} modules are DoRAs, and PEFT takes all or none"
-        problems.append(Problem(_OPTION, form, rule, "Merge it into a model instead"))
+        problems.append(Problem(option, form, rule, "Merge it into a model instead"))
     foreign = [path for path in entries if form == "rust" and not _in_rust(path)]
     if foreign:
         rule = (
             f"{_some(foreign)} is no layer that z-image-train adapts (attention and feed-forward of blocks)"
         )
-        remedy = "Take it out with edit-lora --prune, or use another target"
-        problems.append(Problem(_OPTION, form, rule, remedy))
+        remedy = "Take it out with edit-lora --prune, or choose another form"
+        problems.append(Problem(option, form, rule, remedy))
     return problems
 
 
