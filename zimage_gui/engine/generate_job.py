@@ -136,7 +136,7 @@ class Job:
         self.files = PictureFiles(config, run)
 
     def ask(self) -> list[Path]:
-        """Pictures of the prompts that are typed; one that cannot be made is told, and the next waited for."""
+        """Pictures of the typed prompts; one that cannot be made is told, and the next waited for."""
         self.files.prepare()
         self.run.emit(Note(text="Write one prompt a line, with options as in a prompt file. Ctrl-D ends."))
 
