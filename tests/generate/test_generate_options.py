@@ -204,6 +204,16 @@ def test_typed_prompts_make_pictures_until_the_stream_ends(options, run, monkeyp
     assert _texts(run, "stage").count("Loading the transformer") == 1
 
 
+def test_a_typed_prompt_that_cannot_be_made_does_not_end_the_asking(options, run, monkeypatch, tmp_path):
+    (tmp_path / "empty.txt").write_text("# nothing", encoding="utf-8")
+    typed = "a __nope__ and __empty__ --image_path gone.png\na fox --s 1"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    pictures = generate(options(prompt=None, interactive=True, wildcards_dir=tmp_path), run)
+    assert [read_settings(picture)["prompt"] for picture in pictures] == ["a fox"]
+    told = _texts(run, "warning")
+    assert all(said in told for said in ("__nope__", "__empty__", "gone.png: does not exist"))
+
+
 def test_a_stop_ends_the_asking(options, run, monkeypatch):
     class Silent:
         def __iter__(self):

@@ -99,7 +99,7 @@ def test_a_comfyui_graph_is_read(tmp_path):
     }
     found = read_settings(_picture(tmp_path, {"prompt": json.dumps(graph)}))
     assert found == {
-        "prompt": "a fox", "negative_prompt": "a fox", "infer_steps": 8, "seed": 5, "guidance_scale": 0.0,
+        "prompt": "a fox", "negative_prompt": "", "infer_steps": 8, "seed": 5, "guidance_scale": 0.0,
         "flow_shift": 3.0, "image_size": [512, 1024],
     }  # fmt: skip
 
@@ -117,6 +117,74 @@ def test_numbers_and_loras_that_are_linked_into_a_comfyui_graph_are_read(tmp_pat
     assert read_settings(_picture(tmp_path, {"prompt": json.dumps(graph)})) == {
         "prompt": "a fox", "infer_steps": 12, "seed": 12, "guidance_scale": 4.0, "sampler": "res_multistep",
         "scheduler": "simple", "lora_weight": ["猫.safetensors"], "lora_multiplier": [0.75],
+    }  # fmt: skip
+
+
+def test_a_comfyui_picture_of_separate_sampler_nodes_is_read_whatever_came_after_it(tmp_path):
+    """SamplerCustomAdvanced with rgthree's LoRA rows, then a second pass and an upscale that stand first."""
+    graph = {
+        "0": {"class_type": "KSampler", "inputs": {
+            "seed": 9, "steps": 3, "cfg": 1, "positive": ["2", 0], "latent_image": ["14", 0]}},
+        "1": {"class_type": "ImageScale", "inputs": {"width": 2048, "height": 2048, "image": ["0", 0]}},
+        "2": {"class_type": "CLIPTextEncodeLumina2", "inputs": {
+            "system_prompt": "superior", "user_prompt": ["3", 0]}},
+        "3": {"class_type": "StringConcatenate", "inputs": {
+            "string_a": "a fox", "string_b": "rain", "delimiter": ", "}},
+        "5": {"class_type": "EmptySD3LatentImage", "inputs": {"width": 832, "height": 1216}},
+        "10": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "11": {"class_type": "BasicScheduler", "inputs": {"scheduler": "beta", "steps": 12, "model": ["20", 0]}},
+        "16": {"class_type": "SplitSigmas", "inputs": {"sigmas": ["11", 0], "step": 9}},
+        "12": {"class_type": "RandomNoise", "inputs": {"noise_seed": 77}},
+        "13": {"class_type": "CFGGuider", "inputs": {
+            "cfg": 4, "model": ["20", 0], "positive": ["2", 0], "negative": ["15", 0]}},
+        "15": {"class_type": "CLIPTextEncode", "inputs": {"text": "ugly"}},
+        "14": {"class_type": "SamplerCustomAdvanced", "inputs": {
+            "noise": ["12", 0], "guider": ["13", 0], "sampler": ["10", 0], "sigmas": ["16", 0],
+            "latent_image": ["5", 0]}},
+        "20": {"class_type": "Power Lora Loader (rgthree)", "inputs": {
+            "lora_1": {"on": True, "lora": "x\\zorb.safetensors", "strength": 0.8},
+            "lora_2": {"on": False, "lora": "off.safetensors", "strength": 1}}},
+    }  # fmt: skip
+    wanted = {
+        "prompt": "a fox, rain", "negative_prompt": "ugly", "image_size": [1216, 832], "infer_steps": 12,
+        "seed": 77, "guidance_scale": 3.0, "sampler": "euler", "scheduler": "beta",
+        "lora_weight": ["zorb.safetensors"], "lora_multiplier": [0.8],
+    }  # fmt: skip
+    assert read_settings(_picture(tmp_path, {"prompt": json.dumps(graph)})) == wanted
+    graph["13"] = {"class_type": "BasicGuider", "inputs": {"conditioning": ["2", 0]}}
+    found = read_settings(_picture(tmp_path, {"prompt": json.dumps(graph)}))
+    assert found == {k: v for k, v in wanted.items() if k != "negative_prompt"} | {"guidance_scale": 0.0}
+
+
+def test_separate_sampler_nodes_are_read_as_they_are_drawn(tmp_path):
+    def node(number, kind, values, **links):
+        inputs = [{"name": name, "link": link} for name, link in links.items()]
+        return {"id": number, "type": kind, "widgets_values": values, "inputs": inputs}
+
+    nodes = [
+        node(1, "SamplerCustomAdvanced", [], noise=1, guider=2, sampler=3, sigmas=4),
+        node(2, "RandomNoise", [77, "fixed"]),
+        node(3, "CFGGuider", [4], positive=5),
+        node(4, "KSamplerSelect", ["euler"]),
+        node(5, "BasicScheduler", ["beta", 12, 1]),
+        node(6, "CLIPTextEncodeLumina2", ["superior", "a fox"]),
+        node(
+            7, "Power Lora Loader (rgthree)", [{}, {"on": True, "lora": "z.safetensors", "strength": 0.5}, ""]
+        ),
+    ]
+    links = [[1, 2, 0], [2, 3, 0], [3, 4, 0], [4, 5, 0], [5, 6, 0]]
+    workflow = json.dumps({"nodes": nodes, "links": links})
+    assert read_settings(_picture(tmp_path, {"workflow": workflow})) == {
+        "prompt": "a fox", "infer_steps": 12, "seed": 77, "guidance_scale": 3.0, "sampler": "euler",
+        "scheduler": "beta", "lora_weight": ["z.safetensors"], "lora_multiplier": [0.5],
+    }  # fmt: skip
+
+
+def test_quoted_values_and_lora_tags_without_a_plain_number_are_read(tmp_path):
+    text = 'a <lora:x> <lora:y:.5>\nSteps: 9, ADetailer prompt: "b, Steps: 40, Seed: 4, ", Seed: 1, Lora hashes: "x: 1"'
+    assert read_settings(_picture(tmp_path, {"parameters": text})) == {
+        "prompt": "a", "negative_prompt": "", "infer_steps": 9, "seed": 1,
+        "lora_weight": ["x", "y"], "lora_multiplier": [1.0, 0.5],
     }  # fmt: skip
 
 
@@ -211,7 +279,14 @@ def test_a_file_of_a_kind_nobody_asked_for_is_not_opened(tmp_path, monkeypatch):
     assert not started
 
 
-@pytest.mark.parametrize("text", ["y" + " " * 200_000 + "x\nSteps: 8", "x\nSteps: 8," + " " * 200_000 + "-"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "y" + " " * 200_000 + "x\nSteps: 8",
+        "x\nSteps: 8," + " " * 200_000 + "-",
+        "x\nSteps: 8," + 'A: "' * 50_000 + '\\"' * 50_000,
+    ],
+)
 def test_long_hostile_texts_are_read_at_once(text):
     begun = time.monotonic()
     assert settings_in({"parameters": text})["infer_steps"] == 8

@@ -39,6 +39,7 @@ def test_the_plain_http_of_the_page_makes_pictures_and_fetches_them(window):
         ('call("generate", {"prompt": "a", "infer_steps": "x"})', "must be a whole number"),
         ('call("generate", {"prompt": "a", "nonsense": 1})', "is not an option of generate"),
         ('call("generate", 3)', "must be a table"),
+        ('call("generate", {"interactive": True})', "reads from a terminal"),
         ('call("cancel", "../..")', "False"),
     ],
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.dataset.progress import Meter
 from zimage_gui.engine.devices import format_note
-from zimage_gui.engine.generate_plan import batches, lora_choices, problems_of_starts, requests_of
+from zimage_gui.engine.generate_plan import batches, lora_choices, requests_and_problems, requests_of
 from zimage_gui.engine.generator import Generator, PictureRequest
 from zimage_gui.engine.interactive import typed_prompts
 from zimage_gui.engine.latent_files import read_latent, settings_of_latent
@@ -22,7 +22,7 @@ from zimage_gui.engine.picture_files import PictureFiles, settings_of, stamp
 from zimage_gui.engine.prompt_lines import PromptLine
 from zimage_gui.engine.sampler import Cancelled
 from zimage_gui.engine.step_pictures import StepPictures
-from zimage_gui.errors import Interrupted, UserError
+from zimage_gui.errors import Interrupted, UserError, raise_if_any
 from zimage_gui.events import SKIP_FILE, Note, Run, Stage, Warning
 
 _AT_ONCE = 256
@@ -136,20 +136,21 @@ class Job:
         self.files = PictureFiles(config, run)
 
     def ask(self) -> list[Path]:
-        """Pictures of the prompts that are typed."""
+        """Pictures of the typed prompts; one that cannot be made is told, and the next waited for."""
+        self.files.prepare()
         self.run.emit(Note(text="Write one prompt a line, with options as in a prompt file. Ctrl-D ends."))
 
         def complain(text: str) -> None:
             self.run.emit(Warning(text=text))
 
         for line in typed_prompts(sys.stdin, self.run.stop_requested, complain):
-            problems = problems_of_starts(requests_of(self.config, [line]))
-            for problem in problems:
-                complain(problem.sentence())
-            if not problems:
+            try:
+                raise_if_any(requests_and_problems(self.config, [line])[1])
                 self.generate([line])
                 if self.config.bell:
                     print("\a", end="", flush=True)
+            except UserError as error:
+                complain(str(error))
         if self.run.stop_requested():
             raise Interrupted("stopped between two prompts")
         return self.files.written

@@ -64,7 +64,7 @@ def problems_of(
             look()
         except UserError as error:
             problems += error.problems
-    requests, wrong = _requests_and_problems(config)
+    requests, wrong = _all_requests(config)
     problems += wrong
     encodes = any(request.image_path is not None for request in requests)
     if not models_are_loaded or encodes:
@@ -78,17 +78,25 @@ def problems_of(
     return problems + lora_problems(config, files.dit)
 
 
-def _requests_and_problems(config: GenerateConfig) -> tuple[list[PictureRequest], list[Problem]]:
-    """The pictures, and what is wrong with the prompts and with the files they begin from."""
+def _all_requests(config: GenerateConfig) -> tuple[list[PictureRequest], list[Problem]]:
     try:
-        lines = prompts_of(config)
-        requests = requests_of(config, lines)
+        return requests_and_problems(config, prompts_of(config))
     except UserError as error:
         return [], list(error.problems)
+
+
+def requests_and_problems(
+    config: GenerateConfig, lines: Sequence[PromptLine]
+) -> tuple[list[PictureRequest], list[Problem]]:
+    """The pictures, and all that is wrong with the prompts and with the files they begin from."""
     wildcards = Wildcards(config.wildcards_dir)
     texts = {text for line in lines for text in (line.prompt, line.negative_prompt or config.negative_prompt)}
     wrong = [problem for text in sorted(texts) for problem in wildcards.problems(text)]
-    return requests, [*wrong, *problems_of_starts(requests)]
+    wrong += problems_of_starts([_request(config, line, seed=0) for line in lines])
+    try:
+        return requests_of(config, lines), wrong
+    except UserError as error:
+        return [], [*wrong, *(problem for problem in error.problems if problem not in wrong)]
 
 
 def problems_of_starts(requests: Sequence[PictureRequest]) -> list[Problem]:

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from zimage_gui import __version__
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.engine.dataset.images import PictureProblem, read_texts
-from zimage_gui.engine.png_foreign import a1111_text, from_a1111, from_comfy, from_workflow
+from zimage_gui.engine.png_comfy import from_comfy, from_workflow
+from zimage_gui.engine.png_foreign import a1111_text, from_a1111
 from zimage_gui.errors import UserError
 
 OWN_KEY = "zimage_gui"

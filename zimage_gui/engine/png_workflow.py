@@ -9,8 +9,17 @@ from typing import Any
 
 _WIDGETS = {
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
+    "KSamplerAdvanced": ("", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
+    "KSamplerSelect": ("sampler_name",),
+    "BasicScheduler": ("scheduler", "steps", "denoise"),
+    "RandomNoise": ("noise_seed",),
+    "CFGGuider": ("cfg",),
+    "SamplerCustom": ("", "noise_seed", "", "cfg"),
     "ModelSamplingAuraFlow": ("shift",),
+    "ModelSamplingSD3": ("shift",),
     "CLIPTextEncode": ("text",),
+    "CLIPTextEncodeLumina2": ("", "user_prompt"),
+    "StringConcatenate": ("string_a", "string_b", "delimiter"),
     "EmptySD3LatentImage": ("width", "height"),
     "EmptyLatentImage": ("width", "height"),
     "LoraLoader": ("lora_name", "strength_model"),
@@ -91,7 +100,9 @@ def _links(scope: Mapping[str, Any]) -> Iterator[tuple[object, tuple[str, int]]]
 def _widget_values(kind: str, values: object) -> dict[str, Any]:
     if not isinstance(values, list):
         return {}
-    return {name: value for name, value in zip(_WIDGETS.get(kind, ()), values, strict=False) if name}
+    found = {name: value for name, value in zip(_WIDGETS.get(kind, ()), values, strict=False) if name}
+    rows = (value for value in values if isinstance(value, dict) and "lora" in value)
+    return found | {f"lora_{number}": row for number, row in enumerate(rows, 1)}
 
 
 def _outside_values(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

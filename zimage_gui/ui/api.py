@@ -17,7 +17,7 @@ from gradio.events import api
 from zimage_gui.config.build import build
 from zimage_gui.config.generate import GenerateConfig
 from zimage_gui.config.schema import options_of
-from zimage_gui.errors import UserError, raise_if_any
+from zimage_gui.errors import Problem, UserError, raise_if_any
 from zimage_gui.jobs.state import RunState, judge
 from zimage_gui.ui.desk import Desk
 from zimage_gui.ui.pictures import url
@@ -28,6 +28,12 @@ ANSWER_EVERY = 1.0
 BESIDE = "beside_training"
 """The one word in the table that is no option: make pictures even while a training runs."""
 _MODELS = "models"
+
+
+def _without_a_terminal(config: GenerateConfig) -> list[Problem]:
+    if not config.interactive:
+        return []
+    return [Problem("interactive", "true", "reads from a terminal, and here is none", "Give a prompt")]
 
 
 class Api:
@@ -82,7 +88,7 @@ class Api:
             if option.section == _MODELS and form.get(option.name)
         }  # fmt: skip
         config = build(GenerateConfig, {**models, **options, "runs_dir": self.desk.runs_dir})
-        raise_if_any(config.problems())
+        raise_if_any([*config.problems(), *_without_a_terminal(config)])
         return config
 
     def _answer(self, folder: Path, state: RunState | None) -> dict[str, Any]:
