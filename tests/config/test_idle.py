@@ -84,7 +84,10 @@ SIDES = {
     "the output is a folder": ({"output": Path("o")}, {"output": Path("o.safetensors")}),
     "the run goes on after so many epochs": ({"max_train_epochs": 8}, {"max_train_epochs": 7}),
     "the run goes on after so many steps": ({"max_train_epochs": 1}, {"max_train_steps": 7, "max_train_epochs": None}),
-    "the run is longer than early_stop_patience": ({}, {"max_train_steps": 500, "max_train_epochs": None}),
+    "the run is longer than early_stop_patience, with loss by over 200 steps": (
+        {"max_train_epochs": None, "max_train_steps": 701, "early_stop": "loss"},
+        {"max_train_epochs": None, "max_train_steps": 700, "early_stop": "loss"},
+    ),
     "the scheduler has cycles": ({"lr_scheduler": "cosine_with_restarts"}, {"lr_scheduler": "cosine"}),
     "the scheduler is cosine_with_min_lr, warmup_stable_decay or rex": ({"lr_scheduler": "rex"}, {}),
     "the scheduler is inverse_sqrt": ({"lr_scheduler": "inverse_sqrt"}, {}),
@@ -143,6 +146,12 @@ def test_a_shipped_preset_sets_nothing_without_effect(path, models):
 def test_the_demos_settings_set_nothing_without_effect():
     settings = Path(cli.__file__).parent / "demo" / "settings" / "train_lora.toml"
     assert not idle_names(load(TrainLoraConfig, settings))
+
+
+def test_an_early_end_by_held_out_pictures_waits_for_no_mean_of_losses():
+    given = {"early_stop": "validation", "validation_split": 0.1}
+    assert not idle_names(TrainLoraConfig(**given, max_train_steps=501))
+    assert idle_names(TrainLoraConfig(**given, max_train_steps=500)) == {"early_stop"}
 
 
 def test_the_sentence_names_option_value_and_condition():

@@ -13,6 +13,7 @@ from tiny_project import finetune_config, lora_config
 from zimage_gui import cli
 from zimage_gui.config.cache import CacheLatentsConfig, CacheTextConfig
 from zimage_gui.engine import cache_latents, cache_text
+from zimage_gui.engine.checkpoints import OutputNames, prepare_folder
 from zimage_gui.engine.train import check, run
 from zimage_gui.errors import EXIT_USER, UserError
 from zimage_gui.events import NullRun, Stage
@@ -131,3 +132,19 @@ def test_a_file_in_the_way_of_a_cache_folder_is_named(project: Path) -> None:
     (project / "file").touch()
     (problem,) = check(lora_config(project, cache_directory=project / "file" / "cache"))
     assert problem.option == "cache_directory" and "file is a file" in problem.sentence()
+
+
+@pytest.mark.parametrize("option", ["output_dir", "logging_dir", "cache_directory"])
+@pytest.mark.parametrize("below", ["", "inside"])
+def test_a_link_to_a_drive_that_is_gone_is_named(project: Path, option: str, below: str) -> None:
+    link = project / "drive"
+    link.symlink_to(project / "not mounted")
+    (problem,) = check(lora_config(project, **{option: link / below}))
+    assert problem.option == option and f"{link} is a link that leads nowhere" in problem.sentence()
+
+
+def test_a_folder_of_results_that_cannot_be_made_is_named(project: Path) -> None:
+    """Windows' and network drives' rights are known only when something is written."""
+    (project / "file").touch()
+    with pytest.raises(UserError, match=r"output_dir = .*cannot be written"):
+        prepare_folder(OutputNames(project / "file", "zimage"))

@@ -91,6 +91,8 @@ def output_problem(name: str, path: Path, kind: str) -> Problem | None:
     if kind == "out_folder" and path.exists() and not path.is_dir():
         return Problem(name, str(path), "is a file, not a folder", "Choose another folder")
     for parent in (path, *path.parents) if kind == "out_folder" else path.parents:
+        if parent.is_symlink() and not parent.exists():
+            return Problem(name, str(path), f"{parent} is a link that leads nowhere", "Check where it leads")
         if not parent.exists():
             continue
         if not parent.is_dir():

@@ -19,9 +19,17 @@ def _holds_out(config: Any) -> bool:
     return config.validation_split > 0 or config.validation_dataset is not None
 
 
+AVERAGED_STEPS = 200
+"""Training losses in a mean; one over fewer is too noisy to be anyone's lowest."""
+
+
 def _outlasts(config: Any) -> bool:
     """How many steps an epoch has is not known here."""
-    return config.max_train_epochs is not None or config.max_train_steps > config.early_stop_patience
+    first_look = AVERAGED_STEPS if config.early_stop == "loss" else 0
+    return (
+        config.max_train_epochs is not None
+        or config.max_train_steps > first_look + config.early_stop_patience
+    )
 
 
 _HELD_OUT = When("pictures are held out", _holds_out)
@@ -100,7 +108,7 @@ class Watching(Options):
         "200 steps (loss) has stopped falling.",
         advanced=True,
         values={"no": "none", "false": "none"},
-        matters=When("the run is longer than early_stop_patience", _outlasts),
+        matters=When("the run is longer than early_stop_patience, with loss by over 200 steps", _outlasts),
     )
     early_stop_patience: int = option(
         500,

@@ -20,7 +20,7 @@ from zimage_gui.engine.dataset.buckets import Size
 from zimage_gui.engine.dataset.discover import folded_name
 from zimage_gui.engine.dataset.scan import Picture
 from zimage_gui.errors import UserError
-from zimage_gui.files import Header, TensorInfo, atomic_write, read_header
+from zimage_gui.files import Header, TensorInfo, atomic_write, read_header, unwritten
 from zimage_gui.model.checkpoint import open_checkpoint, part_folder
 
 ARCHITECTURE = "z_image"
@@ -267,7 +267,10 @@ def write_cache(
     entry = {"dtype": dtype, "shape": list(shape), "data_offsets": [0, len(data)]}
     header = json.dumps({"__metadata__": noted, key: entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    atomic_write(path, struct.pack("<Q", len(header)) + header + data)
+    try:
+        atomic_write(path, struct.pack("<Q", len(header)) + header + data)
+    except PermissionError as error:  # Windows and network drives tell their rights only now
+        raise unwritten(error, path.parent, "cache_directory") from error
 
 
 def latent_key(shape: tuple[int, int, int]) -> str:

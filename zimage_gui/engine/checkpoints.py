@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from zimage_gui.files import replace_file, sweep_temp_files, temp_path
+from zimage_gui.files import replace_file, sweep_temp_files, temp_path, unwritten
 
 Naming = Literal["kohya", "dotted"]
 
@@ -128,5 +128,8 @@ def drop(names: OutputNames, mark: Mark, state: bool) -> Path | None:
 
 def prepare_folder(names: OutputNames) -> list[Path]:
     """Make the folder and sweep what killed processes left half done; returns what was swept."""
-    names.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        names.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # Windows and network drives tell their rights only now
+        raise unwritten(error, names.folder, "output_dir") from error
     return sweep_temp_files(names.folder) + sweep_temp_files(names.samples)

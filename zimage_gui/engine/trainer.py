@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from zimage_gui.config.watch_parts import AVERAGED_STEPS
 from zimage_gui.engine.averages import WeightAverage
 from zimage_gui.engine.devices import memory_used, to_host
 from zimage_gui.engine.loader import Batch
@@ -31,8 +32,6 @@ from zimage_gui.errors import Interrupted
 from zimage_gui.events import STOP_FILE, Run, Step
 from zimage_gui.model.boundaries import BoundaryOffload
 from zimage_gui.model.offload import BlockSwap
-
-_AVERAGED_STEPS = 200
 
 
 class NonFiniteLoss(Exception):
@@ -62,7 +61,7 @@ class Progress:
     step: int = 0
     epoch: int = 0
     position: int = 0
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=_AVERAGED_STEPS))
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=AVERAGED_STEPS))
 
 
 class Feed(Protocol):
