@@ -96,23 +96,28 @@ def full(**options: Any) -> FinetuneConfig:
     "config",
     [
         lora(gradient_checkpointing=False),
-        lora(),
         lora(gradient_checkpointing_fraction="0.5"),
-        lora(mixed_precision="no", gradient_checkpointing=False),
-        full(gradient_checkpointing=False),
         full(fused_backward_pass=True),
-        full(fused_backward_pass=True, gradient_checkpointing=False),
-        full(full_bf16=False, optimizer_type="AdamW"),
         full(optimizer_type="AdamW", gradient_accumulation_steps=2, gradient_checkpointing=False),
-        full(freeze_patterns=(r"layers\.[0-2]",)),
-        full(train_patterns=(r"layers\.3",)),
-        full(train_patterns=(r"layers\.\d+\.attention\..*",), optimizer_type="AdamW"),
         lora(network_module="dora", gradient_checkpointing=False),
-        lora(network_module="lokr", gradient_checkpointing=False),
-        lora(network_module="loha"),
-        lora(base_quant="int8"),
-        lora(base_quant="nf4", gradient_checkpointing=False),
-        lora(include_patterns=(r".*",)),
+        full(train_patterns=(r"layers\.3",)),
+        *(
+            pytest.param(config, marks=pytest.mark.slow)
+            for config in (
+                lora(),
+                lora(mixed_precision="no", gradient_checkpointing=False),
+                full(gradient_checkpointing=False),
+                full(fused_backward_pass=True, gradient_checkpointing=False),
+                full(full_bf16=False, optimizer_type="AdamW"),
+                full(freeze_patterns=(r"layers\.[0-2]",)),
+                full(train_patterns=(r"layers\.\d+\.attention\..*",), optimizer_type="AdamW"),
+                lora(network_module="lokr", gradient_checkpointing=False),
+                lora(network_module="loha"),
+                lora(base_quant="int8"),
+                lora(base_quant="nf4", gradient_checkpointing=False),
+                lora(include_patterns=(r".*",)),
+            )
+        ),
     ],
     ids=lambda config: " ".join(str(value) for value in config.model_dump(exclude_defaults=True).values()),
 )
@@ -121,6 +126,7 @@ def test_the_estimate_of_a_step_is_within_a_tenth_of_what_is_counted(config: Any
     assert moving(config, batch, "cuda") == pytest.approx(counted(config, TINY, batch, tmp_path), rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recomputing", [True, False])
 def test_the_table_of_attention_weights_that_a_cpu_keeps_in_half_precision_counts(
     recomputing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -101,7 +101,7 @@ def test_each_option_changes_the_losses_of_a_run(project: Path, make) -> None:
         ({"huber_schedule": "snr"}, "huber_schedule"),
         ({"loss_type": "huber", "huber_c": 2, "huber_schedule": "snr"}, "huber_c"),
         ({"loss_type": "l3"}, "loss_type"),
-        ({"min_snr_gamma": 0}, "min_snr_gamma"),
+        ({"min_snr_gamma": -1}, "min_snr_gamma"),
         ({"min_snr_gamma": 5, "weighting_scheme": "cosmap"}, "min_snr_gamma"),
         ({"noise_offset": -1}, "noise_offset"),
         ({"num_timestep_buckets": -1}, "num_timestep_buckets"),

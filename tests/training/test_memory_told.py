@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training_runs import StoppedAt, train
+from run_helpers import StoppedAt, train
 from tiny_project import finetune_config, lora_config, randomise, write_models, write_pictures
 
 from zimage_gui.config.training import TrainLoraConfig

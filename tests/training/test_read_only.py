@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_runs import train
+from run_helpers import train
 from tiny_project import finetune_config, lora_config
 
 from zimage_gui import cli
