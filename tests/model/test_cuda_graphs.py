@@ -152,7 +152,7 @@ def test_recordings_give_their_memory_before_a_pass_fails(network: ZImageTransfo
     assert torch.equal(wanted, latents_of(network, None, rows=8))
 
 
-@pytest.mark.parametrize("memory", [Memory(), Memory(base="fp8")])
+@pytest.mark.parametrize("memory", [Memory(), pytest.param(Memory(base="fp8"), marks=pytest.mark.slow)])
 def test_switched_loras_kernels_and_models_are_recorded_anew(memory: Memory) -> None:
     """An fp8 layer holds the LoRAs that act on it: a recording from before would go on without them."""
     ours, plain = generator_of(memory), generator_of(memory)

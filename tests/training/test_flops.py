@@ -47,7 +47,7 @@ def executed(checkpointing: bool, tmp_path: Path) -> int:
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize(("checkpointing", "bound"), [(False, 1.05), (True, 1.55)])
+@pytest.mark.parametrize(("checkpointing", "bound"), [(False, 1.05), pytest.param(True, 1.55, marks=pytest.mark.slow)])
 def test_a_lora_step_executes_hardly_more_than_the_useful_work(
     checkpointing: bool, bound: float, tmp_path: Path
 ) -> None:

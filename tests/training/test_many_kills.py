@@ -94,5 +94,6 @@ def test_fifty_kills_lose_nothing(project: Path, command: str) -> None:
     print(f"\n| {command} | {job.kills} | {job.half_written} | {whole(job.results)} | {job.first_steps()} |")
 
 
+@pytest.mark.slow  # test_cache_failures has a quicker one
 def test_a_kill_while_caching_loses_nothing(project: Path) -> None:
     assert proof(project, "cache-latents", 1).kills == 1

@@ -17,6 +17,7 @@ from zimage_gui.model.lora_write import write_lora
 from zimage_gui.model.weights import load_transformer
 
 
+@pytest.mark.slow  # compiled blocks are compared with plain ones in test_compiling
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_compiled_blocks_train_to_the_same_losses_and_the_result_has_the_usual_names(project: Path) -> None:
