@@ -128,8 +128,7 @@ def replace_file(temp: Path, path: Path) -> None:
 
 def replace_folder(temp: Path, folder: Path) -> None:
     """Put a folder made under a temp name in its place. No system renames one over another: an old one steps
-    aside under a name that is swept, comes back when the new one cannot be moved, and is removed last.
-    """
+    aside under a name that is swept, comes back when the new one cannot be moved, and is removed last."""
     import shutil
 
     if not folder.is_dir():
