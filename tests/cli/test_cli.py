@@ -45,7 +45,7 @@ def test_help_imports_nothing_slow(words):
 def test_help_answers_at_once():
     """Processor time, best of several: how busy the machine is says nothing about the program."""
     seconds = []
-    for _ in range(5):
+    while len(seconds) < 20 and min(seconds, default=1.0) >= 0.4:  # a core shared with another process slows
         begun = os.times()
         assert command("train-lora", "--help").returncode == EXIT_DONE
         ended = os.times()
@@ -54,7 +54,7 @@ def test_help_answers_at_once():
         )
         wall = ended.elapsed - begun.elapsed
         seconds.append(wall if sys.platform == "win32" else min(wall, on_processor))
-    assert min(seconds) < 0.6
+    assert min(seconds) < 0.4
 
 
 @pytest.mark.parametrize("name", COMMANDS)
